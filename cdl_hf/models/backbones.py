@@ -1,0 +1,99 @@
+"""Frozen timm Vision Transformers: made by name, or loaded with their pre-trained weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+
+from .prefix_attention import check_backbone
+
+
+@dataclass
+class PretrainedBackbone:
+    """A loaded transformer and what is needed to make it again.
+
+    Args:
+        name: timm name (architecture, with the tag of its weights where there is one).
+        args: Keyword arguments of `timm.create_model`.
+        module: The transformer, without classifier.
+        pretrained_cfg: timm's data configuration: input size, mean, std, interpolation, crop.
+        source: What the user named: a timm tag, a Hub repository or the name of a folder.
+    """
+
+    name: str
+    args: dict[str, Any]
+    module: VisionTransformer
+    pretrained_cfg: dict[str, Any]
+    source: str
+
+
+def create_backbone(name: str, **args) -> VisionTransformer:
+    """A timm Vision Transformer without classifier and without pre-trained weights.
+
+    Raises:
+        ValueError: timm does not know the name or an argument, or the model is not a plain ViT with a class token.
+    """
+    return _create(name, name, args, pretrained=False)
+
+
+def load_backbone(
+    source: str | Path, *, weights: str | Path | None = None, pretrained: bool = True, **args
+) -> PretrainedBackbone:
+    """Loads a plain timm Vision Transformer.
+
+    Args:
+        source: A timm name with its tag (`vit_base_patch16_224.augreg2_in21k_ft_in1k`, fetched from the Hub), a Hub
+            repository (`hf_hub:timm/...`), or a folder in timm's form (`config.json` and `model.safetensors`), such as
+            `recipes/pretrain.py` writes.
+        weights: A local file with the weights of the architecture `source`, instead of the Hub's.
+        pretrained: Whether to load weights at all; random ones serve to measure speed.
+        args: Keyword arguments of `timm.create_model`, such as `img_size=224` (position embeddings are resampled).
+
+    Raises:
+        ValueError: The architecture is unknown or unsuitable, no tag says which weights, or they cannot be loaded.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
+        config = json.loads(config_file.read_text())
+        name, args = config["architecture"], {**config.get("model_args", {}), **args}
+        module = _create(f"local-dir:{folder}", str(source), args, pretrained=pretrained)
+        return PretrainedBackbone(name, args, module, module.pretrained_cfg, folder.name)
+
+    name = str(source)
+    overlay = {}
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise ValueError(f"the weights file {weights} of {name} does not exist")
+        overlay["pretrained_cfg_overlay"] = {"file": str(weights)}
+    elif pretrained and ":" not in name and "." not in name:
+        tags = timm.list_pretrained(f"{name}.*")
+        known = f"choose one of: {', '.join(tags)}" if tags else _unknown(name)
+        raise ValueError(f"{name!r} does not say which pre-trained weights; {known}")
+    module = _create(name, name, args, pretrained=pretrained, **overlay)
+    if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
+        name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
+    return PretrainedBackbone(name, args, module, module.pretrained_cfg, str(source))
+
+
+def _create(name: str, shown_name: str, args: dict[str, Any], **kwargs) -> VisionTransformer:
+    try:
+        backbone = timm.create_model(name, num_classes=0, **args, **kwargs)
+    except (RuntimeError, TypeError, AssertionError) as error:  # unknown name or argument, weights of another shape
+        reason = _unknown(name) if "Unknown model" in str(error) else str(error)
+        raise ValueError(f"timm cannot make the backbone {shown_name!r} with {args}: {reason}") from error
+    except OSError as error:  # not on the Hub, no network, not in the local cache, unreadable file
+        raise ValueError(f"the weights of {shown_name!r} cannot be read: {error}") from error
+    check_backbone(backbone, shown_name)
+    return backbone
+
+
+def _unknown(name: str) -> str:
+    architecture = name.split(".")[0]
+    near = timm.list_models(f"*{architecture[:12]}*", module="vision_transformer")[:5]
+    return f"no such folder, and timm has no model {architecture!r}" + (f"; near: {', '.join(near)}" if near else "")

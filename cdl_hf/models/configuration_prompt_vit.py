@@ -1,0 +1,132 @@
+"""Configuration of a prompted Vision Transformer: everything but the weights that a prediction needs."""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
+PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "l2p": {"pool_size": 30, "prompt_length": 20, "prompt_blocks": [0]},
+    "dualprompt": {"pool_size": None, "prompt_length": 20, "prompt_blocks": [2, 3, 4]},
+    "coda_prompt": {"pool_size": 100, "prompt_length": 8, "prompt_blocks": [0, 1, 2, 3, 4]},
+    "apt": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
+}
+KD_BRANCHES = ("none", "kdp")
+
+
+@strict
+class PromptViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PromptViTForImageClassification`]: a frozen timm Vision Transformer, the prompts that steer it,
+    its head over a stream of tasks, and how much of the stream it has seen.
+
+    Args:
+        backbone (`str`, defaults to `"vit_tiny_patch16_224"`):
+            timm name of the frozen transformer (a tag such as `.augreg_in21k` names its weights).
+        backbone_args (`dict`, *optional*):
+            Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`.
+        query_backbone (`str`, *optional*):
+            timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
+            model's own backbone without prompts. A teacher in CDL takes its student's backbone.
+        query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
+        classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
+        tasks_seen (`int`, defaults to 0): Tasks whose training has begun; the first `seen_classes` outputs compete.
+        prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"` or `"apt"`.
+        pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
+        prompt_length (`int`, *optional*): Tokens of a prompt; the first half are keys, the second values.
+        prompt_blocks (`list[int]`, *optional*): Prompted blocks (DualPrompt: those of the E-prompts); APT: all.
+        top_k (`int`, defaults to 5): Prompts that L2P selects for an image.
+        g_prompt_length (`int`, defaults to 6): Tokens of a G-prompt of DualPrompt.
+        g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
+        ortho_weight (`float`, defaults to 0.0): Weight of CODA-Prompt's orthogonality loss.
+        ema_decay (`float`, defaults to 0.7): Share of the merged prompts that APT keeps when it merges a new task's.
+        kd_branch (`str`, defaults to `"none"`): What a student carries besides its prompts: `"none"` or `"kdp"`.
+        kd_alpha (`float`, defaults to 0.5): Weight of the KD head against the student's head in a prediction.
+        kd_prompt_length (`int`, defaults to 6): KDP vectors of a block; the first half are keys, the second values.
+        kd_prompt_blocks (`int`, *optional*): Leading blocks with KDP vectors; all by default.
+    """
+
+    model_type = "prompt_vit"
+
+    backbone: str = "vit_tiny_patch16_224"
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    query_backbone: str | None = None
+    query_backbone_args: dict[str, Any] = field(default_factory=dict)
+    classes_per_task: list[int] = field(default_factory=lambda: [10] * 10)
+    tasks_seen: int = 0
+    prompt_method: str = "coda_prompt"
+    pool_size: int | None = None
+    prompt_length: int | None = None
+    prompt_blocks: list[int] | None = None
+    top_k: int = 5
+    g_prompt_length: int = 6
+    g_prompt_blocks: list[int] = field(default_factory=lambda: [0, 1])
+    ortho_weight: float | int = 0.0
+    ema_decay: float | int = 0.7
+    kd_branch: str = "none"
+    kd_alpha: float | int = 0.5
+    kd_prompt_length: int = 6
+    kd_prompt_blocks: int | None = None
+
+    def __post_init__(self, **kwargs):
+        for name, value in PROMPT_DEFAULTS.get(self.prompt_method, {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, list(value) if isinstance(value, list) else value)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.classes_per_task)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the whole stream: rows of the head."""
+        return sum(self.classes_per_task)
+
+    @property
+    def seen_classes(self) -> int:
+        """Classes of the tasks whose training has begun: columns of the logits."""
+        return sum(self.classes_per_task[: self.tasks_seen])
+
+    @property
+    def current_columns(self) -> slice:
+        """Columns of the newest task's classes."""
+        return slice(sum(self.classes_per_task[: self.tasks_seen - 1]), self.seen_classes)
+
+    def validate_stream(self):
+        if not self.classes_per_task or min(self.classes_per_task) < 1:
+            raise ValueError(f"classes_per_task must list at least one task of one class, got {self.classes_per_task}")
+        if not 0 <= self.tasks_seen <= self.num_tasks:
+            raise ValueError(f"tasks_seen is {self.tasks_seen}, but the stream has {self.num_tasks} tasks")
+
+    def validate_prompts(self):
+        if self.prompt_method not in PROMPT_DEFAULTS:
+            raise ValueError(f"prompt_method is {self.prompt_method!r}; choose one of {', '.join(PROMPT_DEFAULTS)}")
+        if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
+            raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
+        if self.prompt_method == "l2p" and not 1 <= self.top_k <= self.pool_size:
+            raise ValueError(f"top_k must be between 1 and pool_size ({self.pool_size}), got {self.top_k}")
+        if self.prompt_method == "coda_prompt" and (self.pool_size < 1 or self.pool_size % self.num_tasks):
+            raise ValueError(
+                f"CODA-Prompt gives each task an equal share of its pool: pool_size ({self.pool_size}) must be a "
+                f"multiple of the number of tasks ({self.num_tasks})"
+            )
+        if self.prompt_method == "dualprompt" and (self.g_prompt_length < 2 or self.g_prompt_length % 2):
+            raise ValueError(f"g_prompt_length must be even (half keys, half values), got {self.g_prompt_length}")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
+        if not self.ortho_weight >= 0:
+            raise ValueError(f"ortho_weight must not be negative, got {self.ortho_weight}")
+
+    def validate_kd_branch(self):
+        if self.kd_branch not in KD_BRANCHES:
+            raise ValueError(f"kd_branch is {self.kd_branch!r}; choose one of {', '.join(KD_BRANCHES)}")
+        if not 0 <= self.kd_alpha <= 1:
+            raise ValueError(f"kd_alpha must be between 0 and 1, got {self.kd_alpha}")
+        if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
+            raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
+
+
+__all__ = ["PromptViTConfig"]

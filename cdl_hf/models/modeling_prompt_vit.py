@@ -1,0 +1,269 @@
+"""A frozen Vision Transformer steered by learnt prompts, with a head that grows task by task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones import PretrainedBackbone, create_backbone
+from .configuration_prompt_vit import PromptViTConfig
+from .kd_branches import BRANCHES
+from .prefix_attention import embed, final_norm, run_block
+from .prompt_pools import POOLS, PromptPool
+
+
+@dataclass
+class PromptViTOutput(ModelOutput):
+    """
+    Output of [`PromptViTForImageClassification`]. C_seen is the number of classes seen so far.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Cross-entropy of `logits` (in training over the current task's classes only) plus `prompt_loss`.
+        logits (`torch.FloatTensor` of shape `(B, C_seen)`):
+            In evaluation mode what a user predicts with, heads mixed; in training mode the model's own head alone.
+        kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): The KD head's, when there is a KD branch.
+        prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The prompt method's own loss, if it has one.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            The tokens (B, n, D) before the first block and after each, before the final norm.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    kd_logits: Tensor | None = None
+    prompt_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class LinearHead(nn.Module):
+    """Linear classifier over all classes of the stream: (B, D) -> (B, number of columns asked for)."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, width))
+        self.bias = nn.Parameter(torch.empty(num_classes))
+
+    def init_weights(self) -> None:
+        bound = self.weight.shape[1] ** -0.5
+        init.uniform_(self.weight, -bound, bound)
+        init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, features: Tensor, columns: int) -> Tensor:
+        return F.linear(features, self.weight[:columns], self.bias[:columns])
+
+
+class UnitNormHead(LinearHead):
+    """APT's head (arXiv 2503.07979): a LayerNorm whose affine values stay as they are, then rows of unit length."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__(width, num_classes)
+        self.norm = nn.LayerNorm(width, eps=1e-6).requires_grad_(False)
+
+    def forward(self, features: Tensor, columns: int) -> Tensor:
+        return F.linear(self.norm(features), F.normalize(self.weight[:columns], dim=1), self.bias[:columns])
+
+
+class PromptViTForImageClassification(PreTrainedModel):
+    """
+    A frozen timm Vision Transformer with a prompt pool, a head, and, for some students, a KD branch with its head.
+
+    Tasks begin with [`start_task`] and end with [`end_task`]; what was learnt, and of how many tasks, is in the
+    configuration and the weights, so that `from_pretrained` after any task predicts as before saving.
+    """
+
+    config: PromptViTConfig
+    config_class = PromptViTConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+
+    def __init__(self, config: PromptViTConfig):
+        super().__init__(config)
+        self.backbone = create_backbone(config.backbone, **config.backbone_args)
+        width, depth = self.backbone.embed_dim, len(self.backbone.blocks)
+        if config.query_backbone is None:
+            self.query_backbone = None
+        else:
+            self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
+        query_width = (self.query_backbone or self.backbone).embed_dim
+        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, width, query_width, depth)
+        head = UnitNormHead if config.prompt_method == "apt" else LinearHead
+        self.head = head(width, config.num_classes)
+        self.kd_branch = self.kd_head = None
+        if config.kd_branch != "none":
+            self.kd_branch = BRANCHES[config.kd_branch](config, width, depth)
+            self.kd_head = head(width, config.num_classes)
+        self._freeze()
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: PretrainedBackbone, query_backbone: PretrainedBackbone | None = None, **config
+    ) -> "PromptViTForImageClassification":
+        """A model with new prompts on a pre-trained transformer.
+
+        Args:
+            backbone: Output of [`load_backbone`].
+            query_backbone: The transformer that makes the query; the model's own by default. A teacher takes its
+                student's, so that one pass serves both.
+            config: Fields of [`PromptViTConfig`]: `classes_per_task`, `prompt_method`, ...
+        """
+        config = PromptViTConfig(backbone=backbone.name, backbone_args=backbone.args, **config)
+        if query_backbone is not None:
+            config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
+        model = cls(config)
+        model.backbone.load_state_dict(backbone.module.state_dict())
+        if query_backbone is not None:
+            model.query_backbone.load_state_dict(query_backbone.module.state_dict())
+        return model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (PromptPool, LinearHead, *BRANCHES.values())):
+            module.init_weights()
+        elif isinstance(module, VisionTransformer):
+            for parameter in (module.cls_token, module.reg_token, module.pos_embed):
+                if parameter is not None:
+                    init.trunc_normal_(parameter, std=0.02)
+
+    def train(self, mode: bool = True) -> "PromptViTForImageClassification":
+        """As `nn.Module.train`, but what is frozen stays frozen and in evaluation mode."""
+        super().train(mode)
+        self._freeze()  # here too, since `from_pretrained` makes new parameters, all with gradients, and calls this
+        return self
+
+    def _freeze(self) -> None:
+        norms = (head.norm for head in (self.head, self.kd_head) if isinstance(head, UnitNormHead))
+        for module in (self.backbone, self.query_backbone, *norms):
+            if module is not None:
+                module.requires_grad_(False).eval()
+
+    def start_task(self, class_names: Sequence[str]) -> None:
+        """Begins the next task: its classes join the outputs and `config.id2label`, its prompts are made ready.
+
+        Args:
+            class_names: Names of the task's classes in the order of their columns.
+
+        Raises:
+            ValueError: The stream has no further task, or the number of names is not that of the task's classes.
+        """
+        config, task_id = self.config, self.config.tasks_seen
+        if task_id == config.num_tasks:
+            raise ValueError(f"all {config.num_tasks} tasks of the stream have been started")
+        if len(class_names) != config.classes_per_task[task_id]:
+            raise ValueError(
+                f"task {task_id} has {config.classes_per_task[task_id]} classes, but got {len(class_names)} names"
+            )
+        known = [config.id2label[i] for i in range(config.seen_classes)]
+        config.tasks_seen += 1
+        config.id2label = dict(enumerate([*known, *class_names]))
+        config.label2id = {name: i for i, name in config.id2label.items()}
+        self.prompt_pool.start_task(task_id)
+
+    def end_task(self) -> None:
+        """Ends the training of the task begun last: APT merges its prompts."""
+        self.prompt_pool.end_task(self.config.tasks_seen - 1)
+
+    @torch.no_grad()
+    def query(self, pixel_values: Tensor) -> Tensor | None:
+        """The query of each image: CLS output of the frozen, un-prompted query network, after its final norm.
+
+        Args:
+            pixel_values: (B, 3, H, W)
+
+        Returns:
+            (B, Dq), or `None` for a method whose prompts take no query.
+        """
+        if not self.prompt_pool.needs_query:
+            return None
+        vit = self.query_backbone or self.backbone
+        x = embed(vit, pixel_values)
+        for block in vit.blocks[:-1]:
+            x = run_block(block, x)
+        return final_norm(vit, run_block(vit.blocks[-1], x, rows=[0])[:, 0])
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        query: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> PromptViTOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): Images as the image processor returns them.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Columns of the classes; in training mode they must be of the current task.
+            query (`torch.FloatTensor` of shape `(B, Dq)`, *optional*):
+                Output of [`query`], to compute it once for teacher and student; computed here when not given.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return all tokens of all blocks. Without it the last block computes only what a head reads.
+
+        Raises:
+            ValueError: No task has been started.
+        """
+        if not self.config.tasks_seen:
+            raise ValueError("the model has seen no class yet: call start_task(class_names) first")
+        if query is None:
+            query = self.query(pixel_values)
+        features, kd_features, prompt_loss, hidden_states = self._encode(pixel_values, query, output_hidden_states)
+
+        logits = self.head(features, self.config.seen_classes)
+        kd_logits = None
+        if self.kd_head is not None:
+            kd_logits = self.kd_head(kd_features, self.config.seen_classes)
+            if not self.training:
+                logits = torch.lerp(logits, kd_logits, self.config.kd_alpha)
+        loss = None
+        if labels is not None:
+            loss = self._cross_entropy(logits, labels)
+            if prompt_loss is not None:
+                loss = loss + prompt_loss
+        return PromptViTOutput(loss, logits, kd_logits, prompt_loss, hidden_states)
+
+    def _encode(
+        self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...] | None]:
+        """Features (B, D) that the head and the KD head read, the prompt loss, and all tokens if asked for."""
+        vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
+        with torch.no_grad():
+            x = embed(vit, pixel_values)
+        if branch is not None:
+            x = branch.add_token(x)
+        hidden_states = (x,) if output_hidden_states else None
+        prompt_losses = []
+        read = [0] if branch is None else [0, branch.index]
+        for i, block in enumerate(vit.blocks):
+            prefix, prompt_loss = self.prompt_pool(query, i, task_id)
+            suffix = None if branch is None else branch.suffix(i)
+            last = i == len(vit.blocks) - 1
+            rows = read if last and not output_hidden_states else None
+            x = run_block(block, x, prefix, suffix, rows=rows)
+            if prompt_loss is not None:
+                prompt_losses.append(prompt_loss)
+            if output_hidden_states:
+                hidden_states += (x,)
+        tokens = final_norm(vit, x[:, read] if output_hidden_states else x)
+        kd_features = None if branch is None else tokens[:, 1]
+        return tokens[:, 0], kd_features, sum(prompt_losses) if prompt_losses else None, hidden_states
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """In training only the current task's classes compete (the papers' masking), else all classes seen."""
+        if self.training:
+            current = self.config.current_columns
+            return F.cross_entropy(logits[:, current].float(), labels - current.start)
+        return F.cross_entropy(logits.float(), labels)
+
+
+__all__ = ["PromptViTForImageClassification", "PromptViTOutput"]

@@ -1,0 +1,121 @@
+"""A timm Vision Transformer's blocks run with prefix keys and values, added CLS vectors and extra tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass
+class Prefix:
+    """What a prompt adds to one attention layer. All vectors are raw: not projected, without position.
+
+    Args:
+        key, value: (B or 1, L, D): keys and values put before those of the tokens (prefix tuning, arXiv 2101.00190).
+        cls_key, cls_value: (D,): added to the CLS token's key and value only (APT, arXiv 2503.07979).
+    """
+
+    key: Tensor | None = None
+    value: Tensor | None = None
+    cls_key: Tensor | None = None
+    cls_value: Tensor | None = None
+
+
+def check_backbone(backbone: torch.nn.Module, name: str) -> None:
+    """Refuse what is not a plain timm Vision Transformer with a class token.
+
+    Raises:
+        ValueError: The blocks are not timm's standard pre-norm blocks, or there is no class token.
+    """
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError(f"{name} is a {type(backbone).__name__}; prompts need a plain timm VisionTransformer")
+    if not backbone.has_class_token:
+        raise ValueError(f"{name} has no class token, which is what a head and a query read; choose one that has")
+    for block in backbone.blocks:
+        if type(block) is not Block or type(block.attn) is not Attention or block.attn.gate is not None:
+            raise ValueError(
+                f"{name} is made of {type(block).__name__} with {type(block.attn).__name__}; "
+                "prompts need timm's standard pre-norm Block with ungated Attention"
+            )
+
+
+def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
+    """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches]."""
+    return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
+
+
+def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
+    """The norm between the last block and a head (one of the two is the identity): (..., D) -> (..., D)."""
+    return vit.fc_norm(vit.norm(tokens))
+
+
+def run_block(
+    block: Block,
+    x: Tensor,
+    prefix: Prefix | None = None,
+    suffix: Prefix | None = None,
+    cls_index: int = 0,
+    rows: list[int] | None = None,
+) -> Tensor:
+    """One transformer block.
+
+    Args:
+        x: (B, n, D) tokens.
+        prefix: Keys and values put before those of the tokens, and vectors added to the CLS token's.
+        suffix: Keys and values put after those of the tokens.
+        cls_index: Position of the CLS token.
+        rows: Positions of the tokens wanted; all when `None`. Only these get queries, projection and MLP.
+
+    Returns:
+        (B, n or len(rows), D)
+    """
+    attended = _attention(block.attn, block.norm1(x), prefix, suffix, cls_index, rows)
+    x = (x if rows is None else x[:, rows]) + block.drop_path1(block.ls1(attended))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _attention(
+    attn: Attention, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int, rows: list[int] | None
+) -> Tensor:
+    split = attn.attn_dim
+    if rows is None:
+        query, key, value = attn.qkv(x).split(split, dim=-1)
+    else:
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        query_bias, key_value_bias = (None, None) if bias is None else (bias[:split], bias[split:])
+        query = F.linear(x[:, rows], weight[:split], query_bias)
+        key, value = F.linear(x, weight[split:], key_value_bias).chunk(2, dim=-1)
+
+    if prefix is not None and prefix.cls_key is not None:
+        around = (0, 0, cls_index, x.shape[1] - cls_index - 1)
+        key = key + F.pad(prefix.cls_key[None].to(key.dtype), around)
+        value = value + F.pad(prefix.cls_value[None].to(value.dtype), around)
+
+    query, key, value = (_heads(t, attn.num_heads) for t in (query, key, value))
+    query, key = attn.q_norm(query), attn.k_norm(key)
+    keys, values = [key], [value]
+    if prefix is not None and prefix.key is not None:
+        keys.insert(0, _prefix_heads(prefix.key, key))
+        values.insert(0, _prefix_heads(prefix.value, value))
+    if suffix is not None:
+        keys.append(_prefix_heads(suffix.key, key))
+        values.append(_prefix_heads(suffix.value, value))
+    if len(keys) > 1:
+        key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    out = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+    out = out.transpose(1, 2).flatten(2)
+    return attn.proj(attn.norm(out))
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, n, H*d) -> (B, H, n, d)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _prefix_heads(vectors: Tensor, like: Tensor) -> Tensor:
+    """(B or 1, L, H*d) -> (B, H, L, d), in the dtype of the tokens' keys."""
+    return _heads(vectors.to(like.dtype), like.shape[1]).expand(like.shape[0], -1, -1, -1)

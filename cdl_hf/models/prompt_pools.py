@@ -1,0 +1,239 @@
+"""The prompt methods: what each adds to which block for which image.
+
+One contract. `pool(query, block, task_id) -> (Prefix | None, loss | None)`: the query is (B, Dq), the loss a scalar of
+this block (the model adds the blocks'); in training mode the pool may use the task id, in evaluation mode only the
+query and how many tasks have been seen. `start_task` and `end_task` bracket the training of a task;
+`init_weights` draws all parameters as for a new stream. Selection is always per sample: a prediction depends on
+neither the batch's size nor its order.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .configuration_prompt_vit import PromptViTConfig
+from .prefix_attention import Prefix
+
+
+class PromptPool(nn.Module):
+    """What the methods share: the prompted blocks, and a life cycle that most do not need.
+
+    Args:
+        config: Pool size, lengths and blocks.
+        width: D, width of the prompted transformer.
+        query_width: Dq, width of the query network.
+        depth: Number of blocks of the prompted transformer.
+
+    Raises:
+        ValueError: A prompted block does not exist in the transformer.
+    """
+
+    needs_query = True
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__()
+        self.blocks = list(range(depth)) if config.prompt_blocks is None else config.prompt_blocks
+        prompted = self.blocks + (config.g_prompt_blocks if config.prompt_method == "dualprompt" else [])
+        if not prompted or min(prompted) < 0 or max(prompted) >= depth:
+            raise ValueError(f"prompted blocks {prompted} do not all exist: the backbone has blocks 0 to {depth - 1}")
+
+    def start_task(self, task_id: int) -> None:
+        """Called before the training of a task."""
+
+    def end_task(self, task_id: int) -> None:
+        """Called after the training of a task."""
+
+
+class L2P(PromptPool):
+    """Learning to Prompt (arXiv 2112.08654, eq. 3-5) in the prefix form: the `top_k` prompts nearest to the query.
+
+    The loss is the mean over the batch of the sum over the selected prompts of 1 - cos(query, key).
+    """
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        self.top_k = config.top_k
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, config.prompt_length, width))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, query_width))
+
+    def init_weights(self) -> None:
+        init.uniform_(self.prompts)
+        init.uniform_(self.keys)
+
+    def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
+        if block not in self.blocks:
+            return None, None
+        i = self.blocks.index(block)
+        similarity, chosen = cosine(query, self.keys[i]).topk(self.top_k, dim=1)
+        key, value = _halves(self.prompts[i][chosen])  # each (B, top_k, L/2, D)
+        return Prefix(key.flatten(1, 2), value.flatten(1, 2)), (1 - similarity).sum(1).mean()
+
+
+class DualPrompt(PromptPool):
+    """DualPrompt (arXiv 2204.04799, eq. 5-7): G-prompts for all tasks, and per block one E-prompt a task.
+
+    Trained with the E-prompt of the task; evaluated with the one whose key is nearest to the query. The loss is the
+    mean over the batch of 1 - cos(query, key), added over the E blocks.
+    """
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        shared = set(self.blocks) & set(config.g_prompt_blocks)
+        if shared:
+            raise ValueError(f"blocks {sorted(shared)} are in both prompt_blocks and g_prompt_blocks of DualPrompt")
+        self.g_blocks = config.g_prompt_blocks
+        self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, width))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, width))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, query_width))
+
+    def init_weights(self) -> None:
+        for parameter in (self.g_prompts, self.prompts, self.keys):
+            init.uniform_(parameter)
+
+    def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
+        if block in self.g_blocks:
+            key, value = _halves(self.g_prompts[self.g_blocks.index(block)])
+            return Prefix(key[None], value[None]), None
+        if block not in self.blocks:
+            return None, None
+        i = self.blocks.index(block)
+        if self.training:
+            similarity = cosine(query, self.keys[i, task_id : task_id + 1])
+            key, value = _halves(self.prompts[i, task_id])
+            key, value = key[None], value[None]
+        else:
+            similarity, nearest = cosine(query, self.keys[i]).max(dim=1)
+            key, value = _halves(self.prompts[i][nearest])
+        return Prefix(key, value), (1 - similarity).mean()
+
+
+class CodaPrompt(PromptPool):
+    """CODA-Prompt (arXiv 2211.13218, eq. 3-7): the prompt is a sum of components, weighted by attended similarity.
+
+    The components of a task are drawn orthonormal to all earlier ones when it starts; earlier tasks' are detached in
+    training. The loss is `ortho_weight` times the mean squared entries of KK'-I, AA'-I and PP'-I.
+
+    Raises:
+        ValueError: The pool is larger than the query's width, so that no orthogonal draw exists.
+    """
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        size = config.pool_size
+        smallest = min(query_width, config.prompt_length * width)
+        if size > smallest:
+            raise ValueError(
+                f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (width of the "
+                f"query network): set pool_size to at most {smallest // config.num_tasks * config.num_tasks}"
+            )
+        self.share = size // config.num_tasks
+        self.ortho_weight = config.ortho_weight
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, width))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_width))
+        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, query_width))
+
+    def init_weights(self) -> None:
+        for parameter in (self.prompts, self.keys, self.attention):
+            init.zeros_(parameter)  # a component is drawn when its task starts, and plays no part before
+
+    @torch.no_grad()
+    def start_task(self, task_id: int) -> None:
+        """Draws the task's components orthonormal to all earlier ones.
+
+        In place, since an optimizer, DDP and an EMA would keep the tensor of a replaced parameter.
+        """
+        first, end = task_id * self.share, (task_id + 1) * self.share
+        for parameter in (self.prompts, self.keys, self.attention):
+            for pool in parameter:
+                components = pool.flatten(1)
+                pool[first:end] = (
+                    _orthonormal_rows(components[:first], self.share).to(pool.dtype).view_as(pool[first:end])
+                )
+
+    def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
+        if block not in self.blocks:
+            return None, None
+        i = self.blocks.index(block)
+        prompts, keys, attention = (self._visible(p[i], task_id) for p in (self.prompts, self.keys, self.attention))
+        with torch.autocast(query.device.type, enabled=False):
+            weights = _attended_cosine(query.float(), attention.float(), keys.float())
+            key, value = _halves(torch.einsum("bm,mld->bld", weights, prompts.float()))
+            loss = None
+            if self.ortho_weight:
+                loss = self.ortho_weight * sum(_ortho_penalty(p) for p in (keys, attention, prompts.flatten(1)))
+        return Prefix(key, value), loss
+
+    def _visible(self, pool: Tensor, task_id: int) -> Tensor:
+        """Components of the tasks so far; in training those of earlier tasks are detached."""
+        first, end = task_id * self.share, (task_id + 1) * self.share
+        if self.training and first:
+            return torch.cat([pool[:first].detach(), pool[first:end]])
+        return pool[:end]
+
+
+class APT(PromptPool):
+    """APT (arXiv 2503.07979): one vector for the CLS token's key and one for its value in each block, no query.
+
+    Trained are the current vectors; predictions use the merged ones, a moving average over the tasks.
+    """
+
+    needs_query = False
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        self.ema_decay = config.ema_decay
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), 2, width))
+        self.register_buffer("merged", torch.empty(len(self.blocks), 2, width))
+
+    def init_weights(self) -> None:
+        init.trunc_normal_(self.prompts, std=0.02)
+        init.zeros_(self.merged)
+
+    @torch.no_grad()
+    def end_task(self, task_id: int) -> None:
+        """Merges the current vectors: the first task's as they are, a later one's by the moving average."""
+        decay = self.ema_decay if task_id else 0.0
+        self.merged.mul_(decay).add_(self.prompts, alpha=1 - decay)
+
+    def forward(self, query: Tensor | None, block: int, task_id: int) -> tuple[Prefix | None, None]:
+        if block not in self.blocks:
+            return None, None
+        key, value = (self.prompts if self.training else self.merged)[self.blocks.index(block)]
+        return Prefix(cls_key=key, cls_value=value), None
+
+
+POOLS: dict[str, type[PromptPool]] = {"l2p": L2P, "dualprompt": DualPrompt, "coda_prompt": CodaPrompt, "apt": APT}
+
+
+def cosine(query: Tensor, keys: Tensor) -> Tensor:
+    """Cosine similarities (B, M) of queries (B, Dq) and keys (M, Dq), in float32 even under autocast.
+
+    Selection is discrete: rounding it to bfloat16 would make it depend on how a batch is laid out.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
+
+
+def _attended_cosine(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
+    """cos(q * a_m, k_m) for all m as two matrix products, without the (B, M, Dq) tensor of the products: (B, M)."""
+    dot = query @ (attention * F.normalize(keys, dim=-1)).T
+    squared_norm = query.square() @ attention.square().T
+    return dot * squared_norm.clamp_min(1e-24).rsqrt()
+
+
+def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits (..., L, D) prompts into keys and values, each (..., L/2, D)."""
+    return prompts.chunk(2, dim=-2)
+
+
+def _orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
+    """Normal draws made orthonormal to each other and to the rows of `earlier` (n, d): (count, d), float64."""
+    draws = torch.randn(count, earlier.shape[1], dtype=torch.float64, device=earlier.device)
+    return torch.linalg.qr(torch.cat([earlier.double(), draws]).T).Q.T[len(earlier) :]
+
+
+def _ortho_penalty(rows: Tensor) -> Tensor:
+    """Mean squared entry of RR' - I for rows (M, d) (arXiv 2211.13218, eq. 7)."""
+    rows = rows.float()
+    return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()
