@@ -1,0 +1,327 @@
+"""Command-line arguments from plain dataclasses: a YAML file sets defaults, the command line overrides them.
+
+    model_arguments, data_arguments = parse((ModelArguments, DataArguments))
+
+Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
+each optionally `| None`; its metadata hold "help" and, where they apply, "choices", "min" and "max" (both inclusive).
+What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
+
+Only the standard library and yaml are imported, so that `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NOTHING = ("none", "null", "~", "")
+_COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class ParsedArguments:
+    """What `parse` returns: unpacks into one instance for each argument class, and keeps what the user gave.
+
+    `command_line` holds the arguments as typed, `config` the entries of the YAML file as written (texts or lists of
+    texts) and `config_file` its path; without `--config` both are None.
+    """
+
+    instances: tuple[Any, ...]
+    command_line: list[str]
+    config_file: str | None
+    config: dict[str, str | list[str]] | None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.instances)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments as given, ready for JSON or YAML; `to_dict` and `to_yaml` tell them as resolved."""
+        return {"command_line": self.command_line, "config_file": self.config_file, "config": self.config}
+
+
+def parse(
+    argument_classes: tuple[type, ...], argv: list[str] | None = None, description: str | None = None
+) -> ParsedArguments:
+    """Reads `argv` (this process's own if None). Mistakes end the process through `refuse`, `--help` with code 0."""
+    arguments = _collect(argument_classes)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in command_line or "-h" in command_line:
+        print(_help(argument_classes, arguments, description))
+        raise SystemExit(0)
+
+    config_file, typed = _read_command_line(command_line, arguments)
+    written = _read_yaml(config_file, arguments) if config_file is not None else {}
+    # The file is checked in full: an entry that the command line overrides may still not be wrong.
+    values = {name: _convert(entry, arguments[name]) for name, entry in written.items()}
+    values |= {name: _convert(entry, arguments[name]) for name, entry in typed.items()}
+
+    instances = []
+    for argument_class in argument_classes:
+        names = [f.name for f in fields(argument_class)]
+        for name in names:
+            if name not in values and arguments[name].default is MISSING:
+                refuse(f"--{name} is required: {arguments[name].help}.")
+        try:
+            instances.append(argument_class(**{name: values[name] for name in names if name in values}))
+        except ValueError as error:
+            refuse(f"{error}{_origins(str(error), arguments, written | typed, values)}")
+    config = {name: entry.raw for name, entry in written.items()} if config_file is not None else None
+    return ParsedArguments(tuple(instances), command_line, config_file, config)
+
+
+def to_dict(instances: Iterable[Any]) -> dict[str, Any]:
+    """The arguments as resolved, in one flat dictionary."""
+    return {name: value for instance in instances for name, value in asdict(instance).items()}
+
+
+def to_yaml(instances: Iterable[Any]) -> str:
+    """The arguments as resolved, as a file that `--config` takes."""
+    return "\n".join(
+        f"# {_title(type(instance))}\n{yaml.safe_dump(asdict(instance), sort_keys=False, allow_unicode=True)}"
+        for instance in instances
+    )
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process as every mistake of the user's does: one line on stderr, exit code 2, no traceback."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
+        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """A field of an argument class, its annotation and metadata taken apart."""
+
+    kind: type
+    is_list: bool
+    is_optional: bool
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | None = None
+    min: float | None = None
+    max: float | None = None
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kind is bool and not self.is_list
+
+    @property
+    def range(self) -> str:
+        if self.min is None:
+            return "" if self.max is None else f"at most {self.max}"
+        return f"at least {self.min}" if self.max is None else f"from {self.min} to {self.max}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A value as somebody wrote it, and where."""
+
+    name: str
+    raw: str | list[str]
+    place: str = _COMMAND_LINE
+
+    @property
+    def label(self) -> str:
+        return f"--{self.name}" if self.place == _COMMAND_LINE else f"{self.name} ({self.place})"
+
+
+def _collect(argument_classes: tuple[type, ...]) -> dict[str, _Argument]:
+    arguments: dict[str, _Argument] = {}
+    for argument_class in argument_classes:
+        hints = typing.get_type_hints(argument_class)
+        for f in fields(argument_class):
+            if f.name in arguments or f.name in ("config", "help"):
+                raise TypeError(f"{argument_class.__name__}.{f.name}: another argument has this name.")
+            kind, is_list, is_optional, choices = _take_apart(hints[f.name])
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            metadata = {"choices": choices, **f.metadata}
+            arguments[f.name] = _Argument(kind, is_list, is_optional, default, **metadata)
+    return arguments
+
+
+def _take_apart(hint: Any) -> tuple[type, bool, bool, tuple[Any, ...] | None]:
+    """An annotation as (type of a single value, is it a list, may it be None, choices)."""
+    is_optional = is_list = False
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        is_optional = type(None) in typing.get_args(hint)
+        (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
+    if typing.get_origin(hint) is list:
+        is_list = True
+        (hint,) = typing.get_args(hint)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+    kind = type(choices[0]) if choices else hint
+    if kind not in _KINDS:
+        raise TypeError(f"{hint} is not a type that an argument can have.")
+    return kind, is_list, is_optional, choices
+
+
+def _read_command_line(
+    command_line: list[str], arguments: dict[str, _Argument]
+) -> tuple[str | None, dict[str, _Entry]]:
+    """The path that --config gives, and the other entries; of an argument given twice the last one counts."""
+    given: list[tuple[str, list[str]]] = []
+    for token in command_line:
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            given.append((name, [value] if equals else []))
+        elif given:
+            given[-1][1].append(token)
+        else:
+            refuse(f"{token!r} is not an argument: write --name value. --help lists all arguments.")
+
+    config_file, entries = None, {}
+    for name, values in given:
+        opposite = name.removeprefix("no_")
+        if name == "config":
+            if len(values) != 1 or not values[0]:
+                refuse("--config needs the path of one YAML file.")
+            config_file = values[0]
+        elif name in arguments:
+            argument = arguments[name]
+            values = values or ["true"] * argument.is_switch
+            if not values:
+                refuse(f"--{name} needs a value: {argument.help}.")
+            if len(values) > 1 and not argument.is_list:
+                refuse(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}.")
+            entries[name] = _Entry(name, values if argument.is_list else values[0])
+        elif opposite != name and opposite in arguments and arguments[opposite].is_switch:
+            if values:
+                refuse(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone.")
+            entries[opposite] = _Entry(opposite, "false")
+        else:
+            nearest = _nearest(name, (*arguments, "config"), prefix="--")
+            refuse(f"unknown argument --{name}.{nearest} --help lists all arguments.")
+    return config_file, entries
+
+
+def _read_yaml(path: str, arguments: dict[str, _Argument]) -> dict[str, _Entry]:
+    """The file's entries as texts, so that `2e-3`, `010` and `no` mean what they mean on the command line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, Loader=yaml.BaseLoader)
+    except OSError as error:
+        refuse(f"--config {path}: cannot read this file ({error.strerror}).")
+    except UnicodeDecodeError:
+        refuse(f"--config {path}: this file is not a text in UTF-8.")
+    except yaml.YAMLError as error:
+        refuse(f"--config {path}: this file is not valid YAML ({error}).")
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        refuse(f"--config {path}: this file must consist of lines 'name: value'.")
+
+    entries: dict[str, _Entry] = {}
+    for key, node in root.value:
+        name, place = str(key.value), f"{path}, line {key.start_mark.line + 1}"
+        if name == "config":
+            refuse(f"config ({place}): a YAML file cannot name another one; give --config on the command line.")
+        if name not in arguments:
+            refuse(f"unknown key {name!r} ({place}).{_nearest(name, arguments)} --help lists all arguments.")
+        if name in entries:
+            refuse(f"{name} is set twice ({entries[name].place} and {place}): keep one of them.")
+        values = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not all(isinstance(value, yaml.ScalarNode) for value in values):
+            refuse(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it.")
+        raw = [value.value for value in values]
+        entries[name] = _Entry(name, raw if isinstance(node, yaml.SequenceNode) else raw[0], place)
+    return entries
+
+
+def _convert(entry: _Entry, argument: _Argument) -> Any:
+    """The entry's value in the argument's type."""
+    raw = entry.raw
+    try:
+        if argument.is_optional and _means_none(raw, argument):
+            return None
+        if isinstance(raw, list) != argument.is_list:
+            wanted = "a list such as [a, b]" if argument.is_list else f"{_KINDS[argument.kind]}, not a list"
+            raise ValueError(f"must be {wanted}, but is {raw!r}.")
+        return [_convert_one(text, argument) for text in raw] if argument.is_list else _convert_one(raw, argument)
+    except ValueError as error:
+        refuse(f"{entry.label} {error}")
+
+
+def _means_none(raw: str | list[str], argument: _Argument) -> bool:
+    text = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
+    return isinstance(text, str) and text.lower() in _NOTHING and text not in (argument.choices or ())
+
+
+def _convert_one(text: str, argument: _Argument) -> Any:
+    try:
+        if not text.strip():
+            raise ValueError
+        value = _TRUTH[text.lower()] if argument.kind is bool else argument.kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"must be {_KINDS[argument.kind]}, but is {text!r}.") from None
+    if argument.kind is float and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, but is {text!r}.")
+    if argument.choices and value not in argument.choices:
+        choices = [str(choice) for choice in argument.choices]
+        raise ValueError(f"must be one of {', '.join(choices)}, but is {text!r}.{_nearest(text, choices)}")
+    if argument.min is not None and value < argument.min or argument.max is not None and value > argument.max:
+        raise ValueError(f"must be {argument.range}, but is {text}.")
+    return value
+
+
+def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _origins(message: str, arguments: dict[str, _Argument], entries: dict[str, _Entry], values: dict[str, Any]) -> str:
+    """Tells, of every argument that the message names, its value and where that comes from."""
+    told = []
+    for name in dict.fromkeys(re.findall(r"\w+", message)):
+        if name in entries:
+            told.append(f"{name} = {_shown(values[name])} ({entries[name].place})")
+        elif name in arguments:
+            told.append(f"{name} = {_shown(arguments[name].default)} (default)")
+    return f" [{', '.join(told)}]" if told else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, list):
+        return " ".join(_shown(each) for each in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _title(argument_class: type) -> str:
+    return argument_class.__doc__.strip().splitlines()[0].rstrip(".")
+
+
+def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], description: str | None) -> str:
+    """argparse only lays out the page: as a parser it would take `-1e-3` for an option."""
+    page = argparse.ArgumentParser(
+        usage="%(prog)s [--config FILE.yaml] [--argument value ...]",
+        description=description,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
+    )
+    page.add_argument("--config", metavar="FILE.yaml", help="sets defaults, which the command line overrides")
+    for argument_class in argument_classes:
+        group = page.add_argument_group(_title(argument_class))
+        for f in fields(argument_class):
+            argument = arguments[f.name]
+            notes = [f"one of {', '.join(map(str, argument.choices))}"] if argument.choices else []
+            notes += [argument.range] if argument.range else []
+            notes += ["required" if argument.default is MISSING else f"default: {_shown(argument.default)}"]
+            text = f"{argument.help} ({'; '.join(notes)})".replace("%", "%%")
+            if argument.is_switch:
+                group.add_argument(f"--{f.name}", f"--no_{f.name}", action="store_true", help=text)
+            else:
+                nargs = "+" if argument.is_list else None
+                group.add_argument(f"--{f.name}", metavar=argument.kind.__name__.upper(), nargs=nargs, help=text)
+    return page.format_help().rstrip()

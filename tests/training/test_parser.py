@@ -1,0 +1,333 @@
+"""Every mistake of a user's is told in one line; everything else becomes typed dataclasses."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from cdl_hf.training.parser import ParsedArguments, parse, refuse, to_dict, to_yaml
+
+
+@dataclass
+class ModelArguments:
+    """What is trained.
+
+    More of this docstring is not for the help page.
+    """
+
+    teacher: str = field(default="bundled", metadata={"help": "a model, 100% of it"})
+    prompt_method: Literal["l2p", "dualprompt", "coda_prompt"] = field(
+        default="coda_prompt", metadata={"help": "how the model is prompted"}
+    )
+    pool_size: int = field(default=100, metadata={"help": "prompts in the pool", "min": 1})
+    blocks: list[int] | None = field(default=None, metadata={"help": "blocks that get a prompt", "min": 0, "max": 11})
+
+
+@dataclass
+class TrainingArguments:
+    """How it is trained."""
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate", "min": 0})
+    alpha: float = field(default=0.5, metadata={"help": "weight of the teacher", "min": 0, "max": 1})
+    dropout: float = field(default=0.0, metadata={"help": "share of tokens dropped", "max": 1})
+    num_tasks: int = field(default=10, metadata={"help": "tasks in the stream"})
+    max_samples: int | None = field(default=None, metadata={"help": "samples a class"})
+    image_size: Literal[224, 384] = field(default=224, metadata={"help": "pixels"})
+    trackers: list[str] = field(
+        default_factory=list, metadata={"help": "trackers", "choices": ("tensorboard", "wandb")}
+    )
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"help": "of Adam"})
+    report_to: Literal["none", "wandb"] | None = field(default=None, metadata={"help": "a tracker"})
+    overwrite: bool = field(default=False, metadata={"help": "write into a folder that is not empty"})
+
+    def __post_init__(self):
+        if self.alpha > 0 and self.num_tasks > 50:
+            raise ValueError("with alpha above 0,\n num_tasks may be 50 at most: lower one of them.")
+
+
+@dataclass
+class OutputArguments:
+    """Where it goes."""
+
+    output_dir: str = field(metadata={"help": "a folder"})
+
+
+CLASSES = (ModelArguments, TrainingArguments)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_defaults_are_the_dataclasses_own():
+    model, training = parse(CLASSES, [])
+    assert model == ModelArguments()
+    assert training == TrainingArguments()
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        ("--teacher vit_b.augreg", "teacher", "vit_b.augreg"),
+        ("--teacher=--odd", "teacher", "--odd"),
+        ("--teacher no", "teacher", "no"),
+        ("--pool_size 7", "pool_size", 7),
+        ("--pool_size 7 --pool_size 8", "pool_size", 8),
+        ("--learning_rate 2e-3", "learning_rate", 2e-3),
+        ("--learning_rate 1", "learning_rate", 1.0),
+        ("--dropout -1e-3", "dropout", -1e-3),
+        ("--blocks 0 1 11", "blocks", [0, 1, 11]),
+        ("--blocks none", "blocks", None),
+        ("--betas 0.8 1", "betas", [0.8, 1.0]),
+        ("--trackers wandb", "trackers", ["wandb"]),
+        ("--max_samples 5", "max_samples", 5),
+        ("--max_samples None", "max_samples", None),
+        ("--image_size 384", "image_size", 384),
+        ("--report_to none", "report_to", "none"),
+        ("--report_to null", "report_to", None),
+        ("--overwrite", "overwrite", True),
+        ("--overwrite true", "overwrite", True),
+        ("--overwrite --no_overwrite", "overwrite", False),
+        ("--overwrite=False", "overwrite", False),
+    ],
+)
+def test_command_line_values(argv, name, value):
+    resolved = to_dict(parse(CLASSES, argv.split()))
+    assert resolved[name] == value
+    assert type(resolved[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 2e-3", "learning_rate", 2e-3),
+        ("learning_rate: 2.0e-3", "learning_rate", 2e-3),
+        ("pool_size: 010", "pool_size", 10),
+        ("teacher: no", "teacher", "no"),
+        ("teacher: 'with: colon'", "teacher", "with: colon"),
+        ("overwrite: yes", "overwrite", True),
+        ("overwrite: false", "overwrite", False),
+        ("blocks: [0, 1]", "blocks", [0, 1]),
+        ("trackers:\n- wandb\n- tensorboard", "trackers", ["wandb", "tensorboard"]),
+        ("trackers: []", "trackers", []),
+        ("max_samples: null", "max_samples", None),
+        ("max_samples:", "max_samples", None),
+        ("# only a comment", "pool_size", 100),
+    ],
+)
+def test_yaml_values(tmp_path, text, name, value):
+    resolved = to_dict(parse(CLASSES, ["--config", write(tmp_path, text)]))
+    assert resolved[name] == value
+    assert type(resolved[name]) is type(value)
+
+
+def test_command_line_overrides_yaml_overrides_defaults(tmp_path):
+    path = write(tmp_path, "pool_size: 20\nalpha: 0.1\n")
+    for argv in (["--alpha", "0.2", "--config", path], [f"--config={path}", "--alpha", "0.2"]):
+        model, training = parse(CLASSES, argv)
+        assert (model.pool_size, training.alpha, training.num_tasks) == (20, 0.2, 10)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--pol_size 3", "unknown argument --pol_size. Did you mean --pool_size? --help lists all arguments."),
+        ("--pool-size 3", "unknown argument --pool-size. Did you mean --pool_size? --help lists all arguments."),
+        ("--confg run.yaml", "unknown argument --confg. Did you mean --config? --help lists all arguments."),
+        ("--qqqq", "unknown argument --qqqq. --help lists all arguments."),
+        ("--no_alpha", "unknown argument --no_alpha. Did you mean --alpha? --help lists all arguments."),
+        ("run.yaml", "'run.yaml' is not an argument: write --name value. --help lists all arguments."),
+        ("--pool_size", "--pool_size needs a value: prompts in the pool."),
+        ("--trackers", "--trackers needs a value: trackers."),
+        ("--pool_size 3 4", "--pool_size takes one value, but 2 are given: 3 4."),
+        ("--pool_size five", "--pool_size must be a whole number, but is 'five'."),
+        ("--pool_size 1.5", "--pool_size must be a whole number, but is '1.5'."),
+        ("--pool_size none", "--pool_size must be a whole number, but is 'none'."),
+        ("--pool_size 0", "--pool_size must be at least 1, but is 0."),
+        ("--dropout 1.5", "--dropout must be at most 1, but is 1.5."),
+        ("--alpha -0.1", "--alpha must be from 0 to 1, but is -0.1."),
+        ("--alpha half", "--alpha must be a number, but is 'half'."),
+        ("--alpha nan", "--alpha must be a finite number, but is 'nan'."),
+        ("--learning_rate inf", "--learning_rate must be a finite number, but is 'inf'."),
+        ("--learning_rate -1e-3", "--learning_rate must be at least 0, but is -1e-3."),
+        ("--betas 0.9 nan", "--betas must be a finite number, but is 'nan'."),
+        ("--blocks 0 12", "--blocks must be from 0 to 11, but is 12."),
+        ("--teacher=", "--teacher must be a text, but is ''."),
+        (
+            "--prompt_method coda",
+            "must be one of l2p, dualprompt, coda_prompt, but is 'coda'. Did you mean coda_prompt?",
+        ),
+        ("--image_size 256", "--image_size must be one of 224, 384, but is '256'."),
+        ("--trackers wandb wndb", "--trackers must be one of tensorboard, wandb, but is 'wndb'. Did you mean wandb?"),
+        ("--overwrite maybe", "--overwrite must be true or false, but is 'maybe'."),
+        ("--no_overwrite true", "--no_overwrite takes no value, but true is given: write --no_overwrite alone."),
+        ("--config", "--config needs the path of one YAML file."),
+        ("--config=", "--config needs the path of one YAML file."),
+        ("--config a.yaml b.yaml", "--config needs the path of one YAML file."),
+        ("--config no_such.yaml", "--config no_such.yaml: cannot read this file (No such file or directory)."),
+        (
+            "--num_tasks 60",
+            "with alpha above 0, num_tasks may be 50 at most: lower one of them. "
+            "[alpha = 0.5 (default), num_tasks = 60 (command line)]",
+        ),
+    ],
+)
+def test_command_line_mistakes(argv, message, capsys):
+    check_refusal(argv.split(), message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("alpha: 0\nqqqq: 3", "unknown key 'qqqq' (PATH, line 2). --help lists all arguments."),
+        (
+            "pool-size: 3",
+            "unknown key 'pool-size' (PATH, line 1). Did you mean pool_size? --help lists all arguments.",
+        ),
+        ("<<: {alpha: 1}", "unknown key '<<' (PATH, line 1). --help lists all arguments."),
+        ("alpha: 0\n\nalpha: 1", "alpha is set twice (PATH, line 1 and PATH, line 3): keep one of them."),
+        ("config: b.yaml", "config (PATH, line 1): a YAML file cannot name another one"),
+        ("pool_size: five", "pool_size (PATH, line 1) must be a whole number, but is 'five'."),
+        ("pool_size:", "pool_size (PATH, line 1) must be a whole number, but is ''."),
+        ("pool_size: [1]", "pool_size (PATH, line 1) must be a whole number, not a list, but is ['1']."),
+        ("blocks: 1", "blocks (PATH, line 1) must be a list such as [a, b], but is '1'."),
+        (
+            "blocks: [[1]]",
+            "blocks (PATH, line 1) must be a single value or a plain list: nothing can be nested in it.",
+        ),
+        ("blocks: &b [*b]", "blocks (PATH, line 1) must be a single value or a plain list"),
+        ("model: {teacher: a}", "unknown key 'model' (PATH, line 1)."),
+        ("teacher: {name: a}", "teacher (PATH, line 1) must be a single value or a plain list"),
+        ("alpha: .nan", "alpha (PATH, line 1) must be a number, but is '.nan'."),
+        ("alpha: NaN", "alpha (PATH, line 1) must be a finite number, but is 'NaN'."),
+        ("alpha: 2", "alpha (PATH, line 1) must be from 0 to 1, but is 2."),
+        (
+            "teacher: !!python/object/apply:os.getcwd []",
+            "teacher (PATH, line 1) must be a text, not a list, but is [].",
+        ),
+        ("- alpha", "--config PATH: this file must consist of lines 'name: value'."),
+        ("alpha", "--config PATH: this file must consist of lines 'name: value'."),
+        ("alpha: [1", '--config PATH: this file is not valid YAML (while parsing a flow sequence in "PATH", line 1'),
+        ("alpha: 1\n---\nalpha: 2", "--config PATH: this file is not valid YAML (expected a single document"),
+        ("num_tasks: 60", "[alpha = 0.5 (default), num_tasks = 60 (PATH, line 1)]"),
+    ],
+)
+def test_yaml_mistakes(tmp_path, text, message, capsys):
+    path = write(tmp_path, text)
+    check_refusal(["--config", path], message.replace("PATH", path), capsys)
+
+
+def test_yaml_is_checked_even_where_it_is_overridden(tmp_path, capsys):
+    check_refusal(["--config", write(tmp_path, "alpha: 2"), "--alpha", "1"], "must be from 0 to 1", capsys)
+
+
+def test_config_must_be_a_readable_text(tmp_path, capsys):
+    check_refusal(["--config", str(tmp_path)], f"--config {tmp_path}: cannot read this file (Is a directory).", capsys)
+    (tmp_path / "latin.yaml").write_bytes("teacher: \xe9".encode("latin-1"))
+    check_refusal(["--config", str(tmp_path / "latin.yaml")], "this file is not a text in UTF-8.", capsys)
+
+
+def check_refusal(argv, message, capsys, classes=CLASSES):
+    with pytest.raises(SystemExit) as stop:
+        parse(classes, argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in err
+    assert err.count("\n") == 1 and ": error: " in err and out == ""
+
+
+def test_required_argument(tmp_path, capsys):
+    check_refusal([], "--output_dir is required: a folder.", capsys, (OutputArguments,))
+    (output,) = parse((OutputArguments,), ["--config", write(tmp_path, "output_dir: runs/a")])
+    assert output == OutputArguments("runs/a")
+
+
+def test_one_message_a_node(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        refuse("anything")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse((*CLASSES, OutputArguments), ["--nonsense", "--help"], description="Trains a model.")
+    assert stop.value.code == 0
+    page = capsys.readouterr().out
+    for text in (
+        "Trains a model.",
+        "--config FILE.yaml",
+        "--teacher STR",
+        "a model, 100% of it (default: bundled)",
+        "(one of l2p, dualprompt, coda_prompt; default: coda_prompt)",
+        "--blocks INT [INT ...]",
+        "(from 0 to 11; default: none)",
+        "peak learning rate (at least 0; default: 0.001)",
+        "of Adam (default: 0.9 0.999)",
+        "--overwrite, --no_overwrite",
+        "a folder (required)",
+    ):
+        assert text in page
+    titles = ["What is trained:", "--pool_size", "How it is trained:", "--alpha", "Where it goes:", "--output_dir"]
+    assert sorted(titles, key=page.index) == titles
+    assert "not for the help page" not in page
+
+
+def test_to_yaml_round_trip(tmp_path):
+    argv = ["--teacher", "5", "--blocks", "3", "--learning_rate", "1e-5", "--overwrite", "--report_to", "none"]
+    first = parse(CLASSES, argv)
+    second = parse(CLASSES, ["--config", write(tmp_path, to_yaml(first))])
+    assert second.instances == first.instances
+    assert to_yaml(second) == to_yaml(first)
+    assert yaml.safe_load(to_yaml(first)) == to_dict(first)
+    assert to_yaml(first).startswith("# What is trained\nteacher: '5'\n")
+
+
+def test_keeps_what_was_given(tmp_path):
+    path = write(tmp_path, "learning_rate: 2e-3\nblocks: [1]\n")
+    parsed = parse(CLASSES, ["--config", path, "--alpha", "0.2"])
+    assert isinstance(parsed, ParsedArguments)
+    assert json.loads(json.dumps(parsed.given)) == {
+        "command_line": ["--config", path, "--alpha", "0.2"],
+        "config_file": path,
+        "config": {"learning_rate": "2e-3", "blocks": ["1"]},
+    }
+    assert parse(CLASSES, []).given == {"command_line": [], "config_file": None, "config": None}
+
+
+def test_reads_the_process_own_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--pool_size", "3"])
+    model, _ = parse(CLASSES)
+    assert model.pool_size == 3
+
+
+def test_two_classes_may_not_share_a_name():
+    with pytest.raises(TypeError, match=r"ModelArguments\.teacher: another argument has this name"):
+        parse((ModelArguments, ModelArguments), [])
+
+
+def test_unusable_annotation_is_the_programmers_mistake():
+    @dataclass
+    class Odd:
+        pairs: dict = field(default_factory=dict, metadata={"help": "pairs"})
+
+    with pytest.raises(TypeError, match="is not a type that an argument can have"):
+        parse((Odd,), [])
+
+
+def test_imports_nothing_heavy():
+    origin = importlib.util.find_spec("cdl_hf.training.parser").origin
+    script = (
+        f"import runpy, sys; runpy.run_path({origin!r});"
+        "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'accelerate', 'numpy'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
