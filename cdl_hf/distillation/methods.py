@@ -1,9 +1,9 @@
 """How a student learns from a teacher.
 
-One contract. A method owns the student and its training-only modules as one `nn.Module` (what DistributedDataParallel
-wraps) and answers `method(pixel_values, labels)` with `{"loss": ..., "logits": ..., <named parts of the loss>}`. Labels
-are columns of the current task's classes; `logits` are the student's over those classes, (B, C_task). The teacher is
-frozen, in evaluation mode, and not a child of the method.
+One contract. A method owns the student and its training-only modules as one `nn.Module` (what
+DistributedDataParallel wraps) and answers `method(pixel_values, labels)` with `{"loss": ..., "logits": ..., <named
+parts of the loss>}`. Labels are columns of the current task's classes; `logits` are the student's over those classes,
+(B, C_task). The teacher is frozen, in evaluation mode, and not a child of the method.
 """
 
 import torch
@@ -73,7 +73,7 @@ class KD(Supervised):
         self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
         self.alpha = alpha
         self.temperature = self.default_temperature if temperature is None else temperature
-        self.shares_query = _same_query(student, teacher)
+        self.shares_query = student.shares_query_with(teacher)
 
     @property
     def teacher(self) -> PromptViTForImageClassification:
@@ -111,15 +111,3 @@ class KDP(KD):
 
 
 METHODS: dict[str, type[Supervised]] = {"none": Supervised, "kd": KD, "kdp": KDP}
-
-
-@torch.no_grad()
-def _same_query(student: PromptViTForImageClassification, teacher: PromptViTForImageClassification) -> bool:
-    """Whether one query pass serves both: the query networks have equal weights, and both models take a query."""
-    if not (student.prompt_pool.needs_query and teacher.prompt_pool.needs_query):
-        return False
-    ours, theirs = ((m.query_backbone or m.backbone).state_dict() for m in (student, teacher))
-    return ours.keys() == theirs.keys() and all(
-        ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name].to(ours[name].device))
-        for name in ours
-    )

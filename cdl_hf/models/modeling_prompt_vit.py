@@ -192,6 +192,16 @@ class PromptViTForImageClassification(PreTrainedModel):
             x = run_block(block, x)
         return final_norm(vit, run_block(vit.blocks[-1], x, rows=[0])[:, 0])
 
+    def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
+        """Whether one query pass serves both: both take a query, and their query networks have equal weights."""
+        if not (self.prompt_pool.needs_query and other.prompt_pool.needs_query):
+            return False
+        ours, theirs = ((model.query_backbone or model.backbone).state_dict() for model in (self, other))
+        return ours.keys() == theirs.keys() and all(
+            ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name].to(ours[name].device))
+            for name in ours
+        )
+
     def forward(
         self,
         pixel_values: Tensor,
