@@ -1,25 +1,29 @@
-"""A view's images as tensors, each sample's augmentation fixed by seed, task, epoch and index."""
+"""A task's images as tensors, each sample's augmentation fixed by seed, task, epoch and index."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, Image
 
-from .sources import read_labels
+from .labels import read_labels
 
 
 class TaskImages(torch.utils.data.Dataset):
-    """Samples {"pixel_values": (3, H, W), "labels": column, "index": row in the source's split} of a task's view.
+    """Samples {"pixel_values": (3, H, W), "labels": column, "index": position in the view} of a task's view.
 
     Args:
         view: columns `image` and `label`, such as `Task.train`.
         label_to_column: the stream's, (C,).
-        transform: PIL image -> tensor; its randomness, if any, must come from torch's global generator.
-        seed: if given, a sample's randomness depends on (seed, task, epoch, index) alone, and the global generator is
-            left as it was; not on the stage, the order, the number of processes or workers.
+        transform: PIL image (mode L or RGB) -> tensor; its randomness must come from torch's global generator.
+        seed: makes a sample's randomness depend on (seed, task, epoch, index) alone, not on stage, order, number of
+            processes or workers, and leaves the global generator as it was. None: no seeding, for a test transform.
         task: index of the task.
+
+    Attributes:
+        labels: column of each sample, (n,).
     """
 
     def __init__(
@@ -31,57 +35,57 @@ class TaskImages(torch.utils.data.Dataset):
         seed: int | None = None,
         task: int = 0,
     ):
-        self.view = view
+        self.labels = label_to_column[read_labels(view)]
         self.transform = transform
         self.seed = seed
         self.task = task
-        self.labels = label_to_column[read_labels(view)]
-        self._rows = _source_rows(view)
-        # shared memory: workers that outlive an epoch see the next one
+        # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
+        self._rows = view.select_columns("image").with_format("arrow")
+        # in shared memory, so that workers which outlive an epoch see the next one
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Accelerate's loaders call this with their own count of epochs: to start at another, set theirs."""
+        """Accelerate's loader calls this with its own count: there, call the loader's `set_epoch` instead."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.labels)
 
-    def __getitem__(self, position: int) -> dict:
-        return self.__getitems__([position])[0]
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, positions: list[int]) -> list[dict]:
-        """All samples of a batch; the loader asks for them together, so that they are read together."""
-        rows = self._rows[positions]
-        images = self.view.data.fast_gather(rows)["image"].to_pylist()
-        if self.seed is not None:
-            state = torch.default_generator.get_state()
-        samples = []
-        for position, row, image in zip(positions, rows.tolist(), images, strict=True):
-            if self.seed is not None:
-                torch.default_generator.manual_seed(self._sample_seed(row))
-            pixel_values = self.transform(_decode(image))
-            samples.append({"pixel_values": pixel_values, "labels": int(self.labels[position]), "index": row})
-        if self.seed is not None:
-            torch.default_generator.set_state(state)
-        return samples
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """The samples of a batch, which torch's loader asks for at once: reading rows together is far cheaper."""
+        images = self._rows[indices]["image"].to_pylist()
+        return [
+            {"pixel_values": self._pixel_values(index, image), "labels": int(self.labels[index]), "index": index}
+            for index, image in zip(indices, images, strict=True)
+        ]
 
-    def _sample_seed(self, row: int) -> int:
-        key = np.random.SeedSequence([self.seed, self.task, int(self._epoch), row])
-        return int(key.generate_state(1)[0])
+    def _pixel_values(self, index: int, image: dict) -> torch.Tensor:
+        if self.seed is None:
+            return self.transform(_decode(image))
+        with _randomness_of(self.seed, self.task, int(self._epoch), index):
+            return self.transform(_decode(image))
 
 
-def _source_rows(view: Dataset) -> np.ndarray:
-    """Rows of the split's table that a view shows, (n,). `datasets` has no public name for them."""
-    if view._indices is None:
-        return np.arange(len(view))
-    return view._indices.column(0).to_numpy().astype(np.int64)
+@contextmanager
+def _randomness_of(*key: int):
+    """Torch's CPU generator as a function of `key`, and afterwards as it was before."""
+    # the generator itself: `torch.manual_seed` would touch every accelerator as well
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
-_IMAGE = Image()
+_AS_STORED = Image()
 
 
 def _decode(image: dict) -> PIL.Image.Image:
-    """As the pipelines of transformers: upright and RGB; grey stays grey, which the transforms make RGB last."""
-    image = _IMAGE.decode_example(image)
+    """Upright and RGB, as a source's images are; but grey stays one channel, which the transforms repeat last."""
+    image = _AS_STORED.decode_example(image)
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -1,5 +1,6 @@
 """A data set as a stream of tasks: which classes come when, and each task's images as views on the data set."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .sources import rank_in_class, read_labels, stratified_mask
+from .labels import rank_in_class, read_labels, share
 
 
 @dataclass(frozen=True)
 class Task:
-    """The classes that arrive together, and their images as index-only views.
+    """The classes that arrive together, and their images.
 
     Attributes:
         index: position in the stream, from 0.
         columns: the classes' positions in the class order, which are their columns in a classifier's logits.
         class_names: their names, in the order of `columns`.
-        train, validation, test: views with columns `image` and `label`; `validation` is None if none was asked for.
+        train, validation, test: index-only views with columns `image` and `label` (as the data set numbers the
+            classes); `validation` is None if none was asked for.
     """
 
     index: int
@@ -35,19 +37,22 @@ class TaskStream(Sequence[Task]):
     Args:
         dataset: splits `train` and `test` with a ClassLabel column `label`, as `load_source` returns.
         num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. Where it does not divide the
-            classes, the first tasks get one class more, and a warning says so.
-        classes_per_task: classes a task, instead of `num_tasks`; the last task takes what is left.
-        first_task_classes: size of the first task, if it is to differ from the others.
-        class_order: "natural" (as the data set numbers them), "seeded" (`seed` permutes them with numpy's legacy
-            generator, as published orders are made: seed 1993 gives the usual 68, 56, 78, ...), or all labels or all
-            names in the order wanted.
-        seed: of the class order, of the validation images and of the images that `max_samples_per_class` keeps.
+            classes, the first tasks have one class more than the others, and a warning says so.
+        classes_per_task: classes in a task, in place of `num_tasks`; the last task has what is left.
+        first_task_classes: size of the first task, if it differs from the others.
+        class_order: "natural" (as the data set numbers them), "seeded" (permuted by `seed` with numpy's legacy
+            generator, as published orders are: 1993 gives the usual 68, 56, 78, ...), or all labels or all names in
+            the order wanted.
+        seed: of the class order, of the validation images, and of the images that `max_samples_per_class` keeps.
         validation_fraction: share of each class's training images that becomes `Task.validation`.
-        max_samples_per_class: keep at most so many training and so many test images a class, for quick looks.
+        max_samples_per_class: keep so many training and so many test images of a class at most, for a quick look.
+
+    Attributes:
+        label_to_column: column of each of the data set's labels, (C,) integers.
 
     Raises:
-        ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, or classes
-            without images for training or test.
+        ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, images
+            without a label, classes without images for training or for the test.
     """
 
     def __init__(
@@ -62,17 +67,21 @@ class TaskStream(Sequence[Task]):
         validation_fraction: float = 0.0,
         max_samples_per_class: int | None = None,
     ):
-        names = dataset["train"].features["label"].names
-        order = _class_order(names, class_order, seed)
-        sizes = _task_sizes(len(names), num_tasks, classes_per_task, first_task_classes)
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction}; expected 0 or a share below 1.")
         if max_samples_per_class is not None and max_samples_per_class < 1:
             raise ValueError(f"max_samples_per_class is {max_samples_per_class}; expected 1 or more, or None.")
+        names = dataset["train"].features["label"].names
+        order = _class_order(names, class_order, seed)
+        sizes = _task_sizes(len(names), num_tasks, classes_per_task, first_task_classes)
+        if len(set(sizes[first_task_classes is not None :])) > 1:
+            warnings.warn(
+                f"{len(names)} classes do not divide evenly: the tasks have {', '.join(map(str, sizes))}.",
+                stacklevel=2,
+            )
 
-        self.label_to_column = np.empty(len(names), dtype=np.int64)
-        self.label_to_column[order] = np.arange(len(names))
-        self._column_names = [names[label] for label in order]
+        self.label_to_column = np.argsort(order)
+        self._ordered_names = [names[label] for label in order]
         self._settings = {
             "source": dataset["train"].info.dataset_name,
             "class_order": class_order if isinstance(class_order, str) else "given",
@@ -82,67 +91,71 @@ class TaskStream(Sequence[Task]):
         }
 
         stops = np.cumsum(sizes)
-        columns = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
-        task_of_label = np.searchsorted(stops, self.label_to_column, side="right").astype(np.int32)
-        train, validation = _split_rows(dataset["train"], "train", task_of_label, self, validation_fraction)
-        test, _ = _split_rows(dataset["test"], "test", task_of_label, self, 0.0)
+        task_of_label = np.searchsorted(stops, self.label_to_column, side="right")
+        train, validation = _rows_by_task(
+            dataset["train"], "train", task_of_label, seed, max_samples_per_class, validation_fraction
+        )
+        test, _ = _rows_by_task(dataset["test"], "test", task_of_label, seed, max_samples_per_class, 0.0)
         self._tasks = [
             Task(
                 index=index,
-                columns=columns[index],
-                class_names=[self._column_names[column] for column in columns[index]],
+                columns=range(stop - size, stop),
+                class_names=self._ordered_names[stop - size : stop],
                 train=dataset["train"].select(train[index]),
                 validation=dataset["train"].select(validation[index]) if validation_fraction else None,
                 test=dataset["test"].select(test[index]),
             )
-            for index in range(len(sizes))
+            for index, (stop, size) in enumerate(zip(stops.tolist(), sizes, strict=True))
         ]
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def __getitem__(self, index):
-        """One task, or for a slice a stream of these tasks with their indices and columns unchanged."""
+        """One task; or, for a slice, the stream of these tasks, which keep their indices and columns."""
         if not isinstance(index, slice):
             return self._tasks[index]
-        part = object.__new__(TaskStream)
-        part.__dict__.update(self.__dict__, _tasks=self._tasks[index])
+        part = copy.copy(self)
+        part._tasks = self._tasks[index]
         return part
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in column order, up to the stream's last column."""
-        return self._column_names[: max((task.columns.stop for task in self), default=0)]
+        """Names by column, up to the last column of these tasks."""
+        return self._ordered_names[: max((task.columns.stop for task in self), default=0)]
 
     @property
     def classes_per_task(self) -> list[int]:
         return [len(task.columns) for task in self]
 
     def describe(self) -> dict:
-        """What the stream is, in plain types that JSON holds."""
+        """What the stream is, in types that JSON holds; numbers of images are per task."""
         return {
             **self._settings,
             "num_tasks": len(self),
             "classes_per_task": self.classes_per_task,
             "class_names": self.class_names,
             "train": [len(task.train) for task in self],
-            "validation": [len(task.validation or ()) for task in self],
+            "validation": [len(task.validation) if task.validation else 0 for task in self],
             "test": [len(task.test) for task in self],
         }
 
     def __str__(self) -> str:
         about = self.describe()
         sizes = about["classes_per_task"]
-        each = f"{sizes[0]} classes each" if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} classes"
-        counts = ", ".join(
-            f"{sum(about[split]):,} {split}" for split in ("train", "validation", "test") if about[split]
+        each = f"of {sizes[0]}" if len(set(sizes)) == 1 else f"of {', '.join(map(str, sizes))}"
+        order = {
+            "natural": "in natural order",
+            "given": "in a given order",
+            "seeded": f"in order of seed {about['seed']}",
+        }
+        images = ", ".join(f"{sum(about[split]):,} {split}" for split in ("train", "validation", "test"))
+        limit = about["max_samples_per_class"]
+        return (
+            f"TaskStream over {about['source'] or 'a data set'}\n"
+            f"  {sum(sizes)} classes {order[about['class_order']]}, {len(sizes)} tasks {each}\n"
+            f"  images: {images}" + (f" (at most {limit} of a class)" if limit else "")
         )
-        lines = [
-            f"{about['source'] or 'data set'}: {sum(sizes)} classes in {len(self)} tasks ({each}), "
-            f"{about['class_order']} class order",
-            f"images: {counts}",
-        ]
-        return "\n".join(lines)
 
 
 def _class_order(names: list[str], class_order: str | list[int] | list[str], seed: int) -> np.ndarray:
@@ -153,92 +166,74 @@ def _class_order(names: list[str], class_order: str | list[int] | list[str], see
         return np.random.RandomState(seed).permutation(len(names))
     if isinstance(class_order, str):
         raise ValueError(f"class_order is '{class_order}'; expected natural, seeded, or a list of labels or names.")
-    number = {name: label for label, name in enumerate(names)}
-    unknown = [entry for entry in class_order if isinstance(entry, str) and entry not in number]
+    label_of = {name: label for label, name in enumerate(names)}
+    unknown = [entry for entry in class_order if isinstance(entry, str) and entry not in label_of]
     if unknown:
-        raise ValueError(f"class_order names classes that the data set does not have: {_listed(unknown)}.")
-    order = [number[entry] if isinstance(entry, str) else int(entry) for entry in class_order]
+        raise ValueError(f"class_order has names that are not in the data: {_listed(unknown)}.")
+    order = [label_of[entry] if isinstance(entry, str) else int(entry) for entry in class_order]
     if sorted(order) != list(range(len(names))):
         raise ValueError(
-            f"class_order must hold each of the {len(names)} classes once; it has {len(order)} entries, "
-            f"{len(set(order))} different ones."
+            f"class_order must have each of the {len(names)} classes once; it has {len(order)} entries, "
+            f"{len(set(order) & set(range(len(names))))} of them different classes of the data."
         )
     return np.array(order)
 
 
 def _task_sizes(classes: int, num_tasks: int | None, classes_per_task: int | None, first: int | None) -> list[int]:
     """Number of classes in each task."""
-    if classes_per_task is not None and classes_per_task < 1:
-        raise ValueError(f"classes_per_task is {classes_per_task}; expected 1 or more.")
     if first is not None and not 1 <= first <= classes:
         raise ValueError(f"first_task_classes is {first}; expected 1 to {classes}, the number of classes.")
-    rest = classes - (first or 0)
-    if classes_per_task is not None:
-        sizes = [classes_per_task] * (rest // classes_per_task) + [rest % classes_per_task]
-        sizes = ([first] if first else []) + [size for size in sizes if size]
-        if num_tasks is not None and num_tasks != len(sizes):
+    head = [] if first is None else [first]
+    rest = classes - sum(head)
+    if classes_per_task is None:
+        num_tasks = 10 if num_tasks is None else num_tasks
+        tail = num_tasks - len(head)
+        if num_tasks < 1 or tail > rest or (rest and not tail):
             raise ValueError(
-                f"{classes} classes with classes_per_task={classes_per_task} make {len(sizes)} tasks, but num_tasks "
-                f"is {num_tasks}; leave num_tasks out (a shorter run is a slice: stream[:{num_tasks}])."
+                f"{classes} classes{f', {first} of them in the first task,' if head else ''} do not make {num_tasks} "
+                "tasks; every task needs a class, and every class a task."
             )
-    else:
-        tasks = (10 if num_tasks is None else num_tasks) - (first is not None)
-        if tasks < (first is None) or tasks > rest or (tasks == 0 and rest):
-            raise ValueError(
-                f"{classes} classes cannot make {tasks + (first is not None)} tasks"
-                + (f" of which the first has {first} classes" if first else "")
-                + "; every task needs at least one class."
-            )
-        sizes = ([first] if first else []) + [
-            len(part) for part in np.array_split(np.arange(rest), tasks or 1) if len(part)
-        ]
-    if len(set(sizes[first is not None :])) > 1:
-        warnings.warn(
-            f"The classes do not divide evenly: tasks of {', '.join(map(str, sizes))} classes.", stacklevel=3
+        return head + [rest // tail + (index < rest % tail) for index in range(tail)]
+    if classes_per_task < 1:
+        raise ValueError(f"classes_per_task is {classes_per_task}; expected 1 or more.")
+    sizes = head + [min(classes_per_task, rest - start) for start in range(0, rest, classes_per_task)]
+    if num_tasks not in (None, len(sizes)):
+        raise ValueError(
+            f"{classes} classes make {len(sizes)} tasks with classes_per_task={classes_per_task}, not {num_tasks}; "
+            "give one of num_tasks and classes_per_task."
         )
     return sizes
 
 
-def _split_rows(
-    dataset: Dataset, split: str, task_of_label: np.ndarray, stream: TaskStream, validation_fraction: float
+def _rows_by_task(
+    dataset: Dataset,
+    split: str,
+    task_of_label: np.ndarray,
+    seed: int,
+    max_samples_per_class: int | None,
+    validation_fraction: float,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Row numbers of each task, ascending: those to use, and those to validate on."""
+    """Rows of the split for each task, ascending: those to use, and those to validate on."""
     labels = read_labels(dataset)
     names = dataset.features["label"].names
-    counts = np.bincount(labels, minlength=len(names)) if len(labels) else np.zeros(len(names), int)
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    empty = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
     if empty:
         raise ValueError(
-            f"{len(empty)} classes have no {split} images: {_listed(empty)}; remove these classes, or add images."
+            f"No {split} images of {len(empty)} classes: {_listed(empty)}; add some, or remove the class."
         )
-    # one generator a split: the choice in one does not depend on the size of the other
-    seed = stream._settings["seed"]
-    limit = stream._settings["max_samples_per_class"]
-    rows = None
-    if limit is not None:
-        rows = np.flatnonzero(rank_in_class(labels, np.random.default_rng([seed, 0]))[0] < limit)
-        labels = labels[rows]
-    held_out = None
-    if validation_fraction:
-        held_out = stratified_mask(labels, validation_fraction, np.random.default_rng([seed, 1]))
-    return _by_task(labels, rows, task_of_label, ~held_out if held_out is not None else None), (
-        _by_task(labels, rows, task_of_label, held_out) if held_out is not None else []
-    )
-
-
-def _by_task(
-    labels: np.ndarray, rows: np.ndarray | None, task_of_label: np.ndarray, mask: np.ndarray | None
-) -> list[np.ndarray]:
-    if mask is not None:
-        rows = np.flatnonzero(mask) if rows is None else rows[mask]
-        labels = labels[mask]
-    tasks = task_of_label[labels]
-    order = np.argsort(tasks, kind="stable")
-    ends = np.cumsum(np.bincount(tasks, minlength=int(task_of_label.max()) + 1))
-    order = order if rows is None else rows[order]
-    return np.split(order, ends[:-1])
+    # one small code a row (its task; plus num_tasks if for validation; 2 num_tasks if left out), sorted once
+    num_tasks = int(task_of_label.max()) + 1
+    code = task_of_label.astype(np.int16 if num_tasks < 2**14 else np.int64)[labels]
+    if max_samples_per_class or validation_fraction:
+        rank, size = rank_in_class(labels, np.random.default_rng(seed))
+        size = np.minimum(size, max_samples_per_class or len(labels))
+        if validation_fraction:
+            code[rank < share(validation_fraction, size)] += num_tasks
+        code[rank >= size] = 2 * num_tasks
+    rows = np.argsort(code, kind="stable")
+    groups = np.split(rows, np.cumsum(np.bincount(code, minlength=2 * num_tasks + 1))[:-1])
+    return groups[:num_tasks], groups[num_tasks:-1]
 
 
 def _listed(names: list[str], limit: int = 5) -> str:
-    shown = ", ".join(map(str, names[:limit]))
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
