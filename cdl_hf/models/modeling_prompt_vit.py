@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from .backbones import PretrainedBackbone, create_backbone
 from .configuration_prompt_vit import PromptViTConfig
 from .kd_branches import BRANCHES
-from .prefix_attention import embed, final_norm, run_block
+from .prefix_attention import cls_features, embed, final_norm, run_block
 from .prompt_pools import POOLS, PromptPool
 
 
@@ -186,11 +186,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         """
         if not self.prompt_pool.needs_query:
             return None
-        vit = self.query_backbone or self.backbone
-        x = embed(vit, pixel_values)
-        for block in vit.blocks[:-1]:
-            x = run_block(block, x)
-        return final_norm(vit, run_block(vit.blocks[-1], x, rows=[0])[:, 0])
+        return cls_features(self.query_backbone or self.backbone, pixel_values)
 
     def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
         """Whether one query pass serves both: both take a query, and their query networks have equal weights."""

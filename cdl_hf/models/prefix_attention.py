@@ -77,6 +77,14 @@ def run_block(
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
+def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
+    """CLS output of an un-prompted transformer after its final norm: (B, 3, H, W) -> (B, D)."""
+    x = embed(vit, pixel_values)
+    for block in vit.blocks[:-1]:
+        x = run_block(block, x)
+    return final_norm(vit, run_block(vit.blocks[-1], x, rows=[0])[:, 0])
+
+
 def _attention(
     attn: Attention, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int, rows: list[int] | None
 ) -> Tensor:

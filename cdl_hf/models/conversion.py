@@ -1,0 +1,209 @@
+"""Reads the state dicts that the authors' code of CDL (arXiv 2407.13911) trains into checkpoints of this package.
+
+    python -m cdl_hf.models.conversion student.pth converted/ --role student --classes_per_task 20 --num_tasks 10
+
+The prompt method, the KD branch, the transformers and all sizes are read off the names and shapes of the tensors. What
+they do not tell is an argument: how the classes are split into tasks, and how many of the tasks have been trained.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from .configuration_prompt_vit import PromptViTConfig
+from .modeling_prompt_vit import PromptViTForImageClassification
+
+# Parts of a model that differ in their name only; the first that fits counts.
+THEIR_NAMES = {
+    "backbone.": "feat.",
+    "query_backbone.": "s_feat.",
+    "head.norm.": "clf_norm.",
+    "head.": "last.",
+    "kd_head.norm.": "kd_cls_norm.",
+    "kd_head.": "kd_last.",
+}
+SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+
+
+def convert(
+    state_dict: dict[str, Tensor],
+    *,
+    role: str,
+    classes_per_task: Sequence[int],
+    tasks_seen: int | None = None,
+    backbone: str | None = None,
+    query_backbone: str | None = None,
+    class_names: Sequence[str] | None = None,
+    **config: Any,
+) -> tuple[PromptViTForImageClassification, list[str]]:
+    """Makes a model of an authors' state dict.
+
+    Args:
+        state_dict: Tensors by their names (`feat.blocks.0...`, `prompt.e_p_0`), after `module.` or not.
+        role: `"teacher"` or `"student"`. A teacher has the tensors of a KD branch too, but they play no part in it.
+        classes_per_task: Number of classes of each task of the stream, in order.
+        tasks_seen: Tasks trained so far, whose classes the model predicts; all when `None`.
+        backbone: timm architecture of `feat`; found by its width, patch size and image size when `None`.
+        query_backbone: The same for `s_feat`, if the model has one.
+        class_names: Names of all classes in the order of their columns; their numbers when `None`.
+        config: Further fields of [`PromptViTConfig`], such as `top_k`, `ortho_weight`, `ema_decay`, `kd_alpha`.
+
+    Returns:
+        The model in evaluation mode, and the names of the tensors that it has no use for.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape, or the arguments do not fit the state dict.
+    """
+    source = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    if role not in ("teacher", "student"):
+        raise ValueError(f"role must be 'teacher' or 'student', got {role!r}")
+    if "last.weight" not in source or "feat.cls_token" not in source:
+        raise ValueError("not a state dict of the authors' models: `feat.cls_token` or `last.weight` is missing")
+    num_classes = len(source["last.weight"])
+    if sum(classes_per_task) != num_classes:
+        raise ValueError(f"classes_per_task adds up to {sum(classes_per_task)}, but the head has {num_classes} rows")
+
+    fields, tensors = _prompts(source)
+    fields["backbone"] = backbone or _architecture(source, "feat.")
+    own_query = "s_feat.cls_token" not in source or _equal_parts(source, "feat.", "s_feat.")
+    if fields["prompt_method"] != "apt" and not own_query:
+        fields["query_backbone"] = query_backbone or _architecture(source, "s_feat.")
+    if role == "student":
+        branch_fields, branch_tensors = _kd_branch(source)
+        fields |= branch_fields
+        tensors |= branch_tensors
+
+    seen = len(classes_per_task) if tasks_seen is None else tasks_seen
+    settings = PromptViTConfig(classes_per_task=list(classes_per_task), tasks_seen=seen, **fields, **config)
+    names = list(class_names or map(str, range(num_classes)))[: settings.seen_classes]
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {name: i for i, name in enumerate(names)}
+    model = PromptViTForImageClassification(settings)
+
+    for name, tensor in model.state_dict().items():
+        if name not in tensors:
+            part = next(part for part in THEIR_NAMES if name.startswith(part))
+            tensors[name] = _take(source, THEIR_NAMES[part] + name.removeprefix(part))
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f"{name} must be {tuple(tensor.shape)}, but theirs is {tuple(tensors[name].shape)}")
+    model.load_state_dict(tensors)
+    return model.eval(), sorted(source)
+
+
+def _prompts(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Takes the prompts: the configuration's fields that describe them, and the tensors by our names."""
+    if "prompt.prompt_tokens" in source:  # rows 2l and 2l + 1 are the key's and the value's vector of block l
+        current, merged = (_take(source, f"prompt.{name}") for name in ("prompt_tokens", "global_merged_prompt"))
+        tensors = {"prompts": current.unflatten(0, (-1, 2)), "merged": merged.unflatten(0, (-1, 2))}
+        return {"prompt_method": "apt"}, _named("prompt_pool", tensors)
+
+    blocks, prompts = _take_blocks(source, "prompt.e_p_")
+    _, keys = _take_blocks(source, "prompt.e_k_")
+    tensors = {"prompts": prompts, "keys": keys}
+    fields = {"prompt_method": "l2p", "prompt_blocks": blocks, "prompt_length": prompts.shape[2]}
+    if any(name.startswith("prompt.e_a_") for name in source):
+        fields |= {"prompt_method": "coda_prompt", "pool_size": prompts.shape[1]}
+        _, tensors["attention"] = _take_blocks(source, "prompt.e_a_")
+    elif any(name.startswith("prompt.g_p_") for name in source):
+        g_blocks, tensors["g_prompts"] = _take_blocks(source, "prompt.g_p_")
+        g_length = tensors["g_prompts"].shape[1]
+        fields |= {"prompt_method": "dualprompt", "g_prompt_blocks": g_blocks, "g_prompt_length": g_length}
+    else:
+        fields["pool_size"] = prompts.shape[1]
+    return fields, _named("prompt_pool", tensors)
+
+
+def _kd_branch(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Takes what a student carries for the teacher's knowledge, if it does, as `_prompts` does the prompts."""
+    if "kd_prompt.kd_p_0" in source:
+        tensors = {"token": _take(source, "kd_prompt.kd_p_0")}
+        blocks, tensors["prompts"] = _take_blocks(source, "kd_prompt.kd_p_")
+        length = tensors["prompts"].shape[1]
+        fields = {"kd_branch": "kdp", "kd_prompt_length": length, "kd_prompt_blocks": len(blocks) + 1}
+        return fields, _named("kd_branch", tensors)
+    return {}, {}
+
+
+def _architecture(source: dict[str, Tensor], part: str) -> str:
+    """timm name of the plain ViT of usual size whose tensors begin with `part`."""
+    tokens, width = source[f"{part}pos_embed"].shape[-2:]
+    patch = source[f"{part}patch_embed.proj.weight"].shape[-1]
+    if width not in SIZES:
+        raise ValueError(f"no timm ViT known by its width {width}: name the architecture of {part}*")
+    return f"vit_{SIZES[width]}_patch{patch}_{round((tokens - 1) ** 0.5) * patch}"
+
+
+def _equal_parts(source: dict[str, Tensor], first: str, second: str) -> bool:
+    names = [name.removeprefix(second) for name in source if name.startswith(second)]
+    return all(
+        f"{first}{name}" in source and torch.equal(source[f"{first}{name}"], source[f"{second}{name}"])
+        for name in names
+    )
+
+
+def _take(source: dict[str, Tensor], name: str) -> Tensor:
+    if name not in source:
+        raise ValueError(f"the state dict has no {name}")
+    return source.pop(name)
+
+
+def _take_blocks(source: dict[str, Tensor], prefix: str) -> tuple[list[int], Tensor]:
+    """Takes the tensors named by `prefix` and a block: the blocks in order, and the tensors stacked."""
+    blocks = sorted(int(m[1]) for name in source if (m := re.fullmatch(re.escape(prefix) + r"(\d+)", name)))
+    if not blocks:
+        raise ValueError(f"the state dict has no {prefix}*")
+    return blocks, torch.stack([source.pop(f"{prefix}{block}") for block in blocks])
+
+
+def _named(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{owner}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("state_dict", type=Path, help=".pth file of the authors' code")
+    parser.add_argument("output_dir", type=Path, help="folder of the checkpoint, for from_pretrained")
+    parser.add_argument("--role", choices=["teacher", "student"], required=True)
+    parser.add_argument("--classes_per_task", type=int, nargs="+", required=True, help="one number: of every task")
+    parser.add_argument("--num_tasks", type=int, default=None, help="needed with one number of classes_per_task")
+    parser.add_argument("--tasks_seen", type=int, default=None, help="tasks trained so far; all by default")
+    parser.add_argument("--class_names", type=Path, default=None, help="text file, a class a line, in column order")
+    parser.add_argument("--backbone", default=None, help="timm architecture, if its sizes do not tell")
+    parser.add_argument("--query_backbone", default=None, help="timm architecture of s_feat, if its sizes do not tell")
+    parser.add_argument("--kd_alpha", type=float, default=0.5, help="weight of the KD head in a prediction")
+    parser.add_argument("--resize", type=int, default=224, help="shorter side in pixels, before the crop to the input")
+    args = parser.parse_args()
+
+    classes = (
+        args.classes_per_task * (args.num_tasks or 1) if len(args.classes_per_task) == 1 else args.classes_per_task
+    )
+    model, unused = convert(
+        torch.load(args.state_dict, map_location="cpu", weights_only=True),
+        role=args.role,
+        classes_per_task=classes,
+        tasks_seen=args.tasks_seen,
+        backbone=args.backbone,
+        query_backbone=args.query_backbone,
+        class_names=args.class_names.read_text().splitlines() if args.class_names else None,
+        kd_alpha=args.kd_alpha,
+    )
+    model.save_pretrained(args.output_dir)
+    height, width = model.backbone.patch_embed.img_size
+    CLIPImageProcessor(
+        size={"shortest_edge": args.resize},
+        crop_size={"height": height, "width": width},
+        do_normalize=False,  # the authors' pixels are in [0, 1]
+    ).save_pretrained(args.output_dir)
+    print(f"{args.output_dir}: {model.config.prompt_method}, KD branch {model.config.kd_branch}")
+    if unused:
+        print(f"played no part: {', '.join(unused)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Our mathematics is the papers': figures of the authors' code, reproduced through the conversion of their state dict.
+
+`reference_figures/README.md` says how the figures were made. CDL_HF_REFERENCE_FIGURES names another folder like it.
+"""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from reference_figures import weights
+from torch import Tensor, nn
+
+from cdl_hf.distillation import METHODS, Supervised
+from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.models.conversion import convert
+from cdl_hf.models.prefix_attention import cls_features
+
+FOLDER = Path(os.environ.get("CDL_HF_REFERENCE_FIGURES") or Path(__file__).parent / "reference_figures")
+FAST = ("coda_prompt-kdp",)
+LOGITS_AND_LOSSES = 1e-4  # absolute
+GRADIENT_NORMS = 1e-3  # relative
+
+
+def cases() -> list:
+    return [
+        pytest.param(file, id=file.stem, marks=() if file.stem in FAST else pytest.mark.slow)
+        for file in sorted(FOLDER.glob("*.npz"))
+    ]
+
+
+@pytest.mark.parametrize("file", cases())
+def test_reference_figures(file, tmp_path, capsys):
+    case = Case(file, tmp_path)
+    case.run()
+    with capsys.disabled():
+        print(f"\n{file.stem}: largest deviation {max(case.absolute.values()):.1e} (logits, losses)", end="")
+        print(f", {max(case.relative.values(), default=0):.1e} relative (gradient norms)", end=" ")
+    assert case.figures.keys() == case.absolute.keys() | case.relative.keys()  # all were compared
+    assert {name: value for name, value in case.absolute.items() if not value <= LOGITS_AND_LOSSES} == {}
+    assert {name: value for name, value in case.relative.items() if not value <= GRADIENT_NORMS} == {}
+
+
+class Case:
+    """One case, run in the order in which its figures were recorded.
+
+    Attributes:
+        absolute: Largest absolute deviation of the logits and losses, by the figure's name.
+        relative: Relative deviation of the gradient norms.
+    """
+
+    def __init__(self, file: Path, folder: Path):
+        with np.load(file) as archive:
+            self.figures = {name: archive[name] for name in archive.files}
+        self.meta = json.loads(bytes(self.figures.pop("meta")))
+        self.folder = folder
+        self.absolute: dict[str, float] = {}
+        self.relative: dict[str, float] = {}
+        self.seeds = weights.seeds(self.meta["seed"])
+        self.classes = self.meta["num_classes"] // self.meta["num_tasks"]
+        first = self.meta["task_id"] * self.classes
+        batch = weights.batch(self.meta["batch_size"], first, first + self.classes, self.meta["seed"])
+        self.images, self.labels = (torch.from_numpy(array) for array in batch)
+
+    def run(self) -> None:
+        teacher, student = self.model("teacher"), self.model("student")
+        method = self.method(student, teacher)
+        with torch.no_grad():
+            self.compare("query", cls_features(student.query_backbone or student.backbone, self.images))
+        self.compare("teacher_eval_logits", self.all_logits(teacher))
+        self.compare("student_eval_logits", self.all_logits(student))
+        if "teacher_loss" in self.figures:
+            self.step("teacher", Supervised(teacher))
+            teacher.eval()
+        if "student_loss" in self.figures:
+            self.step("student", method)
+
+    def step(self, role: str, method: Supervised) -> None:
+        """One training step with Adam."""
+        model = method.student.train()
+        optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+        gradients = [name for name in self.figures if name.startswith(f"{role}_grad_norm/")]
+        for name in gradients:  # the norm of APT's head is not trained, but its gradient is among the figures
+            self.parameter(method, name.split("/")[1])[0].requires_grad_(True)
+        output = method(self.images, self.labels)
+        output["loss"].backward()
+        self.compare(f"{role}_loss", output["loss"])
+        self.compare(f"{role}_soft_loss", output.get("soft_loss", torch.zeros(())))
+        self.compare(f"{role}_feature_loss", output.get("feature_loss", torch.zeros(())))
+        with torch.no_grad():
+            logits = model(self.images).logits
+        logits[:, : model.config.current_columns.start] = -torch.inf
+        self.compare(f"{role}_train_logits", logits)
+        for name in gradients:
+            parameter, index = self.parameter(method, name.split("/")[1])
+            norm, expected = parameter.grad[index].norm().item(), self.figures[name].item()
+            self.relative[name] = abs(norm - expected) / max(expected, 1e-12) if norm != expected else 0.0
+        optimizer.step()
+        self.compare(f"{role}_eval_logits_after_step", self.all_logits(model))
+
+    def compare(self, name: str, ours: Tensor) -> None:
+        if name in self.figures:
+            ours, theirs = ours.detach().numpy(), self.figures[name]
+            assert ours.shape == theirs.shape, name
+            differ = np.atleast_1d(ours != theirs)  # not where both are -inf
+            self.absolute[name] = float(
+                np.abs(np.atleast_1d(ours)[differ] - np.atleast_1d(theirs)[differ]).max(initial=0)
+            )
+
+    def all_logits(self, model: PromptViTForImageClassification) -> Tensor:
+        """Predictions of the classes to come too: (B, C)."""
+        model.eval()
+        with torch.no_grad():
+            features, kd_features, _, _ = model._encode(self.images, model.query(self.images), None)
+            logits = model.head(features, self.meta["num_classes"])
+            if model.kd_head is not None:
+                kd_logits = model.kd_head(kd_features, self.meta["num_classes"])
+                logits = torch.lerp(logits, kd_logits, model.config.kd_alpha)
+            assert torch.equal(model(self.images).logits, logits[:, : model.config.seen_classes])
+        return logits
+
+    def model(self, role: str) -> PromptViTForImageClassification:
+        """Teacher or student as their .pth file, converted, saved and loaded."""
+        backbones = {"feat": role, "s_feat": "student"}
+        state = {}
+        for part, owner in backbones.items():
+            state |= {
+                f"{part}.{name}": tensor
+                for name, tensor in backbone(self.architecture(owner), self.seeds[f"{owner}_backbone"]).items()
+            }
+        for name, shape in self.shapes(role).items():
+            seed = self.seeds["student_backbone" if name.startswith("feat.") else role]
+            state[name] = torch.from_numpy(weights.tensor(name, tuple(shape), seed))
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, self.folder / f"{role}.pth")
+        model, _ = convert(
+            torch.load(self.folder / f"{role}.pth", weights_only=True),
+            role=role,
+            classes_per_task=[self.classes] * self.meta["num_tasks"],
+            tasks_seen=self.meta["task_id"] + 1,
+            ortho_weight=self.meta["ortho_weight"],
+            kd_alpha=self.meta["alpha"],
+        )
+        model.save_pretrained(self.folder / role)
+        model, info = PromptViTForImageClassification.from_pretrained(self.folder / role, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        return model
+
+    def architecture(self, role: str) -> str:
+        default = {"teacher": "vit_small_patch16_224", "student": "vit_tiny_patch16_224"}
+        return self.meta.get(role, default[role])
+
+    def shapes(self, role: str) -> dict[str, list[int]]:
+        return self.meta["shapes"][role]
+
+    def method(self, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification) -> Supervised:
+        name = self.meta["distillation"]
+        return METHODS[name](student, teacher, alpha=self.meta["alpha"], temperature=self.meta["temperature"])
+
+    def parameter(self, method: Supervised, name: str) -> tuple[nn.Parameter, int | slice]:
+        """Our parameter that holds the authors' tensor `name`, and the index of its block there."""
+        model, whole = method.student, slice(None)
+        part, _, leaf = name.partition(".")
+        if part in ("last", "kd_last"):
+            return (model.head if part == "last" else model.kd_head).get_parameter(leaf), whole
+        if part in ("clf_norm", "kd_cls_norm"):
+            return (model.head if part == "clf_norm" else model.kd_head).norm.get_parameter(leaf), whole
+        if name == "prompt.prompt_tokens":
+            return model.prompt_pool.prompts, whole
+        kind, block = re.fullmatch(r"(.+)_(\d+)", leaf).groups()
+        if part == "prompt":
+            pool, block = model.prompt_pool, int(block)
+            if kind == "g_p":
+                return pool.g_prompts, pool.g_blocks.index(block)
+            ours = {"e_p": "prompts", "e_k": "keys", "e_a": "attention"}[kind]
+            return pool.get_parameter(ours), pool.blocks.index(block)
+        if part == "kd_prompt":
+            branch = model.kd_branch
+            return (branch.token, whole) if block == "0" else (branch.prompts, int(block) - 1)
+        raise AssertionError(f"no parameter known for {name}")
+
+
+@functools.cache
+def backbone(architecture: str, seed: int) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        shapes = timm.create_model(architecture, num_classes=0).state_dict()
+    return {
+        name: torch.from_numpy(weights.tensor(f"feat.{name}", tuple(meta.shape), seed))
+        for name, meta in shapes.items()
+    }
