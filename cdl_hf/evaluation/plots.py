@@ -1,0 +1,138 @@
+"""Pictures of accuracy matrices, through matplotlib's objects alone: no pyplot, no display, no global state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .accuracy_matrix import AccuracyMatrix
+
+# told apart by colour-blind readers, and dark enough for the names written in them
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF")
+MARKERS = "osD^vPX"
+REFERENCE_COLOUR = "#666666"
+REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
+
+
+def plot_accuracy_over_tasks(
+    curves: Mapping[str, AccuracyMatrix],
+    path: str | PathLike,
+    title: str | None = None,
+    *,
+    classes_per_task: Sequence[int] | None = None,
+    references: Mapping[str, float] | None = None,
+) -> None:
+    """Draw the average accuracy over the tasks seen so far, after every task.
+
+    Args:
+        curves: matrices by name, which is written at the end of the line with the last value.
+        path: file to write; its suffix chooses the format.
+        title: above the picture.
+        classes_per_task: puts the number of classes seen on the horizontal axis, in place of the number of tasks.
+        references: horizontal lines, accuracy in % by name.
+    """
+    references = references or {}
+    averages = {name: [float(np.mean(row)) for row in matrix.rows] for name, matrix in curves.items()}
+    num_tasks = max(map(len, averages.values()))
+    steps = np.arange(1, num_tasks + 1) if classes_per_task is None else np.cumsum(classes_per_task)[:num_tasks]
+
+    figure = Figure(figsize=(6.8, 3.8))
+    axes = figure.add_subplot()
+    ends = []  # (x, value, name, colour) of what is labelled at the right
+    for index, (name, values) in enumerate(averages.items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot(steps[: len(values)], values, color=colour, marker=marker, markersize=5, linewidth=1.8)
+        ends.append((steps[len(values) - 1], values[-1], name, colour))
+    margin = 0.03 * (steps[-1] - steps[0]) or 0.5
+    for index, (name, value) in enumerate(references.items()):
+        dashes = (0, REFERENCE_DASHES[index % len(REFERENCE_DASHES)])
+        axes.axhline(value, color=REFERENCE_COLOUR, linewidth=1.2, linestyle=dashes, zorder=1)
+        ends.append((steps[-1] + margin, value, name, REFERENCE_COLOUR))
+
+    shown = [*references.values(), *(value for values in averages.values() for value in values)]
+    axes.set_ylim(max(math.floor(min(shown) / 10 - 0.2) * 10, 0), min(math.ceil(max(shown) / 10 + 0.2) * 10, 101))
+    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+    axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+    axes.set_xlabel("Tasks learnt" if classes_per_task is None else "Classes seen")
+    axes.set_ylabel("Average accuracy on seen classes (%)")
+    axes.set_title(title or "", fontsize=11)
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _label_ends(axes, sorted(ends, key=lambda end: end[1]))
+    figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write names and values in a column at the right, near the height of their values but not on one another."""
+    low, high = axes.get_ylim()
+    heights = _spread([(value - low) / (high - low) for _, value, _, _ in ends], gap=0.065)
+    for (x, value, name, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            f"{name}  {value:.1f}%",
+            xy=(x, value),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            verticalalignment="center",
+            fontsize=9.5,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2},
+        )
+
+
+def _spread(heights: list[float], gap: float) -> list[float]:
+    """Move ascending heights apart to at least `gap`, each group that would touch about its own middle."""
+    groups: list[list[float]] = []
+
+    def bottom(group: list[float]) -> float:
+        return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and bottom(groups[-1]) < bottom(groups[-2]) + gap * len(groups[-2]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [bottom(group) + gap * place for group in groups for place in range(len(group))]
+
+
+def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | PathLike) -> None:
+    """Draw the accuracy matrices side by side, on one scale of colours.
+
+    Args:
+        matrices: matrices by name, which is written above each.
+        path: file to write; its suffix chooses the format.
+    """
+    num_tasks = max(matrix.tasks_seen for matrix in matrices.values())
+    highest = max(value for matrix in matrices.values() for row in matrix.rows for value in row) or 1.0
+    colours = matplotlib.colormaps["YlGnBu"]
+    side = max(0.36 * num_tasks, 1.5)
+    figure = Figure(figsize=(len(matrices) * (side + 0.5), side), layout="constrained")
+    panels = list(figure.subplots(1, len(matrices), squeeze=False)[0])
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        cells = np.full((num_tasks, num_tasks), np.nan)
+        for i, row in enumerate(matrix.rows):
+            cells[i, : len(row)] = row
+            for j, value in enumerate(row):
+                brightness = np.dot(colours(value / highest)[:3], (0.299, 0.587, 0.114))
+                colour = "white" if brightness < 0.5 else "black"
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        image = axes.imshow(cells, cmap=colours, vmin=0, vmax=highest)
+        ticks = np.arange(num_tasks)
+        axes.set_xticks(ticks, ticks + 1, fontsize=8)
+        axes.set_yticks(ticks, ticks + 1, fontsize=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("Test images of task", fontsize=9)
+        axes.set_title(name, fontsize=11)
+    panels[0].set_ylabel("After training task", fontsize=9)
+    bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02)
+    bar.set_label("Accuracy (%)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    figure.savefig(path, dpi=200, bbox_inches="tight")
