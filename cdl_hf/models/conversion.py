@@ -84,7 +84,8 @@ def convert(
     names = list(class_names or map(str, range(num_classes)))[: settings.seen_classes]
     settings.id2label = dict(enumerate(names))
     settings.label2id = {name: i for i, name in enumerate(names)}
-    model = PromptViTForImageClassification(settings)
+    with torch.device("meta"):  # all weights are about to be replaced
+        model = PromptViTForImageClassification(settings)
 
     for name, tensor in model.state_dict().items():
         if name not in tensors:
@@ -92,7 +93,7 @@ def convert(
             tensors[name] = _take(source, THEIR_NAMES[part] + name.removeprefix(part))
         if tensors[name].shape != tensor.shape:
             raise ValueError(f"{name} must be {tuple(tensor.shape)}, but theirs is {tuple(tensors[name].shape)}")
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
     return model.eval(), sorted(source)
 
 
