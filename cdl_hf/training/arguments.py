@@ -1,0 +1,125 @@
+"""The arguments of a run. Their defaults are the bundled example's; YAML presets hold those of other data sets.
+
+Only the standard library is imported, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _argument(default, help: str, **limits):
+    metadata = {"help": help, **limits}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class StreamArguments:
+    """The stream of tasks."""
+
+    dataset: str = _argument(
+        "quickdraw100",
+        "Name of a known data set, a folder of images, a Parquet file or folder, a saved data set, or a Hub name",
+    )
+    image_column: str | None = _argument(None, "Column of the images; found by its type if not given")
+    label_column: str | None = _argument(None, "Column of the labels; found by its type if not given")
+    test_fraction: float = _argument(0.2, "Share of each class held out when there is no test split", min=0, max=1)
+    num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
+    classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
+    first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)
+    class_order: str = _argument(
+        "natural", "natural, seeded (drawn with the seed), or all labels or class names separated by commas"
+    )
+    validation_fraction: float = _argument(
+        0.0, "Share of each class's training images to hold out; the run then tests on them instead", min=0, max=0.9
+    )
+    max_samples_per_class: int | None = _argument(None, "Cap on the images of a class, for a quick look", min=1)
+
+
+@dataclass
+class ModelArguments:
+    """Teacher and student."""
+
+    teacher: str = _argument(
+        "vit_micro_quickdraw", "Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name"
+    )
+    student: str = _argument("vit_nano_quickdraw", "Backbone of the student, named in the same ways")
+    teacher_weights: str | None = _argument(None, "Local file with the weights of a timm teacher")
+    student_weights: str | None = _argument(None, "Local file with the weights of a timm student")
+    image_size: int | None = _argument(
+        None, "Side of the square images in pixels; the student's own if not given", min=1
+    )
+    normalization: Literal["backbone", "none"] = _argument(
+        "backbone", "Pixels with the mean and deviation of the student's weights, or in [0, 1] as the papers ran"
+    )
+    prompt_method: Literal["l2p", "dualprompt", "coda_prompt", "apt"] = _argument(
+        "coda_prompt", "How prompts are made, in teacher and student"
+    )
+    pool_size: int | None = _argument(None, "Prompts or components in the pool; the paper's if not given", min=1)
+    prompt_length: int | None = _argument(None, "Tokens of a prompt, half keys, half values; the paper's", min=2)
+    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks; the paper's if not given")
+    top_k: int = _argument(5, "L2P: prompts selected for an image", min=1)
+    g_prompt_length: int = _argument(6, "DualPrompt: tokens of a G-prompt", min=2)
+    g_prompt_blocks: list[int] = _argument([0, 1], "DualPrompt: blocks with a G-prompt")
+    ortho_weight: float = _argument(0.0, "CODA-Prompt: weight of the orthogonality loss", min=0)
+    ema_decay: float = _argument(0.7, "APT: share of the merged prompts kept when a task is merged", min=0, max=1)
+    query: Literal["student", "own"] = _argument(
+        "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"
+    )
+
+
+@dataclass
+class DistillationArguments:
+    """How the student learns from the teacher."""
+
+    distillation: Literal["none", "kd", "kdp"] = _argument("kdp", "Distillation method; none trains a student alone")
+    alpha: float = _argument(0.5, "Weight of the teacher's part of the loss, and of the KD head's", min=0, max=1)
+    temperature: float | None = _argument(
+        None, "Temperature of the soft loss; the method's own if not given", min=0.01
+    )
+    kd_prompt_length: int = _argument(6, "KDP: vectors of a block, half keys, half values", min=2)
+    kd_prompt_blocks: int | None = _argument(None, "KDP: leading blocks with vectors; all if not given", min=1)
+
+
+@dataclass
+class TrainingArguments:
+    """The run."""
+
+    num_epochs: int = _argument(5, "Epochs of each stage", min=1)
+    batch_size: int = _argument(32, "Images of one optimizer step, over all processes and accumulation steps", min=1)
+    eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
+    gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
+    learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
+    crop_scale: list[float] = _argument([0.4, 1.0], "Range of a random crop's share of the image")
+    horizontal_flip: float = _argument(0.5, "Probability of a mirrored training image", min=0, max=1)
+    stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
+    teacher_from: str | None = _argument(
+        None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
+    )
+    seed: int = _argument(0, "Seed of all randomness", min=0)
+    num_workers: int = _argument(0, "Processes that read images, for each training process", min=0)
+    output_dir: str | None = _argument(
+        None, "Folder for everything the run leaves; a new one under runs/ if not given"
+    )
+    overwrite: bool = _argument(False, "Replace what is in the output folder")
+    resume: bool = _argument(False, "Continue the run of the output folder from its newest checkpoint")
+    checkpoint_every: int = _argument(1000, "Optimizer steps between checkpoints, besides those after a stage", min=1)
+    report_to: Literal["none", "tensorboard", "wandb"] = _argument(
+        "none", "Where to log the metrics besides the files"
+    )
+
+    def __post_init__(self):
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two shares 0 < low <= high <= 1, got {self.crop_scale}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps})"
+            )
+        if self.teacher_from is not None and self.stages != "student":
+            raise ValueError("teacher_from brings a trained teacher: it needs stages=student")
+        if self.overwrite and self.resume:
+            raise ValueError("overwrite and resume contradict each other: choose one")
+        if self.resume and self.output_dir is None:
+            raise ValueError("resume needs output_dir, the folder of the run to continue")

@@ -1,0 +1,189 @@
+"""From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from transformers import BaseImageProcessor
+
+from ..data import TaskStream, image_processor_for, load_source
+from ..distillation import METHODS, Supervised
+from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
+from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .parser import ParsedArguments, to_dict
+from .seeds import derive_seed
+
+BUNDLED_BACKBONES = Path(str(files("cdl_hf.data") / "backbones"))
+
+
+@dataclass
+class Learners:
+    """What learns, and what prepares its images.
+
+    Args:
+        teacher: `None` where the student learns alone.
+        method: Owns the student; `None` where only a teacher is trained.
+        image_processor: Serves both models.
+        backbones: Role -> the backbone as named by the user.
+    """
+
+    teacher: PromptViTForImageClassification | None
+    method: Supervised | None
+    image_processor: BaseImageProcessor
+    backbones: dict[str, str]
+
+
+def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
+    """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
+
+    On a CPU each process takes its share of the cores: launchers leave it one thread.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=folder / "logs",
+    )
+    if accelerator.device.type == "cpu":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+    return accelerator
+
+
+def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
+    """The stream of tasks.
+
+    Raises:
+        ValueError: The data set or the split is not to be had; the message says why.
+    """
+    dataset = load_source(
+        stream_args.dataset,
+        image_column=stream_args.image_column,
+        label_column=stream_args.label_column,
+        test_fraction=stream_args.test_fraction,
+        seed=seed,
+    )
+    order: str | list = stream_args.class_order
+    if order not in ("natural", "seeded"):
+        entries = [entry.strip() for entry in order.split(",")]
+        order = [int(e) for e in entries] if all(e.isdigit() for e in entries) else entries
+    return TaskStream(
+        dataset,
+        num_tasks=stream_args.num_tasks,
+        classes_per_task=stream_args.classes_per_task,
+        first_task_classes=stream_args.first_task_classes,
+        class_order=order,
+        seed=seed,
+        validation_fraction=stream_args.validation_fraction,
+        max_samples_per_class=stream_args.max_samples_per_class,
+    )
+
+
+def resolve_backbone(name: str) -> str:
+    """The folder of a bundled backbone, any other name as it is."""
+    bundled = BUNDLED_BACKBONES / name
+    return str(bundled) if name and bundled.is_dir() else name
+
+
+def load_pair(model_args: ModelArguments) -> tuple[PretrainedBackbone, PretrainedBackbone]:
+    """Teacher's and student's backbones, for images of the same size.
+
+    Raises:
+        ValueError: A backbone cannot be loaded.
+    """
+    size = {} if model_args.image_size is None else {"img_size": model_args.image_size}
+    student = load_backbone(resolve_backbone(model_args.student), weights=model_args.student_weights, **size)
+    side = student.module.patch_embed.img_size[0]
+    teacher = load_backbone(resolve_backbone(model_args.teacher), weights=model_args.teacher_weights, **size)
+    if teacher.module.patch_embed.img_size[0] != side:
+        teacher = load_backbone(
+            resolve_backbone(model_args.teacher), weights=model_args.teacher_weights, img_size=side
+        )
+    return teacher, student
+
+
+def build_learners(
+    stream: TaskStream,
+    model_args: ModelArguments,
+    distillation_args: DistillationArguments,
+    training_args: TrainingArguments,
+) -> Learners:
+    """Teacher, student, method and image processor, their new parameters drawn from the seed.
+
+    Raises:
+        ValueError: A backbone cannot be loaded, or prompts and backbones do not fit; the message says why.
+    """
+    stages, distillation = training_args.stages, distillation_args.distillation
+    if stages == "student" and distillation != "none" and training_args.teacher_from is None:
+        raise ValueError(
+            f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_from"
+        )
+    teacher_backbone, student_backbone = load_pair(model_args)
+    prompts = {
+        "classes_per_task": stream.classes_per_task,
+        "prompt_method": model_args.prompt_method,
+        "pool_size": model_args.pool_size,
+        "prompt_length": model_args.prompt_length,
+        "prompt_blocks": model_args.prompt_blocks,
+        "top_k": model_args.top_k,
+        "g_prompt_length": model_args.g_prompt_length,
+        "g_prompt_blocks": model_args.g_prompt_blocks,
+        "ortho_weight": model_args.ortho_weight,
+        "ema_decay": model_args.ema_decay,
+    }
+    teacher = method = None
+    backbones = {}
+    if stages != "student" or training_args.teacher_from is not None:
+        set_seed(derive_seed(training_args.seed, "teacher"))
+        query = student_backbone if model_args.query == "student" and model_args.prompt_method != "apt" else None
+        teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, query, **prompts)
+        backbones["teacher"] = teacher_backbone.source
+    if stages != "teacher":
+        set_seed(derive_seed(training_args.seed, "student"))
+        method_class = METHODS[distillation]
+        student = PromptViTForImageClassification.from_backbone(
+            student_backbone,
+            **prompts,
+            kd_branch=method_class.kd_branch,
+            kd_alpha=distillation_args.alpha,
+            kd_prompt_length=distillation_args.kd_prompt_length,
+            kd_prompt_blocks=distillation_args.kd_prompt_blocks,
+        )
+        if distillation == "none":
+            method = method_class(student)
+        else:
+            method = method_class(
+                student, teacher, alpha=distillation_args.alpha, temperature=distillation_args.temperature
+            )
+        backbones["student"] = student_backbone.source
+    side = student_backbone.module.patch_embed.img_size[0]
+    data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
+    processor = image_processor_for(data_config, normalization=model_args.normalization)
+    return Learners(teacher, method, processor, backbones)
+
+
+# What a run may be resumed with differently: none of it changes the result.
+_FREE = {"output_dir", "overwrite", "resume", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
+
+
+def fingerprint(arguments: ParsedArguments, stream: TaskStream, accelerator: Accelerator) -> dict[str, Any]:
+    """Everything that decides the result of a run, to refuse a checkpoint of another one."""
+    decisive = {name: value for name, value in to_dict(arguments).items() if name not in _FREE}
+    sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
+    return {**decisive, **sizes, "num_processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+
+
+def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any]) -> None:
+    """Starts the tracker that `report_to` names, with the arguments as its configuration.
+
+    Raises:
+        ValueError: The tracker's package is not installed.
+    """
+    if args.report_to != "none":
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
+        accelerator.init_trackers("cdl_hf", config=plain)

@@ -1,0 +1,110 @@
+"""Checkpoints of a run: written whole or not at all, verified when read, the newest valid one is resumed from."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+KEPT = 2
+_STATE, _DIGEST = "state.pt", "sha256"
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What was learnt: the state of `module` without its frozen transformers, on the CPU."""
+    frozen = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, VisionTransformer))
+    return {
+        name: value.detach().cpu()
+        for name, value in module.state_dict().items()
+        if not name.startswith(frozen or "\0")
+    }
+
+
+def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts back what [`trained_state`] took.
+
+    Raises:
+        ValueError: The state is of another module.
+    """
+    expected = trained_state(module)
+    differing = sorted(expected.keys() ^ state.keys()) or sorted(
+        name for name in expected if expected[name].shape != state[name].shape
+    )
+    if differing:
+        raise ValueError(f"the saved state is of another model: {', '.join(differing[:5])} do not fit")
+    module.load_state_dict(state, strict=False)
+
+
+def backbone_digest(module: nn.Module) -> str:
+    """SHA-256 over the weights of a frozen transformer, by which a checkpoint names it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
+    """Writes `state` (tensors and plain values) as checkpoint `number` and removes all but the newest [`KEPT`].
+
+    It is written to a temporary folder, flushed to disk and renamed: a crash leaves the earlier ones untouched.
+    """
+    target = folder / f"{number:09d}"
+    temporary = folder / f".{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    torch.save(state, temporary / _STATE)
+    (temporary / _DIGEST).write_text(_file_digest(temporary / _STATE))
+    for path in (temporary / _STATE, temporary / _DIGEST, temporary):
+        _flush(path)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _flush(folder)
+    for old in _numbered(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, or `None`; a damaged one is passed over with a warning.
+
+    Nothing but tensors and plain values is unpickled.
+    """
+    for path in reversed(_numbered(folder)):
+        try:
+            if (path / _DIGEST).read_text() != _file_digest(path / _STATE):
+                raise ValueError("its checksum does not fit")
+            return torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); trying the one before it", stacklevel=2)
+    return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

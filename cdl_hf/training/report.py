@@ -1,0 +1,68 @@
+"""What a run tells: its models before, its results after."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from .. import __version__
+from ..evaluation import FORGETTING
+from .build import Learners
+from .trainer import ContinualDistillationTrainer
+
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
+
+
+def describe_models(trainer: ContinualDistillationTrainer, learners: Learners) -> str:
+    """Which backbones learn, how large they are, what is trained and how images come in."""
+    lines = []
+    for role, model in trainer.models.items():
+        total = sum(p.numel() for p in model.parameters())
+        learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines.append(f"{role}: {learners.backbones[role]}, {total:,} parameters, {learnt:,} of them learnt")
+    processor = learners.image_processor
+    side = processor.crop_size["height"]
+    pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
+    return "\n".join([*reversed(lines), f"images: {side}x{side}, pixels {pixels}"])
+
+
+def results(trainer: ContinualDistillationTrainer, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The content of `results.json`."""
+    packages = {package: version(package) for package in PACKAGES}
+    versions = {"cdl_hf": __version__, "python": platform.python_version(), **packages}
+    return {
+        "stream": trainer.stream.describe(),
+        "args": arguments,
+        "versions": versions,
+        "tested_on": "validation" if arguments["validation_fraction"] else "test",
+        **trainer.results(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Teacher against student, in words that a stranger understands."""
+    roles = [role for role in ("teacher", "student") if role in results]
+    tasks = results["stream"]["num_tasks"]
+    classes, images = len(results["stream"]["class_names"]), sum(results["stream"][results["tested_on"]])
+    metrics = {role: results[role] for role in roles}
+    rows = [
+        ("accuracy on all classes, mean over the tasks", [f"{m['average_accuracy']:.2f} %" for m in metrics.values()]),
+        ("  the same, mean over the images", [f"{m['average_accuracy_by_image']:.2f} %" for m in metrics.values()]),
+        (
+            "  the same, mean over the stages of the stream",
+            [f"{m['average_incremental_accuracy']:.2f} %" for m in metrics.values()],
+        ),
+        *(
+            (f"forgetting, definition '{name}'", [f"{m['forgetting'][name]:.2f}" for m in metrics.values()])
+            for name in FORGETTING
+        ),
+        ("parameters", [f"{m['parameters']:,}" for m in metrics.values()]),
+        ("  of them learnt", [f"{m['trainable_parameters']:,}" for m in metrics.values()]),
+        ("seconds of training", [f"{results['seconds'][role]:.0f}" for role in roles]),
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines = [
+        f"After {tasks} tasks, {classes} classes, on {images:,} {results['tested_on']} images, no task given:",
+        " " * width + "".join(f"{role:>12}" for role in roles),
+        *(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""The folder a run leaves: arguments, metrics, results, pictures, teacher and student."""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ..evaluation import AccuracyMatrix
+from .checkpointing import write_json
+
+
+class RunFolder:
+    """Paths of a run and what is written to them, by the main process only.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.processes = path, PartialState()
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def open(cls, output_dir: str | None, name: str, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
+        """The folder `output_dir`, or a new one under `runs/` that carries `name` and the time.
+
+        Raises:
+            ValueError: It is a file, or holds something and neither `overwrite` nor `resume` is set; or there is
+                nothing to resume; or it cannot be written to.
+        """
+        if output_dir is None:
+            output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+            PartialState()  # the processes must know of each other
+            (output_dir,) = broadcast_object_list([output_dir])  # one second, one folder, on every process
+        path = Path(output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {path} is a file; name a folder")
+        filled = path.is_dir() and any(path.iterdir())
+        if resume and not (path / "checkpoints").is_dir():
+            raise ValueError(f"there is nothing to resume in {path}: it has no checkpoints")
+        if filled and not (overwrite or resume):
+            raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
+        folder = cls(path)
+        folder.processes.wait_for_everyone()  # all have looked before one writes
+        if folder.processes.is_main_process:
+            try:
+                if filled and overwrite:
+                    folder._clear()
+                path.mkdir(parents=True, exist_ok=True)
+                (path / ".writable").touch()
+                (path / ".writable").unlink()
+            except OSError as error:
+                raise ValueError(f"output_dir {path} cannot be written to: {error.strerror}") from error
+        folder.processes.wait_for_everyone()
+        return folder
+
+    def _clear(self) -> None:
+        """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files."""
+        names = {"args.yaml", "args_given.json", "metrics.jsonl", "results.json", "accuracy.png", "matrices.png"}
+        folders = {"checkpoints", "states", "teacher", "student", "logs"}
+        strange = sorted(p.name for p in self.path.iterdir() if p.name not in names | folders)
+        if strange:
+            raise ValueError(
+                f"output_dir {self.path} holds what no run has left ({', '.join(strange[:5])}); nothing was removed"
+            )
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def write_arguments(self, given: dict[str, Any], resolved_yaml: str) -> None:
+        if self.processes.is_main_process:
+            write_json(self.path / "args_given.json", given)
+            (self.path / "args.yaml").write_text(resolved_yaml, encoding="utf-8")
+
+    def log(self, **values: Any) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        if self.processes.is_main_process:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def logged_bytes(self) -> int:
+        """Length of `metrics.jsonl`: what a checkpoint remembers, so that a resumed run repeats no line."""
+        metrics = self.path / "metrics.jsonl"
+        return metrics.stat().st_size if metrics.exists() else 0
+
+    def cut_log(self, length: int) -> None:
+        """Removes the lines that were written after a checkpoint."""
+        metrics = self.path / "metrics.jsonl"
+        if self.processes.is_main_process and metrics.exists():
+            with metrics.open("r+b") as file:
+                file.truncate(length)
+
+    def write_results(self, results: dict[str, Any], matrices: dict[str, AccuracyMatrix]) -> None:
+        """`results.json` and the pictures."""
+        from ..evaluation.plots import plot_accuracy_matrices, plot_accuracy_over_tasks  # matplotlib takes a second
+
+        if self.processes.is_main_process:
+            write_json(self.path / "results.json", results)
+            plot_accuracy_over_tasks(matrices, self.path / "accuracy.png")
+            plot_accuracy_matrices(matrices, self.path / "matrices.png")

@@ -1,0 +1,271 @@
+"""The continual learning of a teacher and a student over a stream of tasks."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from transformers import BaseImageProcessor
+
+from ..data import Task, TaskImages, TaskStream, test_transform, train_transform
+from ..distillation import Supervised
+from ..evaluation import AccuracyMatrix
+from ..evaluation.evaluator import Evaluator
+from ..models import PromptViTForImageClassification
+from .arguments import TrainingArguments
+from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
+from .run_folder import RunFolder
+from .seeds import derive_seed
+from .stage import StageSettings, StageState, run_stage
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+class ContinualDistillationTrainer:
+    """Per task: the teacher's stage, the student's stage, evaluation of both on all tasks seen, a checkpoint.
+
+    Args:
+        stream: The tasks.
+        method: The distillation method; it owns the student and knows the teacher.
+        teacher: The teacher; `None` where the student learns alone.
+        image_processor: What prepares test images, and what the models are saved with.
+        args: The run.
+        accelerator: Made with `split_batches=True`.
+        folder: Where the run is written.
+        fingerprint: Everything that decides the result; a checkpoint with another one is not resumed from.
+    """
+
+    def __init__(
+        self,
+        stream: TaskStream,
+        method: Supervised,
+        teacher: PromptViTForImageClassification | None,
+        image_processor: BaseImageProcessor,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        fingerprint: dict[str, Any] | None = None,
+    ):
+        self.stream, self.args, self.accelerator, self.folder = stream, args, accelerator, folder
+        self.image_processor = image_processor
+        self.fingerprint = fingerprint or {}
+        # What is trained, by role: a teacher learns as a student does that has no teacher.
+        self.modules: dict[str, Supervised] = {}
+        if teacher is not None:
+            self.modules[TEACHER] = Supervised(teacher)
+        if args.stages != TEACHER:
+            self.modules[STUDENT] = method
+        for module in self.modules.values():
+            module.to(accelerator.device)
+        self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
+        self.seconds = dict.fromkeys((*self.modules, "evaluation"), 0.0)
+        self.evaluator = Evaluator(accelerator, args.eval_batch_size, args.num_workers)
+        self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
+        self._test_images = [self._images_for_test(task) for task in stream]
+        self._start: tuple[int, str | None, StageState | None] = (0, None, None)
+        if args.teacher_from is not None:
+            self._check_teacher_states()
+
+    @property
+    def models(self) -> dict[str, PromptViTForImageClassification]:
+        """Teacher and student, the student first: its query serves both."""
+        return {role: self.modules[role].student for role in (STUDENT, TEACHER) if role in self.modules}
+
+    def train(self) -> None:
+        """Runs the whole stream, or what is left of it after [`resume`]."""
+        task_id, role, stage = self._start
+        for task in self.stream[task_id:]:
+            for next_role, module in self.modules.items():
+                if role is not None and next_role != role:
+                    continue  # a resumed run has done this stage
+                self._train_stage(task, next_role, module, stage)
+                role = stage = None
+            self._evaluate(task)
+            self._save_states(task)
+            self._checkpoint(task.index + 1, next(iter(self.modules)), None)
+
+    def _train_stage(self, task: Task, role: str, module: Supervised, state: StageState | None) -> None:
+        began = time.perf_counter()
+        model = module.student
+        if state is None:
+            set_seed(derive_seed(self.args.seed, role, task.index))
+            model.start_task(task.class_names)
+        if role == TEACHER and self.args.teacher_from is not None:
+            self._load_teacher(task)
+        else:
+            settings = StageSettings(
+                name=f"task {task.index + 1}/{len(self.stream)} {role}",
+                num_epochs=self.args.num_epochs,
+                batch_size=self.args.batch_size,
+                learning_rate=self.args.learning_rate,
+                num_workers=self.args.num_workers,
+                seed=derive_seed(self.args.seed, "order", task.index),
+            )
+
+            def on_step(take_state):
+                self.steps += 1
+                if self.steps % self.args.checkpoint_every == 0:
+                    self._checkpoint(task.index, role, take_state())
+
+            def on_epoch(values):
+                self.accelerator.log(
+                    {f"{role}/{name}": value for name, value in values.items() if name != "epoch"}, step=self.steps
+                )
+                self.folder.log(event="epoch", task=task.index, stage=role, **values)
+
+            run_stage(
+                self.accelerator,
+                module,
+                self._images_for_training(task),
+                settings,
+                start=state,
+                on_step=on_step,
+                on_epoch=on_epoch,
+            )
+            model.end_task()
+        model.eval()
+        self.seconds[role] += time.perf_counter() - began
+        roles = list(self.modules)
+        if role != roles[-1]:
+            self._checkpoint(task.index, roles[roles.index(role) + 1], None)
+
+    def _evaluate(self, task: Task) -> None:
+        began = time.perf_counter()
+        counts = self.evaluator(self.models, self._test_images[: task.index + 1])
+        self.seconds["evaluation"] += time.perf_counter() - began
+        values = {}
+        for role, matrix in self.matrices.items():
+            for j, (correct, total) in enumerate(counts[role]):
+                matrix.update(task.index, j, correct, total)
+            values[role] = {"accuracies": matrix.rows[-1], "average_accuracy": matrix.average_accuracy}
+        self.folder.log(event="evaluation", task=task.index, **values)
+        self.accelerator.log(
+            {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()},
+            step=self.steps,
+        )
+        shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in self.matrices.items())
+        classes = task.columns.stop
+        self.accelerator.print(f"task {task.index + 1}/{len(self.stream)}, {classes} classes: accuracy {shown}")
+
+    def results(self) -> dict[str, Any]:
+        """Metrics and sizes of each model, under its role."""
+        results = {"seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
+        for role, module in self.modules.items():
+            model = module.student
+            module.train()
+            results[role] = {
+                **self.matrices[role].summary(),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            }
+            module.eval()
+        return results
+
+    def save_models(self) -> None:
+        """Writes `teacher/` and `student/`: weights, configuration and image processor."""
+        for role, model in self.models.items():
+            if self.accelerator.is_main_process:
+                model.save_pretrained(self.folder.path / role)
+                self.image_processor.save_pretrained(self.folder.path / role)
+
+    def _images_for_training(self, task: Task) -> TaskImages:
+        transform = train_transform(
+            self.image_processor, tuple(self.args.crop_scale), horizontal_flip=self.args.horizontal_flip
+        )
+        return TaskImages(task.train, self.stream.label_to_column, transform, seed=self.args.seed, task=task.index)
+
+    def _images_for_test(self, task: Task) -> TaskImages:
+        """The validation images where some are held out: hyper-parameters are chosen without the test images."""
+        view = task.test if task.validation is None else task.validation
+        return TaskImages(view, self.stream.label_to_column, test_transform(self.image_processor))
+
+    def _state_path(self, run: Path, role: str, task: Task) -> Path:
+        return run / "states" / role / f"task_{task.index:03d}.safetensors"
+
+    def _save_states(self, task: Task) -> None:
+        """What each model had learnt after the task: for further students of this teacher, and to look back."""
+        if self.accelerator.is_main_process:
+            for role, model in self.models.items():
+                path = self._state_path(self.folder.path, role, task)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_file({k: v.contiguous() for k, v in trained_state(model).items()}, path)
+
+    def _check_teacher_states(self) -> None:
+        for task in self.stream:
+            path = self._state_path(Path(self.args.teacher_from), TEACHER, task)
+            if not path.is_file():
+                raise ValueError(f"teacher_from has no teacher of task {task.index + 1}: {path} is missing")
+        try:
+            self._load_teacher(self.stream[0])
+        except ValueError as error:
+            raise ValueError(
+                f"the teacher of {self.args.teacher_from} is not the one configured here: {error}"
+            ) from error
+
+    def _load_teacher(self, task: Task) -> None:
+        load_trained_state(
+            self.models[TEACHER], load_file(self._state_path(Path(self.args.teacher_from), TEACHER, task))
+        )
+
+    def _checkpoint(self, task_id: int, role: str, stage: StageState | None) -> None:
+        """Saves everything a resumed run needs; `task_id` and `role` say which stage is next or under way."""
+        if self.accelerator.is_main_process:
+            state = {
+                "task": task_id,
+                "role": role,
+                "stage": None if stage is None else vars(stage),
+                "steps": self.steps,
+                "seconds": self.seconds,
+                "logged_bytes": self.folder.logged_bytes(),
+                "matrices": {role: matrix.to_dict() for role, matrix in self.matrices.items()},
+                "class_names": {role: list(m.config.id2label.values()) for role, m in self.models.items()},
+                "tasks_seen": {role: m.config.tasks_seen for role, m in self.models.items()},
+                "modules": {role: trained_state(module) for role, module in self.modules.items()},
+                "fingerprint": self.fingerprint,
+            }
+            save_checkpoint(self.folder.checkpoints, self._checkpoint_number(state), state)
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint_number(self, state: dict[str, Any]) -> int:
+        """Grows with the run; a finished stage comes after the last step within it."""
+        return self.steps * 10 + 2 * (state["stage"] is None) + (state["role"] == STUDENT)
+
+    def resume(self) -> None:
+        """Takes up the newest whole checkpoint of the folder.
+
+        Raises:
+            ValueError: There is none, or it was made with arguments that give another result.
+        """
+        state = load_newest_checkpoint(self.folder.checkpoints)
+        if state is None:
+            raise ValueError(f"no checkpoint in {self.folder.checkpoints} is whole: there is nothing to resume from")
+        differing = {
+            name: (state["fingerprint"].get(name), value)
+            for name, value in self.fingerprint.items()
+            if state["fingerprint"].get(name) != value
+        }
+        if differing:
+            listed = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(
+                f"the run in {self.folder.path} was made with other arguments, and cannot go on: {listed}"
+            )
+        for role, module in self.modules.items():
+            load_trained_state(module, state["modules"][role])
+            config = module.student.config
+            config.tasks_seen = state["tasks_seen"][role]
+            if config.tasks_seen:
+                config.id2label = dict(enumerate(state["class_names"][role]))
+                config.label2id = {name: i for i, name in config.id2label.items()}
+            module.eval()
+        self.matrices = {role: AccuracyMatrix.from_dict(matrix) for role, matrix in state["matrices"].items()}
+        self.seconds, self.steps = state["seconds"], state["steps"]
+        self.folder.cut_log(state["logged_bytes"])
+        stage = None if state["stage"] is None else StageState(**state["stage"])
+        where = "between two stages" if stage is None else f"in epoch {stage.epoch + 1}, step {stage.step}"
+        if state["task"] == len(self.stream):
+            self.accelerator.print("The run was finished; writing its results again.")
+        else:
+            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {state['role']}, {where}.")
+        self._start = (state["task"], state["role"], stage)

@@ -1,0 +1,70 @@
+"""Continual distillation learning: a teacher and a student learn a stream of tasks.
+
+accelerate launch recipes/train.py                                   # the bundled drawings
+accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
+"""
+
+import sys
+from pathlib import Path
+
+from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.training.parser import parse, refuse, to_dict, to_yaml
+
+
+def main() -> None:
+    arguments = parse((StreamArguments, ModelArguments, DistillationArguments, TrainingArguments), description=__doc__)
+    stream_args, model_args, distillation_args, args = arguments
+
+    # Only now what takes seconds to import: `--help` and mistakes are answered at once.
+    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, StageError, build, report
+
+    try:
+        # Where: the output folder, processes and devices
+        name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
+        folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
+        accelerator = build.build_accelerator(args, folder.path)
+        accelerator.print(f"Output: {folder.path}")
+
+        # What: the stream, teacher and student
+        stream = build.build_stream(stream_args, args.seed)
+        accelerator.print(stream)
+        learners = build.build_learners(stream, model_args, distillation_args, args)
+        trainer = ContinualDistillationTrainer(
+            stream,
+            learners.method,
+            learners.teacher,
+            learners.image_processor,
+            args,
+            accelerator,
+            folder,
+            fingerprint=build.fingerprint(arguments, stream, accelerator),
+        )
+        accelerator.print(report.describe_models(trainer, learners))
+        if args.resume:
+            trainer.resume()
+        folder.write_arguments(arguments.given, to_yaml(arguments))
+    except ValueError as error:  # the user's mistakes, each in one sentence
+        refuse(str(error))
+
+    # The continual learning
+    build.start_trackers(accelerator, args, to_dict(arguments))
+    try:
+        trainer.train()
+    except StageError as error:
+        sys.exit(f"Stopped: {error}. The last checkpoint is in {folder.checkpoints}.")
+    accelerator.end_training()
+
+    # What it came to
+    results = report.results(trainer, to_dict(arguments))
+    folder.write_results(results, trainer.matrices)
+    trainer.save_models()
+    # report.write_cards(trainer, learners, results)
+    accelerator.print(report.table(results))
+    accelerator.print(f"Everything is in {folder.path}: results.json, accuracy.png, and models that load with")
+    accelerator.print(
+        f'  AutoModelForImageClassification.from_pretrained("{folder.path / next(iter(trainer.models))}")'
+    )
+
+
+if __name__ == "__main__":
+    main()
