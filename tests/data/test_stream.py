@@ -1,0 +1,212 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+
+from cdl_hf.data import TaskStream
+
+from .conftest import labelled
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_natural_stream(stream_data):
+    data = stream_data(num_classes=6, train=3, test=2)
+    stream = TaskStream(data, 3)
+    assert len(stream) == 3 and stream.classes_per_task == [2, 2, 2]
+    assert stream.class_names == ["c0", "c1", "c2", "c3", "c4", "c5"]
+    assert stream.label_to_column.tolist() == [0, 1, 2, 3, 4, 5]
+    task = stream[1]
+    assert (task.index, task.columns, task.class_names, task.validation) == (1, range(2, 4), ["c2", "c3"], None)
+    assert task.train["label"][:] == [2, 3] * 3 and task.test["label"][:] == [2, 3] * 2
+    assert task.train.data.nbytes == data["train"].data.nbytes, "a view holds indices, not a copy of the rows"
+
+
+def test_ten_tasks_unless_told_otherwise(stream_data):
+    assert TaskStream(stream_data(20)).classes_per_task == [2] * 10
+
+
+@pytest.mark.parametrize("order", [[3, 0, 2, 1], ["c3", "c0", "c2", "c1"]])
+def test_given_class_order_makes_contiguous_columns(stream_data, order):
+    stream = TaskStream(stream_data(4), 2, class_order=order)
+    assert stream.class_names == ["c3", "c0", "c2", "c1"]
+    assert stream.label_to_column.tolist() == [1, 3, 2, 0]
+    assert set(stream[0].train["label"][:]) == {3, 0} and set(stream[1].test["label"][:]) == {2, 1}
+    for task in stream:
+        assert set(stream.label_to_column[task.train["label"][:]]) == set(task.columns)
+
+
+def test_seeded_order_is_the_one_of_published_streams(stream_data):
+    data = DatasetDict(
+        {split: labelled(list(range(100)), [str(c) for c in range(100)]) for split in ("train", "test")}
+    )
+    assert TaskStream(data, class_order="seeded", seed=1993).class_names[:8] == [
+        "68",
+        "56",
+        "78",
+        "8",
+        "23",
+        "84",
+        "90",
+        "65",
+    ]
+    assert TaskStream(data, class_order="seeded", seed=1).class_names[:3] != ["68", "56", "78"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sizes"),
+    [
+        ({"num_tasks": 1}, [10]),
+        ({"num_tasks": 10}, [1] * 10),
+        ({"classes_per_task": 5}, [5, 5]),
+        ({"classes_per_task": 5, "num_tasks": 2}, [5, 5]),
+        ({"num_tasks": 3, "first_task_classes": 4}, [4, 3, 3]),
+        ({"classes_per_task": 2, "first_task_classes": 6}, [6, 2, 2]),
+        ({"classes_per_task": 2, "first_task_classes": 1}, [1, 2, 2, 2, 2, 1]),
+        ({"num_tasks": 1, "first_task_classes": 10}, [10]),
+        ({"classes_per_task": 3, "first_task_classes": 10}, [10]),
+        ({"num_tasks": 4}, [3, 3, 2, 2]),
+        ({"classes_per_task": 4}, [4, 4, 2]),
+        ({"num_tasks": 4, "first_task_classes": 3}, [3, 3, 2, 2]),
+    ],
+)
+def test_task_sizes(stream_data, arguments, sizes):
+    later = sizes["first_task_classes" in arguments :]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream = TaskStream(stream_data(10), **arguments)
+    assert stream.classes_per_task == sizes
+    assert [len(task.train) for task in stream] == [4 * size for size in sizes]
+    assert [len(str(warning.message)) > 0 for warning in caught] == [True] * (len(set(later)) > 1)
+    if caught:
+        assert ", ".join(map(str, sizes)) in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_tasks": 11}, "10 classes do not make 11 tasks"),
+        ({"num_tasks": 0}, "do not make 0 tasks"),
+        ({"num_tasks": 1, "first_task_classes": 4}, "10 classes, 4 of them in the first task, do not make 1 tasks"),
+        ({"num_tasks": 8, "first_task_classes": 4}, "do not make 8 tasks"),
+        ({"num_tasks": 2, "first_task_classes": 10}, "do not make 2 tasks"),
+        ({"first_task_classes": 11}, "first_task_classes is 11; expected 1 to 10"),
+        ({"classes_per_task": 0}, "classes_per_task is 0"),
+        ({"classes_per_task": 5, "num_tasks": 3}, "10 classes make 2 tasks with classes_per_task=5, not 3"),
+        ({"class_order": "random"}, "expected natural, seeded, or a list"),
+        ({"class_order": [0, 1, 2]}, "each of the 10 classes once; it has 3 entries, 3 of them"),
+        ({"class_order": [0, 0, *range(2, 10)]}, "it has 10 entries, 9 of them"),
+        ({"class_order": [*range(9), 10]}, "it has 10 entries, 9 of them"),
+        ({"class_order": ["c0", "cat"]}, "names that are not in the data: cat"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"max_samples_per_class": 0}, "max_samples_per_class is 0"),
+    ],
+)
+def test_wrong_arguments(stream_data, arguments, message):
+    with pytest.raises(ValueError) as error:
+        TaskStream(stream_data(10), **arguments)
+    assert message in str(error.value)
+
+
+def test_classes_without_images_are_named_before_training():
+    names = [f"c{label}" for label in range(10)]
+    every, some = labelled(list(range(10)), names), labelled([0, 1, 2], names)
+    with pytest.raises(ValueError, match="No train images of 7 classes: c3, c4, c5, c6, c7 and 2 more"):
+        TaskStream(DatasetDict(train=some, test=every), 2)
+    with pytest.raises(ValueError, match="No test images of 7 classes"):
+        TaskStream(DatasetDict(train=every, test=some), 2)
+
+
+def test_images_without_label_are_counted():
+    train = labelled([0, 1, -1, -1], ["a", "b"])
+    with pytest.raises(ValueError, match="2 of 4 images have a negative label"):
+        TaskStream(DatasetDict(train=train, test=train), 2)
+
+
+def image_ids(view):
+    return view["id"][:]
+
+
+def with_ids(data):
+    return DatasetDict({split: rows.add_column("id", list(range(len(rows)))) for split, rows in data.items()})
+
+
+def test_validation_is_a_stratified_part_of_training(stream_data):
+    data = with_ids(stream_data(4, train=10))
+    stream = TaskStream(data, 2, validation_fraction=0.3)
+    for task in stream:
+        for label in {*task.train["label"][:]}:
+            assert task.train["label"][:].count(label) == 7 and task.validation["label"][:].count(label) == 3
+    train = [row for task in stream for row in image_ids(task.train)]
+    validation = [row for task in stream for row in image_ids(task.validation)]
+    assert sorted(train + validation) == list(range(40))
+    assert [len(task.test) for task in stream] == [4, 4]
+
+
+def test_choices_depend_on_the_seed_alone(stream_data):
+    data = with_ids(stream_data(4, train=30))
+
+    def chosen(**arguments):
+        stream = TaskStream(data, validation_fraction=0.5, max_samples_per_class=20, **arguments)
+        return sorted(row for task in stream for row in image_ids(task.validation))
+
+    first = chosen(num_tasks=2, seed=5)
+    np.random.seed(0)
+    assert chosen(num_tasks=2, seed=5) == first
+    assert chosen(num_tasks=4, seed=5, class_order=[2, 0, 1, 3]) == first
+    assert chosen(num_tasks=2, seed=6) != first
+
+
+def test_validation_leaves_a_training_image():
+    data = labelled([0, 0, 0, 1], ["a", "b"])
+    stream = TaskStream(DatasetDict(train=data, test=data), 2, validation_fraction=0.9)
+    assert [(len(task.train), len(task.validation)) for task in stream] == [(1, 2), (1, 0)]
+
+
+def test_cap_on_samples_of_a_class(stream_data):
+    stream = TaskStream(stream_data(4, train=10, test=3), 2, max_samples_per_class=2)
+    assert all(sorted(task.train["label"][:]) == sorted([*task.columns] * 2) for task in stream)
+    assert all(sorted(task.test["label"][:]) == sorted([*task.columns] * 2) for task in stream)
+    stream = TaskStream(stream_data(4, train=10, test=3), 2, max_samples_per_class=5, validation_fraction=0.2)
+    assert [(len(task.train), len(task.validation), len(task.test)) for task in stream] == [(8, 2, 6)] * 2
+
+
+def test_it_is_a_sliceable_sequence(stream_data):
+    stream = TaskStream(stream_data(6), 3, class_order=[5, 4, 3, 2, 1, 0])
+    head, tail = stream[:2], stream[1:]
+    assert isinstance(head, TaskStream) and len(head) == 2 and list(head) == [stream[0], stream[1]]
+    assert head.class_names == ["c5", "c4", "c3", "c2"] and head.classes_per_task == [2, 2]
+    assert [task.index for task in tail] == [1, 2] and tail.class_names == stream.class_names
+    assert stream[-1].columns == range(4, 6) and len(stream) == 3
+    with pytest.raises(IndexError):
+        stream[3]
+    assert stream[:0].class_names == []
+
+
+def test_description_and_text(stream_data):
+    stream = TaskStream(stream_data(6, train=4, test=2), 3, class_order="seeded", seed=2, validation_fraction=0.25)
+    about = json.loads(json.dumps(stream[:2].describe()))
+    assert about == {
+        "source": None,
+        "class_order": "seeded",
+        "seed": 2,
+        "validation_fraction": 0.25,
+        "max_samples_per_class": None,
+        "num_tasks": 2,
+        "classes_per_task": [2, 2],
+        "class_names": stream.class_names[:4],
+        "train": [6, 6],
+        "validation": [2, 2],
+        "test": [4, 4],
+    }
+    assert str(stream).splitlines()[1:] == [
+        "  6 classes in order of seed 2, 3 tasks of 2",
+        "  images: 18 train, 6 validation, 12 test",
+    ]

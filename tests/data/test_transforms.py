@@ -1,0 +1,133 @@
+import numpy as np
+import PIL.Image
+import pytest
+import timm.data
+import torch
+from transformers import AutoImageProcessor, CLIPImageProcessor
+
+from cdl_hf.data import image_processor_for, test_transform, train_transform
+
+from .conftest import noise
+
+BACKBONE = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "mean": (0.48, 0.45, 0.40),
+    "std": (0.22, 0.26, 0.31),
+}
+# one that differs in every way that matters from the last
+CASES = [
+    (BACKBONE, "backbone"),
+    (BACKBONE, "none"),
+    (BACKBONE | {"interpolation": "bilinear", "crop_pct": 1.0}, "backbone"),
+    (BACKBONE | {"interpolation": "nearest"}, "backbone"),
+    (BACKBONE | {"crop_mode": "squash"}, "backbone"),
+    (BACKBONE | {"input_size": (3, 24, 40)}, "backbone"),
+]
+SIZES = [(28, 28), (32, 32), (35, 35), (71, 50), (33, 120), (5, 7), (1, 9), (64, 65)]
+
+
+def official(processor, image):
+    return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+@pytest.mark.parametrize(("cfg", "normalization"), CASES)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_test_transform_is_the_processor(cfg, normalization, mode):
+    processor = image_processor_for(cfg, normalization)
+    transform = test_transform(processor)
+    for size in SIZES:
+        image = noise(1, size, mode)
+        ours, theirs = transform(image), official(processor, image)
+        assert ours.dtype == theirs.dtype == torch.float32 and ours.is_contiguous()
+        assert ours.shape == theirs.shape == cfg["input_size"]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "CMYK"])
+def test_other_modes_too(mode):
+    processor = image_processor_for(BACKBONE)
+    image = noise(1, (40, 30), "RGBA").convert(mode)
+    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
+
+
+def test_transparent_grey():
+    processor = image_processor_for(BACKBONE)
+    image = noise(1, (40, 30), "L")
+    image.info["transparency"] = 7
+    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("cfg", "normalization"), CASES)
+def test_reloaded_processor_is_the_same(tmp_path, cfg, normalization):
+    image_processor_for(cfg, normalization).save_pretrained(tmp_path)
+    reloaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(reloaded, CLIPImageProcessor)
+    image = noise(2, (50, 41), "RGB")
+    expected = official(image_processor_for(cfg, normalization), image)
+    assert torch.equal(official(reloaded, image), expected)
+    torch.testing.assert_close(test_transform(reloaded)(image), expected, rtol=0, atol=1e-6)
+    torch.manual_seed(0)
+    augmented = train_transform(reloaded)(image)
+    torch.manual_seed(0)
+    assert torch.equal(augmented, train_transform(image_processor_for(cfg, normalization))(image))
+
+
+def test_normalization():
+    white = PIL.Image.new("RGB", (32, 32), "white")
+    assert official(image_processor_for(BACKBONE, "none"), white).unique().tolist() == [1.0]
+    expected = [(1 - mean) / std for mean, std in zip(BACKBONE["mean"], BACKBONE["std"], strict=True)]
+    normalized = official(image_processor_for(BACKBONE), white)
+    assert normalized[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="expected backbone or none"):
+        image_processor_for(BACKBONE, "imagenet")
+
+
+def test_resize_before_crop_follows_timm():
+    assert image_processor_for({"input_size": (3, 224, 224), "crop_pct": 0.9}).size == {"shortest_edge": 248}
+    assert image_processor_for({"input_size": (3, 224, 224)}).size == {"shortest_edge": 256}
+    assert image_processor_for({"crop_pct": 1.0}).crop_size == {"height": 224, "width": 224}
+    with pytest.raises(ValueError, match="crop_mode is 'border'"):
+        image_processor_for({"crop_mode": "border"})
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_same_as_timms_own_pipeline_but_for_rounding(crop_mode):
+    # an even margin, 40 - 36: of an odd one timm leaves the larger half at the other side
+    cfg = BACKBONE | {"input_size": (3, 36, 36), "crop_mode": crop_mode}
+    config = timm.data.resolve_data_config(pretrained_cfg=cfg)
+    gradient = np.linspace(0, 255, 60 * 50 * 3).reshape(60, 50, 3).astype(np.uint8)
+    image = PIL.Image.fromarray(gradient)
+    theirs = timm.data.create_transform(**config)(image)
+    # PIL and torch round a resampled 8-bit pixel differently by one step at most, here 1 / (255 * 0.22)
+    torch.testing.assert_close(official(image_processor_for(cfg), image), theirs, rtol=0, atol=0.02)
+
+
+def test_training_without_chance_is_a_resize():
+    processor = image_processor_for(BACKBONE | {"crop_pct": 1.0})
+    transform = train_transform(processor, crop_scale=(1, 1), crop_ratio=(1, 1), horizontal_flip=0)
+    for mode in ("L", "RGB"):
+        image = noise(3, (45, 45), mode)
+        torch.testing.assert_close(transform(image), official(processor, image), rtol=0, atol=1e-6)
+        flipped = train_transform(processor, crop_scale=(1, 1), crop_ratio=(1, 1), horizontal_flip=1)(image)
+        assert torch.equal(flipped, transform(image).flip(-1))
+
+
+def test_random_crops_have_the_size_and_shape_asked_for():
+    """On an image whose red is its column and whose green is its row, a crop shows what it was cut from."""
+    ramp = np.zeros((200, 200, 3), dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(200)[None], np.arange(200)[:, None]
+    processor = image_processor_for({"input_size": (3, 50, 50), "interpolation": "bilinear"}, "none")
+    transform = train_transform(processor, crop_scale=(0.25, 0.5), crop_ratio=(0.8, 1.25))
+    areas, ratios, flips = [], [], 0
+    for _ in range(300):
+        pixels = transform(PIL.Image.fromarray(ramp)) * 255
+        # mean difference of neighbours, times the number of pixels = extent in the image
+        width, height = pixels[0].diff(dim=1).mean().item() * 50, pixels[1].diff(dim=0).mean().item() * 50
+        flips += width < 0
+        areas.append(abs(width) * height / 200**2)
+        ratios.append(abs(width) / height)
+    assert 0.23 < min(areas) < 0.28 and 0.46 < max(areas) < 0.52
+    assert 0.76 < min(ratios) < 0.85 and 1.18 < max(ratios) < 1.31
+    assert 110 < flips < 190
