@@ -308,7 +308,7 @@ def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], d
     page = argparse.ArgumentParser(
         usage="%(prog)s [--config FILE.yaml] [--argument value ...]",
         description=description,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=119),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=119),
     )
     page.add_argument("--config", metavar="FILE.yaml", help="sets defaults, which the command line overrides")
     for argument_class in argument_classes:

@@ -259,11 +259,15 @@ def test_one_message_a_node(monkeypatch, capsys):
 
 def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse((*CLASSES, OutputArguments), ["--nonsense", "--help"], description="Trains a model.")
+        parse(
+            (*CLASSES, OutputArguments),
+            ["--nonsense", "--help"],
+            description="Trains a model.\n\n    train.py --alpha 1",
+        )
     assert stop.value.code == 0
     page = capsys.readouterr().out
     for text in (
-        "Trains a model.",
+        "Trains a model.\n\n    train.py --alpha 1\n",
         "--config FILE.yaml",
         "--teacher STR",
         "a model, 100% of it (default: bundled)",
