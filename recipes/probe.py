@@ -1,0 +1,98 @@
+"""How good are a frozen backbone's features on a data set, without any prompts?
+
+    python recipes/probe.py --backbone cdl_hf/data/backbones/vit_micro_quickdraw --dataset quickdraw100
+
+Trains a linear classifier and a nearest-class-mean classifier on the class tokens of the training images, with all
+classes at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cdl_hf.data.images import TaskImages
+from cdl_hf.data.sources import SourceError, load_source
+from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.models.backbones import load_backbone
+from cdl_hf.training.parser import parse, refuse
+
+RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
+
+
+@dataclass
+class ProbeArguments:
+    """Backbone and data."""
+
+    backbone: str = field(metadata={"help": "folder of a saved backbone, or a timm name with its tag"})
+    dataset: str = field(default="quickdraw100", metadata={"help": "a known data set, a local path or a Hub name"})
+    batch_size: int = field(default=256, metadata={"help": "images a forward pass", "min": 1})
+
+
+def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256) -> dict[str, float]:
+    """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features."""
+    splits = load_source(dataset)
+    classes = splits["train"].features["label"].num_classes
+    transform = test_transform(image_processor_for(backbone.pretrained_cfg))
+    (x, y), (x_test, y_test) = (
+        _features(backbone, TaskImages(splits[split], np.arange(classes), transform), batch_size)
+        for split in ("train", "test")
+    )
+    means = torch.stack([F.normalize(x[y == label], dim=1).mean(0) for label in range(classes)])
+    nearest = (F.normalize(x_test, dim=1) @ F.normalize(means, dim=1).T).argmax(1)
+    linear = _linear(x, y, x_test, classes)
+    return {
+        "linear_probe": 100 * (linear == y_test).float().mean().item(),
+        "nearest_class_mean": 100 * (nearest == y_test).float().mean().item(),
+    }
+
+
+@torch.inference_mode()
+def _features(backbone, images: TaskImages, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a head reads (n, D), and the labels (n,)."""
+    device = next(backbone.parameters()).device
+    backbone.eval()
+    features, labels = [], []
+    for batch in tqdm(DataLoader(images, batch_size), desc="features", leave=False):
+        tokens = backbone.forward_features(batch["pixel_values"].to(device))
+        features.append(backbone.forward_head(tokens, pre_logits=True).float().cpu())
+        labels.append(batch["labels"])
+    return torch.cat(features), torch.cat(labels)
+
+
+def _linear(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int) -> torch.Tensor:
+    """Predictions of multinomial logistic regression on standardised features, trained to convergence."""
+    x, x_test = x.clone(), x_test.clone()  # out of inference mode
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    head = torch.nn.Linear(x.shape[1], classes)
+    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(x), y) + RIDGE / 2 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return head(x_test).argmax(1)
+
+
+def main():
+    (args,) = parse((ProbeArguments,), description=__doc__)
+    try:
+        backbone = load_backbone(args.backbone).module
+        accuracy = probe(backbone, args.dataset, args.batch_size)
+    except (SourceError, ValueError) as error:
+        refuse(str(error))
+    print(f"{args.backbone} on {args.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
+    print(f"linear probe {accuracy['linear_probe']:.1f} %, nearest class mean {accuracy['nearest_class_mean']:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
