@@ -262,12 +262,12 @@ def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
         parse(
             (*CLASSES, OutputArguments),
             ["--nonsense", "--help"],
-            description="Trains a model.\n\n    train.py --alpha 1",
+            description="Trains a model.\n\n    train.py --seed 1",
         )
     assert stop.value.code == 0
     page = capsys.readouterr().out
     for text in (
-        "Trains a model.\n\n    train.py --alpha 1\n",
+        "Trains a model.\n\n    train.py --seed 1\n",
         "--config FILE.yaml",
         "--teacher STR",
         "a model, 100% of it (default: bundled)",
