@@ -147,6 +147,7 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Mod
 def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: list[str]) -> None:
     """Writes `folder`/network and, without classifier and in half precision, `folder`/backbone."""
     label_names = {"label_names": names}
+    network.to(memory_format=torch.contiguous_format)
     for name in ("network", "backbone"):
         if name == "backbone":
             network.reset_classifier(0)
