@@ -43,6 +43,9 @@ class AccuracyMatrix:
     """R[i,j], the accuracy in % on task j's test images after training task i, kept as integer counts.
 
     All figures are over the tasks trained so far, so that a run that stopped early has them too.
+
+    Args:
+        num_tasks: N, the tasks of the whole stream.
     """
 
     def __init__(self, num_tasks: int):
@@ -76,21 +79,26 @@ class AccuracyMatrix:
         return self.tasks_seen - 1
 
     @property
+    def average_accuracies(self) -> list[float]:
+        """After every task, the mean over the tasks seen by then in %, each task with equal weight."""
+        self._last()
+        return [float(np.mean(row)) for row in self.rows]
+
+    @property
     def average_accuracy(self) -> float:
-        """A_N in %: mean over the tasks seen, each task with equal weight."""
-        return float(np.mean(self.rows[self._last()]))
+        """A_N in %: the mean over all tasks seen, each task with equal weight."""
+        return self.average_accuracies[-1]
 
     @property
     def average_accuracy_by_image(self) -> float:
-        """A_N in %: each test image with equal weight."""
+        """A_N in %, each test image with equal weight."""
         last = self._last()
         return float(100 * self._correct[last].sum() / self._total[last].sum())
 
     @property
     def average_incremental_accuracy(self) -> float:
         """Mean over i of the average accuracy after task i, in %."""
-        self._last()
-        return float(np.mean([np.mean(row) for row in self.rows]))
+        return float(np.mean(self.average_accuracies))
 
     def forgetting(self, definition: str) -> float:
         """Forgetting by one of the definitions in `FORGETTING`, in percentage points; 0 after a single task."""
@@ -98,6 +106,7 @@ class AccuracyMatrix:
         return FORGETTING[definition](self.rows)
 
     def summary(self) -> dict:
+        """All figures in plain numbers, as results.json has them."""
         return {
             "accuracy_matrix": self.rows,
             "average_accuracy": self.average_accuracy,

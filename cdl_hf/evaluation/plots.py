@@ -37,7 +37,7 @@ def plot_accuracy_over_tasks(
         references: horizontal lines, accuracy in % by name.
     """
     references = references or {}
-    averages = {name: [float(np.mean(row)) for row in matrix.rows] for name, matrix in curves.items()}
+    averages = {name: matrix.average_accuracies for name, matrix in curves.items()}
     num_tasks = max(map(len, averages.values()))
     steps = np.arange(1, num_tasks + 1) if classes_per_task is None else np.cumsum(classes_per_task)[:num_tasks]
 

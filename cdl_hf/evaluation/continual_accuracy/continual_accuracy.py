@@ -64,7 +64,7 @@ class ContinualAccuracy(evaluate.Metric):
             matrix.update(after, task, right, total)
         if matrix.tasks_seen < matrix.num_tasks:
             raise ValueError(
-                f"Predictions of some task up to {matrix.tasks_seen} are missing for after_task={matrix.tasks_seen}; "
+                f"Not all of tasks 0 to {matrix.tasks_seen} have predictions with after_task={matrix.tasks_seen}; "
                 "after every task, evaluate all tasks seen by then."
             )
         return matrix.summary()

@@ -1,0 +1,122 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cdl_hf.evaluation import FORGETTING, AccuracyMatrix
+
+
+def matrix_of(rows, num_tasks=None):
+    """The matrix of these accuracies in %, each counted on 100 images."""
+    matrix = AccuracyMatrix(num_tasks or len(rows))
+    for after_task, row in enumerate(rows):
+        for task, accuracy in enumerate(row):
+            matrix.update(after_task, task, accuracy, 100)
+    return matrix
+
+
+# (R, A_N, average incremental accuracy, forgetting), worked out by hand
+BY_HAND = [
+    # one task: nothing can be forgotten
+    ([[40]], 40, 40, {"cdl": 0, "max": 0, "bwt": 0, "coda": 0}),
+    # A = (50 + 100) / 2; AIA = (100 + 75) / 2; cdl = (50 + 0) / 2; the others see the first task alone
+    ([[100], [50, 100]], 75, 87.5, {"cdl": 25, "max": 50, "bwt": -50, "coda": 50}),
+    # A = (70 + 50 + 40) / 3; AIA = (80 + 150 / 2 + 160 / 3) / 3 = 625 / 9
+    # cdl = (10 + 10 + 0) / 3; max = ((90 - 70) + (60 - 50)) / 2; bwt = (-10 - 10) / 2
+    # coda = ((80 - 90) + ((90 - 70) + (60 - 50)) / 2) / 2 = (-10 + 15) / 2
+    ([[80], [90, 60], [70, 50, 40]], 160 / 3, 625 / 9, {"cdl": 20 / 3, "max": 15, "bwt": -10, "coda": 2.5}),
+    # later tasks help earlier ones. A = 245 / 3; AIA = (50 + 65 + 245 / 3) / 3 = 590 / 9
+    # cdl = (-30 - 5 + 0) / 3; max: the best is the last, 0; bwt = (30 + 5) / 2; coda = (-10 + (-20 - 5) / 2) / 2
+    ([[50], [60, 70], [80, 75, 90]], 245 / 3, 590 / 9, {"cdl": -35 / 3, "max": 0, "bwt": 17.5, "coda": -11.25}),
+    # four tasks. A = (10 + 30 + 20 + 60) / 4; AIA = (90 + 75 + 60 + 30) / 4
+    # cdl = (80 + 50 + 50 + 0) / 4; max = ((90 - 10) + (80 - 30) + (70 - 20)) / 3; bwt = -(80 + 50 + 50) / 3
+    # coda = (20 + ((70 - 50) + (80 - 60)) / 2 + ((50 - 10) + (60 - 30) + (70 - 20)) / 3) / 3 = (20 + 20 + 40) / 3
+    (
+        [[90], [70, 80], [50, 60, 70], [10, 30, 20, 60]],
+        30,
+        63.75,
+        {"cdl": 45, "max": 60, "bwt": -60, "coda": 80 / 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "average", "incremental", "forgetting"), BY_HAND)
+def test_by_hand(rows, average, incremental, forgetting):
+    matrix = matrix_of(rows)
+    assert matrix.rows == rows
+    assert matrix.average_accuracy == pytest.approx(average)
+    assert matrix.average_incremental_accuracy == pytest.approx(incremental)
+    assert {name: matrix.forgetting(name) for name in FORGETTING} == pytest.approx(forgetting)
+    assert {name: definition(rows) for name, definition in FORGETTING.items()} == pytest.approx(forgetting)
+
+
+def test_definitions_differ_on_one_matrix():
+    values = {name: definition([[80], [90, 60], [70, 50, 40]]) for name, definition in FORGETTING.items()}
+    assert list(values) == ["cdl", "max", "bwt", "coda"] and len(set(values.values())) == 4
+
+
+def test_tasks_and_images_weigh_differently():
+    matrix = AccuracyMatrix(2)
+    matrix.update(0, 0, 3, 3)
+    matrix.update(1, 0, 1, 3)
+    matrix.update(1, 1, 9, 10)
+    assert matrix.rows == [[100], [pytest.approx(100 / 3), 90]]
+    assert matrix.average_accuracy == pytest.approx((100 / 3 + 90) / 2)
+    assert matrix.average_accuracy_by_image == pytest.approx(100 * 10 / 13)
+
+
+def test_counts_add_up_over_batches():
+    matrix = AccuracyMatrix(1)
+    matrix.update(0, 0, 2, 3)
+    matrix.update(0, 0, 1, 7)
+    assert matrix.rows == [[30]] and isinstance(matrix.rows[0][0], float)
+
+
+def test_a_run_that_stopped_has_figures_over_the_tasks_seen():
+    """After two of three tasks of the matrix above: cdl = (-10 + 0) / 2, max = 90 - 90, bwt = 10, coda = -10."""
+    matrix = matrix_of([[80], [90, 60]], num_tasks=3)
+    matrix.update(2, 0, 70, 100)  # stopped within the third evaluation: that row does not count yet
+    assert matrix.tasks_seen == 2 and matrix.rows == [[80], [90, 60]]
+    assert matrix.summary() == {
+        "accuracy_matrix": [[80], [90, 60]],
+        "average_accuracy": 75,
+        "average_accuracy_by_image": 75,
+        "average_incremental_accuracy": 77.5,
+        "forgetting": {"cdl": -5, "max": 0, "bwt": 10, "coda": -10},
+    }
+
+
+def test_state_goes_through_json():
+    matrix = matrix_of([[80], [90, 60]], num_tasks=3)
+    copy = AccuracyMatrix.from_dict(json.loads(json.dumps(matrix.to_dict())))
+    assert copy.summary() == matrix.summary() and copy.num_tasks == 3
+    copy.update(2, 0, 1, 1)
+    assert matrix.to_dict()["total"][2][0] == 0, "a copy shares nothing"
+    assert json.loads(json.dumps(matrix.summary())) == matrix.summary()
+
+
+@pytest.mark.parametrize("entry", [(0, 1), (2, 0), (-1, -1), (1, -1)])
+def test_entries_outside_are_refused(entry):
+    with pytest.raises(ValueError, match="No entry"):
+        AccuracyMatrix(2).update(*entry, 1, 1)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (-1, 1)])
+def test_impossible_counts_are_refused(counts):
+    with pytest.raises(ValueError, match="cannot be"):
+        AccuracyMatrix(2).update(0, 0, *counts)
+
+
+def test_empty_matrix_has_no_figures():
+    matrix = AccuracyMatrix(2)
+    assert matrix.rows == []
+    for figure in (AccuracyMatrix.summary, lambda matrix: matrix.average_accuracy, lambda m: m.forgetting("max")):
+        with pytest.raises(ValueError, match="empty"):
+            figure(matrix)
+
+
+def test_importing_is_cheap():
+    code = "import sys, cdl_hf.evaluation; print(*sorted({'evaluate', 'matplotlib', 'datasets'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

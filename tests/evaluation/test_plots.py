@@ -1,0 +1,137 @@
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from cdl_hf.evaluation import AccuracyMatrix
+from cdl_hf.evaluation.plots import _spread, plot_accuracy_matrices, plot_accuracy_over_tasks
+
+
+def matrix(num_tasks, start=80, slope=2, seen=None):
+    """R[i,j] = start - slope (i - j) %."""
+    made = AccuracyMatrix(num_tasks)
+    for i in range(seen or num_tasks):
+        for j in range(i + 1):
+            made.update(i, j, max(start - slope * (i - j), 0), 100)
+    return made
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written."""
+    figures = []
+    savefig = Figure.savefig
+
+    def remember(self, *arguments, **settings):
+        figures.append(self)
+        savefig(self, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return figures
+
+
+def colours_in(path):
+    return len(PIL.Image.open(path).convert("RGB").getcolors(10**6))
+
+
+def boxes(figure, texts):
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    return [Text.get_window_extent(text, renderer) for text in texts]  # not an annotation's, which has its arrow in it
+
+
+@pytest.mark.parametrize(("num_tasks", "seen"), [(1, 1), (2, 2), (10, 10), (20, 20), (20, 7)])
+def test_curves(tmp_path, drawn, num_tasks, seen):
+    curves = {"teacher": matrix(num_tasks, 90, 1, seen), "student": matrix(num_tasks, 60, 3, seen)}
+    plot_accuracy_over_tasks(
+        curves, tmp_path / "curves.png", "Title", classes_per_task=[5] * num_tasks, references={"nearest mean": 42}
+    )
+    assert colours_in(tmp_path / "curves.png") > 10
+    (axes,) = drawn[0].axes
+    for line, made in zip(axes.lines, curves.values(), strict=False):
+        assert line.get_xdata().tolist() == [5 * (i + 1) for i in range(seen)]
+        assert line.get_ydata() == pytest.approx([np.mean(row) for row in made.rows])
+    assert {text.get_text() for text in axes.texts} == {
+        f"teacher  {curves['teacher'].average_accuracy:.1f}%",
+        f"student  {curves['student'].average_accuracy:.1f}%",
+        "nearest mean  42.0%",
+    }
+    low, high = axes.get_ylim()
+    assert all(low <= value <= high for line in axes.lines for value in line.get_ydata())
+    assert 1 <= len(axes.get_xticks()) <= 10 and axes.get_xticks()[0] == 5 * seen
+    assert axes.get_title() == "Title" and axes.get_xlabel() == "Classes seen" and "%" in axes.get_ylabel()
+
+
+def test_labels_stand_beside_the_data_and_apart(tmp_path, drawn):
+    curves = {f"method {index}": matrix(5, 80 - index % 2, 1) for index in range(7)}
+    plot_accuracy_over_tasks(curves, tmp_path / "curves.png")
+    (axes,) = drawn[0].axes
+    found = boxes(drawn[0], axes.texts)
+    assert len(found) == 7 and all(box.x0 > axes.bbox.x1 for box in found)
+    for one, other in itertools.combinations(found, 2):
+        assert one.y1 <= other.y0 or other.y1 <= one.y0
+    assert axes.get_xlabel() == "Tasks learnt"
+
+
+@pytest.mark.parametrize("num_tasks", [1, 10, 20])
+def test_matrices(tmp_path, drawn, num_tasks):
+    matrices = {"teacher": matrix(num_tasks, 90, 1), "student": matrix(num_tasks, 60, 3, seen=(num_tasks + 1) // 2)}
+    plot_accuracy_matrices(matrices, tmp_path / "matrices.png")
+    assert colours_in(tmp_path / "matrices.png") > 10
+    *panels, bar = drawn[0].axes
+    assert [axes.get_title() for axes in panels] == ["teacher", "student"] and "%" in bar.get_ylabel()
+    for axes, made in zip(panels, matrices.values(), strict=True):
+        (image,) = axes.images
+        cells = image.get_array().filled(np.nan)
+        for (i, j), value in np.ndenumerate(cells):
+            assert value == made.rows[i][j] if i < made.tasks_seen and j <= i else np.isnan(value)
+        assert len(axes.texts) == sum(map(len, made.rows))
+        assert image.get_clim() == (0, 90)
+        for text in axes.texts:
+            j, i = text.get_position()
+            assert text.get_text() == f"{made.rows[i][j]:.0f}"
+        width = axes.bbox.width / num_tasks
+        assert max(box.width for box in boxes(drawn[0], axes.texts)) < width, "numbers fit their cells"
+
+
+def test_matrix_of_zeros(tmp_path, drawn):
+    plot_accuracy_matrices({"student": matrix(2, 0)}, tmp_path / "matrices.png")
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["0"] * 3
+
+
+def test_empty_matrix_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        plot_accuracy_matrices({"student": AccuracyMatrix(2)}, tmp_path / "matrices.png")
+    with pytest.raises(ValueError):
+        plot_accuracy_over_tasks({"student": AccuracyMatrix(2)}, tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_global_state():
+    code = "import sys, cdl_hf.evaluation.plots; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_suffix_chooses_the_format(tmp_path):
+    plot_accuracy_over_tasks({"student": matrix(2)}, tmp_path / "curves.pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
+        ([0.5], [0.5]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.48, 0.5, 0.9], [0.44, 0.54, 0.9]),
+        # the middle pair pushes into the first, so that all three share one middle
+        ([0.40, 0.5, 0.5], [0.46666667 - 0.1, 0.46666667, 0.46666667 + 0.1]),
+    ],
+)
+def test_spread(heights, expected):
+    assert _spread(heights, gap=0.1) == pytest.approx(expected)
