@@ -1,13 +1,10 @@
 """Continual distillation learning with prompted Vision Transformers.
 
-`import cdl_hf` is light, so that a command line answers at once. Its models are imported when they are first used, and
-made known to transformers' auto classes and pipelines when those are imported.
+`import cdl_hf` is light, so that a command line answers at once, and makes the models known to transformers: its auto
+classes and pipelines load them, whether transformers is imported before or after.
 """
 
-import sys
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from .lazy import after_import, lazy_attributes
 
 __version__ = "0.1.0"
 
@@ -20,38 +17,25 @@ _HOME = {
     "load_source": "data",
 }
 __all__ = ["__version__", *_HOME]
-
-# `pipeline` and the auto classes for models all come by way of this module of transformers.
-_AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+__getattr__ = lazy_attributes(__name__, _HOME)
 
 
-def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _register_config() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from .models.configuration_prompt_vit import PromptViTConfig
+
+    AutoConfig.register(PromptViTConfig.model_type, PromptViTConfig)
 
 
-class _RegisterWithAutoClasses(MetaPathFinder, Loader):
-    """Imports `cdl_hf.models`, which registers them, right after transformers' auto classes, whoever imports those."""
+def _register_model() -> None:
+    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name != _AUTO_CLASSES:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        self.inner, spec.loader = spec.loader, self
-        return spec
+    from .models.configuration_prompt_vit import PromptViTConfig
+    from .models.modeling_prompt_vit import PromptViTForImageClassification
 
-    def create_module(self, spec: ModuleSpec):
-        return self.inner.create_module(spec)
-
-    def exec_module(self, module) -> None:
-        module.__spec__.loader = module.__loader__ = self.inner
-        self.inner.exec_module(module)
-        import_module(".models", __name__)
+    AutoModelForImageClassification.register(PromptViTConfig, PromptViTForImageClassification)
 
 
-if _AUTO_CLASSES in sys.modules:
-    import_module(".models", __name__)
-else:
-    sys.meta_path.insert(0, _RegisterWithAutoClasses())
+after_import("transformers.models.auto.configuration_auto", _register_config)
+after_import("transformers.models.auto.modeling_auto", _register_model)

@@ -1,18 +1,13 @@
-"""What a checkpoint is: configuration, model, prompt pools and KD branches."""
+"""What a checkpoint is: configuration, model, prompt pools and KD branches. Imported when first used."""
 
-from transformers import AutoConfig, AutoModelForImageClassification
+from ..lazy import lazy_attributes
 
-from .backbones import PretrainedBackbone, load_backbone
-from .configuration_prompt_vit import PromptViTConfig
-from .modeling_prompt_vit import PromptViTForImageClassification, PromptViTOutput
-
-AutoConfig.register(PromptViTConfig.model_type, PromptViTConfig)
-AutoModelForImageClassification.register(PromptViTConfig, PromptViTForImageClassification)
-
-__all__ = [
-    "PretrainedBackbone",
-    "PromptViTConfig",
-    "PromptViTForImageClassification",
-    "PromptViTOutput",
-    "load_backbone",
-]
+_HOME = {
+    "PretrainedBackbone": "backbones",
+    "PromptViTConfig": "configuration_prompt_vit",
+    "PromptViTForImageClassification": "modeling_prompt_vit",
+    "PromptViTOutput": "modeling_prompt_vit",
+    "load_backbone": "backbones",
+}
+__all__ = list(_HOME)
+__getattr__ = lazy_attributes(__name__, _HOME)
