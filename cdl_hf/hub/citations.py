@@ -1,0 +1,87 @@
+"""BibTeX of the papers whose methods a model uses."""
+
+CITATIONS = {
+    "l2p": """\
+@inproceedings{wang2022l2p,
+  title     = {Learning to Prompt for Continual Learning},
+  author    = {Wang, Zifeng and Zhang, Zizhao and Lee, Chen-Yu and Zhang, Han and Sun, Ruoxi and Ren, Xiaoqi and
+               Su, Guolong and Perot, Vincent and Dy, Jennifer and Pfister, Tomas},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2022},
+  note      = {arXiv:2112.08654},
+}""",
+    "dualprompt": """\
+@inproceedings{wang2022dualprompt,
+  title     = {{DualPrompt}: Complementary Prompting for Rehearsal-free Continual Learning},
+  author    = {Wang, Zifeng and Zhang, Zizhao and Ebrahimi, Sayna and Sun, Ruoxi and Zhang, Han and Lee, Chen-Yu and
+               Ren, Xiaoqi and Su, Guolong and Perot, Vincent and Dy, Jennifer and Pfister, Tomas},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year      = {2022},
+  note      = {arXiv:2204.04799},
+}""",
+    "coda_prompt": """\
+@inproceedings{smith2023coda,
+  title     = {{CODA-Prompt}: {COntinual} Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning},
+  author    = {Smith, James Seale and Karlinsky, Leonid and Gutta, Vyshnavi and Cascante-Bonilla, Paola and
+               Kim, Donghyun and Arbelle, Assaf and Panda, Rameswar and Feris, Rogerio and Kira, Zsolt},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023},
+  note      = {arXiv:2211.13218},
+}""",
+    "apt": """\
+@inproceedings{chen2025apt,
+  title     = {Achieving More with Less: Additive Prompt Tuning for Rehearsal-Free Class-Incremental Learning},
+  author    = {Chen, Haoran and Wang, Ping and Zhou, Zihan and Zhang, Xu and Wu, Zuxuan and Jiang, Yu-Gang},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2025},
+  note      = {arXiv:2503.07979},
+}""",
+    "cdl": """\
+@article{zhang2024cdl,
+  title   = {Continual Distillation Learning: Knowledge Distillation in Prompt-based Continual Learning},
+  author  = {Zhang, Qifan and Guo, Yunhui and Xiang, Yu},
+  journal = {arXiv preprint arXiv:2407.13911},
+  year    = {2024},
+}""",
+    "kd": """\
+@article{hinton2015distilling,
+  title   = {Distilling the Knowledge in a Neural Network},
+  author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal = {arXiv preprint arXiv:1503.02531},
+  year    = {2015},
+}""",
+    "dkd": """\
+@inproceedings{zhao2022dkd,
+  title     = {Decoupled Knowledge Distillation},
+  author    = {Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2022},
+  note      = {arXiv:2203.08679},
+}""",
+    "fitnets": """\
+@inproceedings{romero2015fitnets,
+  title     = {{FitNets}: Hints for Thin Deep Nets},
+  author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and
+               Gatta, Carlo and Bengio, Yoshua},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2015},
+  note      = {arXiv:1412.6550},
+}""",
+    "reviewkd": """\
+@inproceedings{chen2021reviewkd,
+  title     = {Distilling Knowledge via Knowledge Review},
+  author    = {Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021},
+  note      = {arXiv:2104.09044},
+}""",
+    "deit": """\
+@inproceedings{touvron2021deit,
+  title     = {Training data-efficient image transformers \\& distillation through attention},
+  author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and
+               Sablayrolles, Alexandre and J{\\'e}gou, Herv{\\'e}},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2021},
+  note      = {arXiv:2012.12877},
+}""",
+}

@@ -1,0 +1,176 @@
+"""The model card of a run's teacher or student: its metadata for the Hub and its page, from `results.json`."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .citations import CITATIONS
+
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+PROMPT_METHODS = {"l2p": "L2P", "dualprompt": "DualPrompt", "coda_prompt": "CODA-Prompt", "apt": "APT"}
+# A name for people, and the papers to cite besides the prompt method's.
+DISTILLATION = {
+    "none": ("no distillation", ("cdl",)),
+    "kd": ("knowledge distillation of its logits (KD)", ("cdl", "kd")),
+    "dkd": ("decoupled knowledge distillation (DKD)", ("cdl", "dkd")),
+    "fitnets": ("hints from its features (FitNets)", ("cdl", "fitnets", "kd")),
+    "reviewkd": ("review of its features (ReviewKD)", ("cdl", "reviewkd", "kd")),
+    "deit": ("a distillation token (DeiT)", ("cdl", "deit", "kd")),
+    "kdp": ("knowledge distillation prompts (KDP)", ("cdl", "kd")),
+    "cdl_prompt": ("prompts mapped from its own (CDL-Prompt)", ("cdl", "kd")),
+}
+METRICS = {
+    "average_accuracy": "Accuracy after the last task (%), mean over tasks: A_N",
+    "average_accuracy_by_image": "Accuracy after the last task (%), mean over images",
+    "average_incremental_accuracy": "Accuracy after each task (%), mean over the stream",
+}
+FORGETTING = {
+    "cdl": "Forgetting, CDL's definition (points)",
+    "max": "Forgetting from the best accuracy (points)",
+    "bwt": "Backward transfer (points)",
+    "coda": "Forgetting, CODA-Prompt's definition (points)",
+}
+NAMES_SHOWN = 10  # of a task's classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCardContent:
+    """What a card tells.
+
+    Args:
+        role: Which of the run's two models the card is for.
+        results: The content of `results.json`.
+        backbones: Backbone of each role, as the user named it.
+        command: The words of the command that made the model, the script's name first.
+        weights_licence: The Hub's identifier of the licence of the backbone's weights and so of the model
+            (`apache-2.0`); None if it is not known.
+        data_licence: Licence and attribution of the images, in a sentence; None if they are not known.
+        base_model: The backbone's repository on the Hub, if it has one.
+        hub_dataset: The data set's repository on the Hub, if it has one.
+    """
+
+    role: Literal["teacher", "student"]
+    results: dict[str, Any]
+    backbones: dict[str, str]
+    command: list[str]
+    weights_licence: str | None = None
+    data_licence: str | None = None
+    base_model: str | None = None
+    hub_dataset: str | None = None
+
+    @property
+    def dataset(self) -> str:
+        return portable(self.results["stream"]["source"] or "images")
+
+    @property
+    def method(self) -> str:
+        """The prompt method, and how the student learnt from the teacher if this is one that did."""
+        args = self.results["args"]
+        taught = self.role == "student" and args["distillation"] != "none"
+        return f"{args['prompt_method']}-{args['distillation']}" if taught else args["prompt_method"]
+
+    @property
+    def model_name(self) -> str:
+        return f"{self.dataset}-{self.method}-{self.role}"
+
+
+def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
+    """Writes `README.md` into the folder of a saved model; returns its path."""
+    card = ModelCard.from_template(_metadata(content), template_path=str(TEMPLATE), **_page(content))
+    path = Path(folder) / "README.md"
+    card.save(path)
+    return path
+
+
+def portable(word: str) -> str:
+    """A word of a command without what is nobody else's business: the folders of an absolute path, a token."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if re.match(r"~|[/\\]|[A-Za-z]:[/\\]", value):
+        value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return option + equals + re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", value)
+
+
+def _metadata(content: ModelCardContent) -> ModelCardData:
+    own = content.results[content.role]
+    metrics = {name: ("accuracy", label, own[name]) for name, label in METRICS.items()}
+    metrics["forgetting"] = ("forgetting", FORGETTING["cdl"], own["forgetting"]["cdl"])
+    return ModelCardData(
+        model_name=content.model_name,
+        license=content.weights_licence,
+        library_name="cdl_hf",  # not transformers: `import cdl_hf` is needed
+        pipeline_tag="image-classification",
+        tags=["continual-learning", "class-incremental-learning", "prompt-tuning", "vit", *content.method.split("-")],
+        base_model=content.base_model,
+        datasets=content.hub_dataset,
+        metrics=["accuracy"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                task_name="Class-incremental image classification",
+                dataset_type=content.hub_dataset or content.dataset,
+                dataset_name=f"{content.dataset}, {content.results['stream']['num_tasks']} tasks",
+                dataset_split=content.results["tested_on"],
+                metric_type=kind,
+                metric_name=label,
+                metric_value=round(value, 2),
+            )
+            for kind, label, value in metrics.values()
+        ],
+    )
+
+
+def _page(content: ModelCardContent) -> dict[str, Any]:
+    """What the template shows."""
+    results, stream = content.results, content.results["stream"]
+    roles = [role for role in ("teacher", "student") if role in results]
+    args = results["args"]
+    distillation, papers = DISTILLATION[args["distillation"]]
+    if content.role == "teacher":
+        papers = ("cdl",)
+    return {
+        "content": content,
+        "prompt_method": PROMPT_METHODS[args["prompt_method"]],
+        "distillation": distillation,
+        "taught": content.role == "student" and args["distillation"] != "none",
+        "backbones": {role: portable(name) for role, name in content.backbones.items()},
+        "stream": stream,
+        "num_classes": len(stream["class_names"]),
+        "num_images": {split: sum(stream[split]) for split in ("train", "validation", "test")},
+        "tested_on": results["tested_on"],
+        "tasks": _task_rows(results[content.role]["accuracy_matrix"], stream),
+        "roles": roles,
+        "comparison": _comparison([results[role] for role in roles]),
+        "command": shlex.join(portable(word) for word in content.command),
+        "versions": results["versions"],
+        "citations": [CITATIONS[key] for key in (args["prompt_method"], *papers)],
+    }
+
+
+def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each task learnt: its classes, the accuracy right after it and after the last task."""
+    rows, start = [], 0
+    for task, row in enumerate(matrix):
+        names = stream["class_names"][start : start + stream["classes_per_task"][task]]
+        start += len(names)
+        shown = ", ".join(_cell(name) for name in names[:NAMES_SHOWN])
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        rows.append({"classes": shown + more, "learnt": row[task], "last": matrix[-1][task]})
+    return rows
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a cell of a Markdown table nor becomes markup."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows of the table teacher against student: label, one figure for each."""
+    rows = [(label, [f"{model[name]:.2f}" for model in models]) for name, label in METRICS.items()]
+    rows += [(label, [f"{model['forgetting'][name]:.2f}" for model in models]) for name, label in FORGETTING.items()]
+    rows += [("Parameters", [f"{model['parameters']:,}" for model in models])]
+    rows += [("Parameters learnt on the stream", [f"{model['trainable_parameters']:,}" for model in models])]
+    return rows

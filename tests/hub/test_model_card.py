@@ -1,0 +1,243 @@
+"""Cards carry valid metadata, tell the run's figures, and their code runs."""
+
+import copy
+import re
+
+import pytest
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from PIL import Image
+
+from cdl_hf.distillation import METHODS
+from cdl_hf.evaluation import FORGETTING
+from cdl_hf.hub import model_card
+from cdl_hf.hub.citations import CITATIONS
+from cdl_hf.hub.model_card import ModelCardContent, portable, write_model_card
+from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
+from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
+
+STUDENT = {
+    "accuracy_matrix": [[80.0], [61.25, 70.0]],
+    "average_accuracy": 65.625,
+    "average_accuracy_by_image": 66.666,
+    "average_incremental_accuracy": 72.8125,
+    "forgetting": {"cdl": 9.375, "max": 18.75, "bwt": -18.75, "coda": 18.5},
+    "parameters": 1234567,
+    "trainable_parameters": 7654,
+}
+TEACHER = {**STUDENT, "average_accuracy": 71.5, "accuracy_matrix": [[90.0], [70.0, 73.0]], "parameters": 9876543}
+RESULTS = {
+    "stream": {
+        "source": "quickdraw100",
+        "class_order": "seeded",
+        "seed": 3,
+        "validation_fraction": 0.0,
+        "max_samples_per_class": None,
+        "num_tasks": 2,
+        "classes_per_task": [2, 12],
+        "class_names": ["a|b", "snow_man", *(f"class {i}" for i in range(12))],
+        "train": [800, 4000],
+        "validation": [0, 0],
+        "test": [40, 240],
+    },
+    "args": {"prompt_method": "coda_prompt", "distillation": "kdp", "output_dir": "/home/somebody/secret"},
+    "versions": {"cdl_hf": "0.1.0", "torch": "2.14.1"},
+    "tested_on": "test",
+    "teacher": TEACHER,
+    "student": STUDENT,
+}
+
+
+def content(role="student", results=RESULTS, **args):
+    results = {**results, "args": {**results["args"], **args}}
+    return ModelCardContent(
+        role=role,
+        results=results,
+        backbones={"teacher": "vit_micro_quickdraw", "student": "vit_nano_quickdraw"},
+        command=["recipes/train.py", "--prompt_method", "coda_prompt"],
+        weights_licence="cc-by-4.0",
+        data_licence="CC BY 4.0, Quick, Draw! by Google",
+    )
+
+
+@pytest.fixture
+def card(tmp_path):
+    return write_model_card(tmp_path, content()).read_text(encoding="utf-8")
+
+
+def test_metadata_are_valid(tmp_path):
+    path = write_model_card(tmp_path, content())
+    assert path == tmp_path / "README.md"
+    metadata = metadata_load(path)
+    index = metadata.pop("model-index")
+    assert metadata == {
+        "license": "cc-by-4.0",
+        "library_name": "cdl_hf",
+        "pipeline_tag": "image-classification",
+        "tags": ["continual-learning", "class-incremental-learning", "prompt-tuning", "vit", "coda_prompt", "kdp"],
+        "metrics": ["accuracy"],
+    }
+    name, figures = model_index_to_eval_results(index)
+    assert name == "quickdraw100-coda_prompt-kdp-student"
+    assert [(figure.metric_type, figure.metric_value) for figure in figures] == [
+        ("accuracy", 65.62),
+        ("accuracy", 66.67),
+        ("accuracy", 72.81),
+        ("forgetting", 9.38),
+    ]
+    assert {(f.task_type, f.dataset_type, f.dataset_split) for f in figures} == {
+        ("image-classification", "quickdraw100", "test")
+    }
+    assert ModelCard.load(path).data.eval_results == figures
+
+
+def test_hub_names_go_into_the_metadata(tmp_path):
+    given = {**vars(content()), "base_model": "timm/vit_small", "hub_dataset": "uoft-cs/cifar100"}
+    metadata = metadata_load(write_model_card(tmp_path, ModelCardContent(**given)))
+    assert (metadata["base_model"], metadata["datasets"]) == ("timm/vit_small", "uoft-cs/cifar100")
+    assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "uoft-cs/cifar100"
+
+
+def test_tells_the_run(card):
+    for text in (
+        "# quickdraw100-coda_prompt-kdp-student\n",
+        "(vit_nano_quickdraw) steered by CODA-Prompt prompts, which learnt 14 classes in\n2 tasks",
+        "A teacher (vit_micro_quickdraw) learnt every task before it",
+        "4,800 images for training,\n280 for test",
+        "| 1 | a\\|b, snow\\_man | 80.00 | 61.25 |\n",
+        "| 2 | class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9 and 2 more "
+        "| 70.00 | 70.00 |\n",
+        "| | teacher | student |\n|---|---:|---:|\n| Backbone | vit_micro_quickdraw | vit_nano_quickdraw |\n",
+        "mean over tasks: A_N | 71.50 | 65.62 |\n",
+        "| Backward transfer (points) | -18.75 | -18.75 |\n",
+        "| Parameters | 9,876,543 | 1,234,567 |\n",
+        "```\nrecipes/train.py --prompt_method coda_prompt\n```",
+        "With cdl_hf 0.1.0, torch 2.14.1.\n",
+        "- Model and backbone weights: cc-by-4.0\n- Images: CC BY 4.0, Quick, Draw! by Google\n",
+    ):
+        assert text in card
+    assert "None" not in card and "secret" not in card
+
+
+def test_tables_have_as_many_cells_in_every_row(card):
+    tables = re.findall(r"(?:^\|.*\|\n)+", card, flags=re.MULTILINE)
+    assert [len(table.splitlines()) for table in tables] == [4, 12]
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
+def test_teacher(tmp_path):
+    card = write_model_card(tmp_path, content("teacher")).read_text(encoding="utf-8")
+    assert "name: quickdraw100-coda_prompt-teacher" in card
+    assert "It taught a student (vit_nano_quickdraw)." in card
+    assert "| 1 | a\\|b, snow\\_man | 90.00 | 70.00 |" in card
+    assert 'checkpoint = "teacher"' in card
+    assert "- kdp" not in card and "hinton" not in card
+
+
+def test_student_alone(tmp_path):
+    results = {name: value for name, value in RESULTS.items() if name != "teacher"}
+    card = write_model_card(tmp_path, content(results=results, distillation="none")).read_text(encoding="utf-8")
+    assert "It learnt alone, without a teacher." in card
+    assert "## Figures\n\n| | student |\n" in card
+    assert "name: quickdraw100-coda_prompt-student" in card
+
+
+def test_unknown_licences_are_said_to_be_unknown(tmp_path):
+    given = {**vars(content()), "weights_licence": None, "data_licence": None}
+    path = write_model_card(tmp_path, ModelCardContent(**given))
+    assert path.read_text(encoding="utf-8").count("not recorded; see where") == 2
+    assert "license" not in metadata_load(path)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("/home/somebody/my images/cifar", "cifar"),
+        ("--dataset=/data/cifar/", "--dataset=cifar"),
+        ("~/runs/a", "a"),
+        ("~somebody/a", "a"),
+        (r"C:\data\cifar", "cifar"),
+        ("runs/a", "runs/a"),
+        ("../shared/a.yaml", "../shared/a.yaml"),
+        ("hf_hub:timm/vit_small", "hf_hub:timm/vit_small"),
+        ("--learning_rate=2e-3", "--learning_rate=2e-3"),
+        ("--token=hf_" + "aB3" * 11, "--token=hf_..."),
+    ],
+)
+def test_no_path_or_token_of_the_machine(word, shown, tmp_path):
+    assert portable(word) == shown
+    given = {**vars(content()), "command": ["train.py", word], "backbones": {"teacher": word, "student": word}}
+    card = write_model_card(tmp_path, ModelCardContent(**given)).read_text(encoding="utf-8")
+    assert shown in card
+    assert word == shown or word not in card
+
+
+def test_every_method_has_a_name_and_papers(tmp_path):
+    assert set(FORGETTING) == set(model_card.FORGETTING)
+    for prompt_method in PROMPT_DEFAULTS:
+        for distillation in METHODS:
+            page = content(prompt_method=prompt_method, distillation=distillation)
+            card = write_model_card(tmp_path, page).read_text(encoding="utf-8")
+            assert CITATIONS[prompt_method] in card and CITATIONS["cdl"] in card
+            assert CITATIONS.get(distillation, "") in card
+
+
+def test_students_cite_what_taught_them(tmp_path):
+    kd = {
+        name: CITATIONS["kd"] in write_model_card(tmp_path, content(distillation=name)).read_text(encoding="utf-8")
+        for name in ("none", "kd", "kdp", "dkd")
+    }
+    assert kd == {"none": False, "kd": True, "kdp": True, "dkd": False}
+
+
+@pytest.mark.parametrize(
+    ("key", "arxiv"),
+    [
+        ("l2p", "2112.08654"),
+        ("dualprompt", "2204.04799"),
+        ("coda_prompt", "2211.13218"),
+        ("apt", "2503.07979"),
+        ("cdl", "2407.13911"),
+        ("kd", "1503.02531"),
+        ("dkd", "2203.08679"),
+        ("fitnets", "1412.6550"),
+        ("reviewkd", "2104.09044"),
+        ("deit", "2012.12877"),
+    ],
+)
+def test_citations_are_whole(key, arxiv):
+    entry = CITATIONS[key]
+    assert f"arXiv:{arxiv}" in entry
+    assert entry.count("{") == entry.count("}")
+    assert all(re.search(rf"^  {field}\s+= {{.+", entry, re.MULTILINE) for field in ("title", "author", "year"))
+
+
+def test_the_code_on_the_card_runs(tmp_path, monkeypatch, card, capsys):
+    from transformers import CLIPImageProcessor
+
+    config = PromptViTConfig(
+        backbone="vit_tiny_patch16_224",
+        backbone_args={"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2},
+        classes_per_task=[2, 2],
+        prompt_method="l2p",
+        pool_size=5,
+        prompt_length=2,
+    )
+    model = PromptViTForImageClassification(config)
+    model.start_task(["ant", "bee"])
+    model.save_pretrained(tmp_path / "student")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "student")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), {})
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert {"ant", "bee"} == set(re.findall(r"'label': '(\w+)'", lines[0]))
+    assert lines[-1] == re.search(r"'label': '(\w+)'", lines[0]).group(1)
+
+
+def test_a_card_changes_nothing_it_was_given(tmp_path):
+    before = copy.deepcopy(RESULTS)
+    write_model_card(tmp_path, content())
+    assert before == RESULTS
