@@ -23,6 +23,14 @@ from cdl_hf.models.conversion import convert
 from cdl_hf.models.prefix_attention import cls_features
 
 FOLDER = Path(os.environ.get("CDL_HF_REFERENCE_FIGURES") or Path(__file__).parent / "reference_figures")
+FUSION = {  # our names of the parts of a ReviewKD layer
+    "proj1": "linear_in",
+    "norm1": "norm_in",
+    "projz": "gate",
+    "normz": "norm_gate",
+    "norm2": "norm_fused",
+    "proj2": "linear_out",
+}
 FAST = ("coda_prompt-kdp",)
 LOGITS_AND_LOSSES = 1e-4  # absolute
 GRADIENT_NORMS = 1e-3  # relative
@@ -133,12 +141,14 @@ class Case:
         for name, shape in self.shapes(role).items():
             seed = self.seeds["student_backbone" if name.startswith("feat.") else role]
             state[name] = torch.from_numpy(weights.tensor(name, tuple(shape), seed))
-        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, self.folder / f"{role}.pth")
+        file = self.folder / f"{role}.pth"
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, file)
         model, _ = convert(
-            torch.load(self.folder / f"{role}.pth", weights_only=True),
+            torch.load(file, weights_only=True),
             role=role,
             classes_per_task=[self.classes] * self.meta["num_tasks"],
             tasks_seen=self.meta["task_id"] + 1,
+            teacher_state_dict=torch.load(self.folder / "teacher.pth", weights_only=True),
             ortho_weight=self.meta["ortho_weight"],
             kd_alpha=self.meta["alpha"],
         )
@@ -152,11 +162,42 @@ class Case:
         return self.meta.get(role, default[role])
 
     def shapes(self, role: str) -> dict[str, list[int]]:
-        return self.meta["shapes"][role]
+        """Tensors besides the backbones. Of a case with `prompt_map` only those of the map are recorded."""
+        shapes = dict(self.meta["shapes"].get(role, {}))
+        if role == "student" and self.meta["distillation"] == "deit":
+            shapes["feat.add_T_token"] = [1, 1, self.width(role)]
+        if self.meta["distillation"] != "cdl_prompt":
+            return shapes
+        width, query_width, classes = self.width(role), self.width("student"), self.meta["num_classes"]
+        for head in ("last", "kd_last"):
+            shapes |= {f"{head}.weight": [classes, width], f"{head}.bias": [classes]}
+        method, (size, length, third) = self.meta["prompt_method"], self.meta["prompt_param"]
+        first, last = {"l2p": (0, 4 if third > 0 else 0), "dualprompt": (2, 4), "coda_prompt": (0, 4)}[method]
+        for block in range(first, last + 1):
+            shapes |= {f"prompt.e_p_{block}": [size, length, width], f"prompt.e_k_{block}": [size, query_width]}
+            if method == "coda_prompt":
+                shapes[f"prompt.e_a_{block}"] = [size, query_width]
+        if method == "dualprompt":
+            shapes |= {f"prompt.g_p_{block}": [third, width] for block in range(first)}
+        return shapes
+
+    def width(self, role: str) -> int:
+        return backbone(self.architecture(role), self.seeds[f"{role}_backbone"])["cls_token"].shape[-1]
 
     def method(self, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification) -> Supervised:
+        """The method, its training-only modules filled from the student's tensors."""
         name = self.meta["distillation"]
-        return METHODS[name](student, teacher, alpha=self.meta["alpha"], temperature=self.meta["temperature"])
+        # the authors' code has DKD's temperature fixed, whatever the case's
+        temperature = None if name == "dkd" else self.meta["temperature"]
+        method = METHODS[name](student, teacher, alpha=self.meta["alpha"], temperature=temperature)
+        part = {"fitnets": "project_t_s.", "reviewkd": "ReviewKD_layers."}.get(name)
+        for theirs, shape in self.shapes("student").items():
+            unused = theirs.startswith("ReviewKD_layers.abfs.0.norm2")  # the deepest block fuses nothing
+            if part and theirs.startswith(part) and not unused:
+                parameter, _ = self.parameter(method, theirs)
+                array = weights.tensor(theirs, tuple(shape), self.seeds["student"])
+                parameter.data.copy_(torch.from_numpy(array))
+        return method
 
     def parameter(self, method: Supervised, name: str) -> tuple[nn.Parameter, int | slice]:
         """Our parameter that holds the authors' tensor `name`, and the index of its block there."""
@@ -168,6 +209,15 @@ class Case:
             return (model.head if part == "clf_norm" else model.kd_head).norm.get_parameter(leaf), whole
         if name == "prompt.prompt_tokens":
             return model.prompt_pool.prompts, whole
+        if part == "project_t_s":
+            return method.projection.get_parameter(leaf.removeprefix("proj.")), whole
+        if part == "ReviewKD_layers":
+            _, block, theirs, leaf = leaf.split(".")
+            return method.fusions[int(block)].get_parameter(f"{FUSION[theirs]}.{leaf}"), whole
+        if part == "prompt_map":
+            block, kind = leaf.split(".")
+            ours = {"key": "keys", "attention": "attention", "value": "values"}[kind]
+            return model.kd_branch.get_parameter(ours), model.kd_branch.blocks.index(int(block))
         kind, block = re.fullmatch(r"(.+)_(\d+)", leaf).groups()
         if part == "prompt":
             pool, block = model.prompt_pool, int(block)

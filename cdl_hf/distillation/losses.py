@@ -1,5 +1,6 @@
 """Losses between a student's and a teacher's logits, as pure functions in float32."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,3 +18,40 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    target_weight: float = 1.0,
+    rest_weight: float = 4.0,
+) -> Tensor:
+    """Decoupled knowledge distillation (arXiv 2203.08679, eq. 7): tau^2 (1 TCKD + 4 NCKD).
+
+    TCKD is the KL divergence of the two-class split target or not, NCKD that of the other classes among themselves.
+
+    Args:
+        student_logits, teacher_logits: (B, C) over the same classes, all finite.
+        labels: (B,) targets.
+        temperature: tau > 0.
+
+    Returns:
+        Scalar, mean over the batch; 0 for a single class, which leaves nothing to learn.
+    """
+    student, teacher = (F.log_softmax(x.float() / temperature, dim=1) for x in (student_logits, teacher_logits))
+    classes = student.shape[1]
+    if classes == 1:
+        return student.sum() * 0
+    others = torch.ones_like(student, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    split, rest = [], []
+    for log_probability in (student, teacher):
+        target = log_probability.gather(1, labels[:, None])
+        other = log_probability[others].view(-1, classes - 1)
+        total = other.logsumexp(1, keepdim=True)  # not log(1 - p), which is log(0) where p rounds to 1
+        split.append(torch.cat([target, total], dim=1))
+        rest.append(other - total)
+    target_loss = F.kl_div(*split, reduction="batchmean", log_target=True)
+    rest_loss = F.kl_div(*rest, reduction="batchmean", log_target=True)
+    return temperature**2 * (target_weight * target_loss + rest_weight * rest_loss)

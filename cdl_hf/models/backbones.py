@@ -62,6 +62,7 @@ def load_backbone(
             raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
         config = json.loads(config_file.read_text())
         name, args = config["architecture"], {**config.get("model_args", {}), **args}
+        args.pop("num_classes", None)
         module = _create(f"local-dir:{folder}", str(source), args, pretrained=pretrained)
         return PretrainedBackbone(name, args, module, module.pretrained_cfg, folder.name)
 

@@ -13,7 +13,7 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
     "coda_prompt": {"pool_size": 100, "prompt_length": 8, "prompt_blocks": [0, 1, 2, 3, 4]},
     "apt": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
 }
-KD_BRANCHES = ("none", "kdp")
+KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 
 
 @strict
@@ -42,10 +42,13 @@ class PromptViTConfig(PreTrainedConfig):
         g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
         ortho_weight (`float`, defaults to 0.0): Weight of CODA-Prompt's orthogonality loss.
         ema_decay (`float`, defaults to 0.7): Share of the merged prompts that APT keeps when it merges a new task's.
-        kd_branch (`str`, defaults to `"none"`): What a student carries besides its prompts: `"none"` or `"kdp"`.
-        kd_alpha (`float`, defaults to 0.5): Weight of the KD head against the student's head in a prediction.
+        kd_branch (`str`, defaults to `"none"`):
+            What a student carries besides its prompts: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
+        kd_alpha (`float`, defaults to 0.5):
+            Weight of the KD head against the student's head in a prediction (CDL-Prompt: always the plain mean).
         kd_prompt_length (`int`, defaults to 6): KDP vectors of a block; the first half are keys, the second values.
         kd_prompt_blocks (`int`, *optional*): Leading blocks with KDP vectors; all by default.
+        teacher_width (`int`, *optional*): Width of the teacher whose prompts a CDL-Prompt student maps into its own.
     """
 
     model_type = "prompt_vit"
@@ -69,6 +72,7 @@ class PromptViTConfig(PreTrainedConfig):
     kd_alpha: float | int = 0.5
     kd_prompt_length: int = 6
     kd_prompt_blocks: int | None = None
+    teacher_width: int | None = None
 
     def __post_init__(self, **kwargs):
         for name, value in PROMPT_DEFAULTS.get(self.prompt_method, {}).items():
@@ -127,6 +131,16 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"kd_alpha must be between 0 and 1, got {self.kd_alpha}")
         if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
             raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
+        if self.kd_branch == "cdl_prompt":
+            if self.prompt_method == "apt":
+                raise ValueError(
+                    "kd_branch 'cdl_prompt' maps prompt tokens chosen by the image's query, and APT has neither: "
+                    "take another kd_branch or prompt_method"
+                )
+            if self.teacher_width is None or self.teacher_width < 1:
+                raise ValueError(
+                    f"kd_branch 'cdl_prompt' needs the teacher's width, teacher_width={self.teacher_width}"
+                )
 
 
 __all__ = ["PromptViTConfig"]

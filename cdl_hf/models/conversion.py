@@ -40,6 +40,7 @@ def convert(
     backbone: str | None = None,
     query_backbone: str | None = None,
     class_names: Sequence[str] | None = None,
+    teacher_state_dict: dict[str, Tensor] | None = None,
     **config: Any,
 ) -> tuple[PromptViTForImageClassification, list[str]]:
     """Makes a model of an authors' state dict.
@@ -52,6 +53,7 @@ def convert(
         backbone: timm architecture of `feat`; found by its width, patch size and image size when `None`.
         query_backbone: The same for `s_feat`, if the model has one.
         class_names: Names of all classes in the order of their columns; their numbers when `None`.
+        teacher_state_dict: The teacher's, whose prompts a student of CDL-Prompt (`prompt_map.*`) takes with it.
         config: Further fields of [`PromptViTConfig`], such as `top_k`, `ortho_weight`, `ema_decay`, `kd_alpha`.
 
     Returns:
@@ -60,7 +62,7 @@ def convert(
     Raises:
         ValueError: A tensor is missing or has another shape, or the arguments do not fit the state dict.
     """
-    source = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    source = _plain_names(state_dict)
     if role not in ("teacher", "student"):
         raise ValueError(f"role must be 'teacher' or 'student', got {role!r}")
     if "last.weight" not in source or "feat.cls_token" not in source:
@@ -75,7 +77,7 @@ def convert(
     if fields["prompt_method"] != "apt" and not own_query:
         fields["query_backbone"] = query_backbone or _architecture(source, "s_feat.")
     if role == "student":
-        branch_fields, branch_tensors = _kd_branch(source)
+        branch_fields, branch_tensors = _kd_branch(source, teacher_state_dict)
         fields |= branch_fields
         tensors |= branch_tensors
 
@@ -95,6 +97,10 @@ def convert(
             raise ValueError(f"{name} must be {tuple(tensor.shape)}, but theirs is {tuple(tensors[name].shape)}")
     model.load_state_dict(tensors, assign=True)
     return model.eval(), sorted(source)
+
+
+def _plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
 
 def _prompts(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -120,7 +126,9 @@ def _prompts(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tenso
     return fields, _named("prompt_pool", tensors)
 
 
-def _kd_branch(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _kd_branch(
+    source: dict[str, Tensor], teacher_state_dict: dict[str, Tensor] | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Takes what a student carries for the teacher's knowledge, if it does, as `_prompts` does the prompts."""
     if "kd_prompt.kd_p_0" in source:
         tensors = {"token": _take(source, "kd_prompt.kd_p_0")}
@@ -128,6 +136,18 @@ def _kd_branch(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Ten
         length = tensors["prompts"].shape[1]
         fields = {"kd_branch": "kdp", "kd_prompt_length": length, "kd_prompt_blocks": len(blocks) + 1}
         return fields, _named("kd_branch", tensors)
+    if any(name.startswith("prompt_map.") for name in source):
+        if teacher_state_dict is None:
+            raise ValueError(
+                "a student of CDL-Prompt predicts with its teacher's prompts: give the teacher's state dict"
+            )
+        _, pool = _prompts(_plain_names(teacher_state_dict))
+        tensors = {name.replace("prompt_pool", "teacher_pool"): tensor for name, tensor in pool.items()}
+        for ours, theirs in (("keys", "key"), ("attention", "attention"), ("values", "value")):
+            _, tensors[ours] = _take_blocks(source, "prompt_map.", f".{theirs}")
+        return {"kd_branch": "cdl_prompt", "teacher_width": tensors["keys"].shape[-1]}, _named("kd_branch", tensors)
+    if "feat.add_T_token" in source:
+        return {"kd_branch": "deit"}, {"kd_branch.token": _take(source, "feat.add_T_token").flatten(0, -2)}
     return {}, {}
 
 
@@ -154,12 +174,13 @@ def _take(source: dict[str, Tensor], name: str) -> Tensor:
     return source.pop(name)
 
 
-def _take_blocks(source: dict[str, Tensor], prefix: str) -> tuple[list[int], Tensor]:
-    """Takes the tensors named by `prefix` and a block: the blocks in order, and the tensors stacked."""
-    blocks = sorted(int(m[1]) for name in source if (m := re.fullmatch(re.escape(prefix) + r"(\d+)", name)))
+def _take_blocks(source: dict[str, Tensor], prefix: str, suffix: str = "") -> tuple[list[int], Tensor]:
+    """Takes the tensors named by a block between `prefix` and `suffix`: the blocks in order, the tensors stacked."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)" + re.escape(suffix))
+    blocks = sorted(int(match[1]) for name in source if (match := pattern.fullmatch(name)))
     if not blocks:
-        raise ValueError(f"the state dict has no {prefix}*")
-    return blocks, torch.stack([source.pop(f"{prefix}{block}") for block in blocks])
+        raise ValueError(f"the state dict has no {prefix}*{suffix}")
+    return blocks, torch.stack([source.pop(f"{prefix}{block}{suffix}") for block in blocks])
 
 
 def _named(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -177,6 +198,7 @@ def main() -> None:
     parser.add_argument("--class_names", type=Path, default=None, help="text file, a class a line, in column order")
     parser.add_argument("--backbone", default=None, help="timm architecture, if its sizes do not tell")
     parser.add_argument("--query_backbone", default=None, help="timm architecture of s_feat, if its sizes do not tell")
+    parser.add_argument("--teacher", type=Path, default=None, help=".pth file of a CDL-Prompt student's teacher")
     parser.add_argument("--kd_alpha", type=float, default=0.5, help="weight of the KD head in a prediction")
     parser.add_argument("--resize", type=int, default=224, help="shorter side in pixels, before the crop to the input")
     args = parser.parse_args()
@@ -184,6 +206,7 @@ def main() -> None:
     classes = (
         args.classes_per_task * (args.num_tasks or 1) if len(args.classes_per_task) == 1 else args.classes_per_task
     )
+    teacher = None if args.teacher is None else torch.load(args.teacher, map_location="cpu", weights_only=True)
     model, unused = convert(
         torch.load(args.state_dict, map_location="cpu", weights_only=True),
         role=args.role,
@@ -192,6 +215,7 @@ def main() -> None:
         backbone=args.backbone,
         query_backbone=args.query_backbone,
         class_names=args.class_names.read_text().splitlines() if args.class_names else None,
+        teacher_state_dict=teacher,
         kd_alpha=args.kd_alpha,
     )
     model.save_pretrained(args.output_dir)

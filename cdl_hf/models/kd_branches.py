@@ -1,7 +1,8 @@
 """What a student carries besides its prompts so that the teacher's knowledge has a place of its own.
 
-One contract. A branch adds tokens to the sequence (`add_token`), says where its head reads (`index`), and may add keys
-and values after those of the tokens in a block (`suffix`). It acts in training and in predictions alike.
+One contract, [`KDBranch`]. A branch may add a token to the sequence, and keys and values to a block's attention; a KD
+head reads one token of the last block's output. It acts in training and in predictions alike, is shared by all tasks
+and never reset.
 """
 
 import torch
@@ -10,20 +11,71 @@ from transformers import initialization as init
 
 from .configuration_prompt_vit import PromptViTConfig
 from .prefix_attention import Prefix
+from .prompt_pools import POOLS, PromptPool, attended_cosine, orthonormal_rows
 
 
-class KDP(nn.Module):
+class KDBranch(nn.Module):
+    """What the branches share.
+
+    Args:
+        config: The student's.
+        width: D, width of the student.
+        query_width: Dq, width of the query network.
+        depth: Number of blocks of the student.
+
+    Attributes:
+        cls_index: Position of the CLS token, which the student's head reads.
+        kd_index: Position of the token that the KD head reads.
+        kd_weight: Weight of the KD head in a prediction; the rest is the student's head's.
+    """
+
+    cls_index = 0
+    kd_index = 0
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__()
+        self.kd_weight = config.kd_alpha
+
+    def add_token(self, x: Tensor) -> Tensor:
+        """Tokens before the first block: (B, n, D) -> (B, n or n + 1, D)."""
+        return x
+
+    def surround(
+        self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
+    ) -> tuple[Prefix | None, Prefix | None]:
+        """What goes before and after the keys and values of a block's tokens, given the prompt method's prefix."""
+        return prefix, None
+
+
+class DeiTToken(KDBranch):
+    """The distillation token of DeiT (arXiv 2012.12877, section 4), as CDL (arXiv 2407.13911 v2) adds it to a frozen
+    transformer: zero at first, without position, put before CLS."""
+
+    cls_index = 1
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        self.token = nn.Parameter(torch.empty(1, width))
+
+    def init_weights(self) -> None:
+        init.zeros_(self.token)
+
+    def add_token(self, x: Tensor) -> Tensor:
+        return torch.cat([self.token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+
+
+class KDP(KDBranch):
     """Knowledge distillation prompts (CDL, arXiv 2407.13911 v3): one token at the end of the sequence, and in the
-    later blocks vectors that follow the tokens' keys and values. Shared by all tasks, never reset.
+    later blocks vectors that follow the tokens' keys and values.
 
     Raises:
         ValueError: There are more prompted blocks than the transformer has.
     """
 
-    index = -1  # the KD head reads the last token's output
+    kd_index = -1
 
-    def __init__(self, config: PromptViTConfig, width: int, depth: int):
-        super().__init__()
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
         blocks = depth if config.kd_prompt_blocks is None else config.kd_prompt_blocks
         if not 1 <= blocks <= depth:
             raise ValueError(f"kd_prompt_blocks is {blocks}, but the backbone has {depth} blocks")
@@ -35,15 +87,68 @@ class KDP(nn.Module):
         init.uniform_(self.prompts)
 
     def add_token(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> (B, n + 1, D)."""
         return torch.cat([x, self.token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
 
-    def suffix(self, block: int) -> Prefix | None:
-        """The vectors of a block: the first half are keys, the second values. Block 0 has only the token."""
+    def surround(
+        self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
+    ) -> tuple[Prefix | None, Prefix | None]:
+        """The first half of a block's vectors are keys, the second values; block 0 has only the token."""
         if not 1 <= block <= len(self.prompts):
-            return None
+            return prefix, None
         key, value = self.prompts[block - 1].chunk(2)
-        return Prefix(key[None], value[None])
+        return prefix, Prefix(key[None], value[None])
 
 
-BRANCHES: dict[str, type[nn.Module]] = {"kdp": KDP}
+class PromptMap(KDBranch):
+    """CDL-Prompt (CDL, arXiv 2407.13911 v1): the teacher's prompts, mapped into the student before its own.
+
+    In each prompted block the teacher's prompt for the image is averaged over its tokens to m (B, D_teacher), and
+    weighs the map's prompts V_i by cos(m * a_i, k_i). A teacher's prompt depends on the query alone, so that a frozen
+    copy of its pool serves predictions without its transformer. The KD head reads the CLS token.
+
+    Raises:
+        ValueError: The teacher is too narrow for orthogonal components of the map.
+    """
+
+    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+        super().__init__(config, width, query_width, depth)
+        self.kd_weight = 0.5  # the plain mean of the heads, whatever the weight of the losses
+        teacher_width = config.teacher_width
+        self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_width, query_width, depth)
+        self.blocks = self.teacher_pool.prompted_blocks
+        size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
+        if size > teacher_width:
+            raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_width} dimensions")
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
+        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
+        self.values = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, width))
+        self.train()
+
+    def init_weights(self) -> None:
+        for parameter in (self.keys, self.attention, self.values):
+            none = parameter.new_empty(0, parameter[0, 0].numel())
+            rows = torch.stack([orthonormal_rows(none, parameter.shape[1]) for _ in parameter])
+            init.copy_(parameter, rows.view(parameter.shape))
+
+    def train(self, mode: bool = True) -> "PromptMap":
+        """As `nn.Module.train`, but the teacher's prompts stay frozen and in evaluation mode."""
+        super().train(mode)
+        self.teacher_pool.requires_grad_(False).eval()
+        return self
+
+    def surround(
+        self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
+    ) -> tuple[Prefix | None, Prefix | None]:
+        if block not in self.blocks:
+            return prefix, None
+        i = self.blocks.index(block)
+        with torch.no_grad():
+            teacher_prefix, _ = self.teacher_pool(query, block, task_id)
+            teacher_prompt = torch.cat([teacher_prefix.key, teacher_prefix.value], dim=1).float().mean(1)
+        with torch.autocast(query.device.type, enabled=False):
+            weights = attended_cosine(teacher_prompt, self.attention[i].float(), self.keys[i].float())
+            key, value = torch.einsum("bm,mld->bld", weights, self.values[i].float()).chunk(2, dim=1)
+        return Prefix(key, value).followed_by(prefix), None
+
+
+BRANCHES: dict[str, type[KDBranch]] = {"deit": DeiTToken, "kdp": KDP, "cdl_prompt": PromptMap}

@@ -100,7 +100,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         self.head = head(width, config.num_classes)
         self.kd_branch = self.kd_head = None
         if config.kd_branch != "none":
-            self.kd_branch = BRANCHES[config.kd_branch](config, width, depth)
+            self.kd_branch = BRANCHES[config.kd_branch](config, width, query_width, depth)
             self.kd_head = head(width, config.num_classes)
         self._freeze()
         self.post_init()
@@ -230,7 +230,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         if self.kd_head is not None:
             kd_logits = self.kd_head(kd_features, self.config.seen_classes)
             if not self.training:
-                logits = torch.lerp(logits, kd_logits, self.config.kd_alpha)
+                logits = torch.lerp(logits, kd_logits, self.kd_branch.kd_weight)
         loss = None
         if labels is not None:
             loss = self._cross_entropy(logits, labels)
@@ -245,17 +245,20 @@ class PromptViTForImageClassification(PreTrainedModel):
         vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
         with torch.no_grad():
             x = embed(vit, pixel_values)
+        cls_index, read = 0, [0]
         if branch is not None:
             x = branch.add_token(x)
+            cls_index, read = branch.cls_index, [branch.cls_index, branch.kd_index]
         hidden_states = (x,) if output_hidden_states else None
         prompt_losses = []
-        read = [0] if branch is None else [0, branch.index]
         for i, block in enumerate(vit.blocks):
             prefix, prompt_loss = self.prompt_pool(query, i, task_id)
-            suffix = None if branch is None else branch.suffix(i)
+            suffix = None
+            if branch is not None:
+                prefix, suffix = branch.surround(prefix, query, i, task_id)
             last = i == len(vit.blocks) - 1
             rows = read if last and not output_hidden_states else None
-            x = run_block(block, x, prefix, suffix, rows=rows)
+            x = run_block(block, x, prefix, suffix, cls_index, rows)
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:

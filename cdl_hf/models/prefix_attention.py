@@ -23,6 +23,14 @@ class Prefix:
     cls_key: Tensor | None = None
     cls_value: Tensor | None = None
 
+    def followed_by(self, other: "Prefix | None") -> "Prefix":
+        """Keys and values of this prefix, then those of the other."""
+        if other is None:
+            return self
+        size = max(len(self.key), len(other.key))
+        pairs = ((self.key, other.key), (self.value, other.value))
+        return Prefix(*(torch.cat([x.expand(size, -1, -1) for x in pair], dim=1) for pair in pairs))
+
 
 def check_backbone(backbone: torch.nn.Module, name: str) -> None:
     """Refuse what is not a plain timm Vision Transformer with a class token.
@@ -43,7 +51,14 @@ def check_backbone(backbone: torch.nn.Module, name: str) -> None:
 
 
 def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches]."""
+    """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches].
+
+    Images are resized where this transformer expects another size, so that teacher, student and query network may
+    differ in it and share a batch.
+    """
+    size = tuple(vit.patch_embed.img_size)
+    if tuple(pixel_values.shape[-2:]) != size and not vit.dynamic_img_size:
+        pixel_values = F.interpolate(pixel_values, size, mode="bilinear", antialias=True)
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
 
 

@@ -34,9 +34,12 @@ class PromptPool(nn.Module):
     def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
         super().__init__()
         self.blocks = list(range(depth)) if config.prompt_blocks is None else config.prompt_blocks
-        prompted = self.blocks + (config.g_prompt_blocks if config.prompt_method == "dualprompt" else [])
-        if not prompted or min(prompted) < 0 or max(prompted) >= depth:
-            raise ValueError(f"prompted blocks {prompted} do not all exist: the backbone has blocks 0 to {depth - 1}")
+        g_blocks = config.g_prompt_blocks if config.prompt_method == "dualprompt" else []
+        self.prompted_blocks = sorted(self.blocks + g_blocks)
+        if not self.blocks or self.prompted_blocks[0] < 0 or self.prompted_blocks[-1] >= depth:
+            raise ValueError(
+                f"prompted blocks {self.prompted_blocks} do not all exist: the backbone has blocks 0 to {depth - 1}"
+            )
 
     def start_task(self, task_id: int) -> None:
         """Called before the training of a task."""
@@ -148,7 +151,7 @@ class CodaPrompt(PromptPool):
             for pool in parameter:
                 components = pool.flatten(1)
                 pool[first:end] = (
-                    _orthonormal_rows(components[:first], self.share).to(pool.dtype).view_as(pool[first:end])
+                    orthonormal_rows(components[:first], self.share).to(pool.dtype).view_as(pool[first:end])
                 )
 
     def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
@@ -157,7 +160,7 @@ class CodaPrompt(PromptPool):
         i = self.blocks.index(block)
         prompts, keys, attention = (self._visible(p[i], task_id) for p in (self.prompts, self.keys, self.attention))
         with torch.autocast(query.device.type, enabled=False):
-            weights = _attended_cosine(query.float(), attention.float(), keys.float())
+            weights = attended_cosine(query.float(), attention.float(), keys.float())
             key, value = _halves(torch.einsum("bm,mld->bld", weights, prompts.float()))
             loss = None
             if self.ortho_weight:
@@ -215,7 +218,7 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
         return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
 
 
-def _attended_cosine(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
+def attended_cosine(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
     """cos(q * a_m, k_m) for all m as two matrix products, without the (B, M, Dq) tensor of the products: (B, M)."""
     dot = query @ (attention * F.normalize(keys, dim=-1)).T
     squared_norm = query.square() @ attention.square().T
@@ -227,7 +230,7 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
     return prompts.chunk(2, dim=-2)
 
 
-def _orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
+def orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
     """Normal draws made orthonormal to each other and to the rows of `earlier` (n, d): (count, d), float64."""
     draws = torch.randn(count, earlier.shape[1], dtype=torch.float64, device=earlier.device)
     return torch.linalg.qr(torch.cat([earlier.double(), draws]).T).Q.T[len(earlier) :]

@@ -1,0 +1,106 @@
+"""Methods whose student follows the teacher's logits."""
+
+import torch
+from torch import Tensor
+
+from ..models import PromptViTForImageClassification, PromptViTOutput
+from .losses import dkd_loss, kd_loss
+from .supervised import Supervised
+
+
+class KD(Supervised):
+    """Knowledge distillation (arXiv 1503.02531) on the student's own head, over the current task's classes.
+
+    Loss = (1 - alpha) CE + alpha tau^2 KL(teacher || student) + prompt loss + feature loss, if the method has one.
+    The teacher is frozen and not a child of the method; it predicts as in evaluation, whatever mode it is in, so that
+    it may be trained in the same step. The images it sees are the student's.
+
+    Args:
+        student: In training mode during training.
+        teacher: Trained on the current task, or in the same step.
+        alpha: Weight of the soft loss against the cross-entropy, between 0 and 1.
+        temperature: tau; the method's own default when `None`.
+
+    Raises:
+        ValueError: The student lacks the KD branch that the method reads, or the models do not share their classes.
+    """
+
+    default_temperature = 2.0
+    reads_tokens = False  # whether `feature_loss` compares the tokens of the blocks
+
+    def __init__(
+        self,
+        student: PromptViTForImageClassification,
+        teacher: PromptViTForImageClassification,
+        alpha: float = 0.5,
+        temperature: float | None = None,
+    ):
+        super().__init__(student)
+        if student.config.kd_branch != self.kd_branch:
+            raise ValueError(
+                f"{type(self).__name__} needs a student with kd_branch={self.kd_branch!r}, "
+                f"this one has {student.config.kd_branch!r}"
+            )
+        if student.config.classes_per_task != teacher.config.classes_per_task:
+            raise ValueError(
+                f"teacher and student must learn the same tasks, but theirs have "
+                f"{teacher.config.classes_per_task} and {student.config.classes_per_task} classes"
+            )
+        self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
+        self.alpha = alpha
+        self.temperature = self.default_temperature if temperature is None else temperature
+        self.shares_query = student.shares_query_with(teacher)
+
+    @property
+    def teacher(self) -> PromptViTForImageClassification:
+        return self._teacher[0]
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        query = self.student.query(pixel_values)
+        taught = self._teach(pixel_values, query)
+        output = self.student(pixel_values, query=query, output_hidden_states=self.reads_tokens)
+        logits, parts = self._hard_loss(output, labels)
+        parts["cross_entropy"] = (1 - self.alpha) * parts["cross_entropy"]
+        current = self.student.config.current_columns
+        soft = self.soft_loss(self.soft_logits(output)[:, current], taught.logits[:, current], labels - current.start)
+        parts["soft_loss"] = self.alpha * soft
+        if self.reads_tokens:
+            parts["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
+        return {"loss": sum(parts.values()), "logits": logits, **parts}
+
+    @torch.no_grad()
+    def _teach(self, pixel_values: Tensor, query: Tensor | None) -> PromptViTOutput:
+        trained_too = self.teacher.training  # in the same-step schedule
+        if trained_too:
+            self.teacher.eval()
+        output = self.teacher(
+            pixel_values, query=query if self.shares_query else None, output_hidden_states=self.reads_tokens
+        )
+        if trained_too:
+            self.teacher.train()
+        return output
+
+    def soft_logits(self, output: PromptViTOutput) -> Tensor:
+        """The student's logits that follow the teacher's: (B, C_seen)."""
+        return output.logits
+
+    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss between logits (B, C_task) of the current task's classes, before its weight alpha.
+
+        Args:
+            labels: (B,), columns of these logits.
+        """
+        return kd_loss(student_logits, teacher_logits, self.temperature)
+
+    def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
+        """Loss between the tokens (B, n, D) before the first block and after each, with its weight."""
+        raise NotImplementedError
+
+
+class DKD(KD):
+    """Decoupled knowledge distillation (arXiv 2203.08679, eq. 7): the target's share and the rest have own weights."""
+
+    default_temperature = 4.0
+
+    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return dkd_loss(student_logits, teacher_logits, labels, self.temperature)

@@ -1,0 +1,37 @@
+"""Learning from labels alone, and the contract that every distillation method keeps.
+
+A method owns the student and its training-only modules as one `nn.Module` (what DistributedDataParallel wraps) and
+answers `method(pixel_values, labels)` with `{"loss": ..., "logits": ..., <named parts of the loss>}`. Labels are
+columns of the current task's classes; `logits` are the student's over those classes, (B, C_task).
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models import PromptViTForImageClassification, PromptViTOutput
+
+
+class Supervised(nn.Module):
+    """No distillation: cross-entropy over the current task's classes plus the prompt loss.
+
+    This trains a teacher, and a student without one.
+    """
+
+    kd_branch = "none"  # what the student must carry
+
+    def __init__(self, student: PromptViTForImageClassification):
+        super().__init__()
+        self.student = student
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        output = self.student(pixel_values)
+        logits, parts = self._hard_loss(output, labels)
+        return {"loss": sum(parts.values()), "logits": logits, **parts}
+
+    def _hard_loss(self, output: PromptViTOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        current = self.student.config.current_columns
+        logits = output.logits[:, current]
+        parts = {"cross_entropy": F.cross_entropy(logits.float(), labels - current.start)}
+        if output.prompt_loss is not None:
+            parts["prompt_loss"] = output.prompt_loss
+        return logits, parts
