@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..evaluation import AccuracyMatrix
 from .checkpointing import write_json
@@ -21,7 +21,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
-        self.path, self.processes = path, PartialState()
+        self.path, self.processes = path, _processes()
         self.checkpoints = path / "checkpoints"
 
     @classmethod
@@ -34,7 +34,7 @@ class RunFolder:
         """
         if output_dir is None:
             output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
-            PartialState()  # the processes must know of each other
+            _processes()  # they must know of each other
             (output_dir,) = broadcast_object_list([output_dir])  # one second, one folder, on every process
         path = Path(output_dir)
         if path.exists() and not path.is_dir():
@@ -101,3 +101,8 @@ class RunFolder:
             write_json(self.path / "results.json", results)
             plot_accuracy_over_tasks(matrices, self.path / "accuracy.png")
             plot_accuracy_matrices(matrices, self.path / "matrices.png")
+
+
+def _processes() -> PartialState:
+    """The group of processes; unlike an Accelerator it does not look for the launcher's `ACCELERATE_USE_CPU`."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
