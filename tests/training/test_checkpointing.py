@@ -1,0 +1,78 @@
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from cdl_hf.training.checkpointing import (
+    load_newest_checkpoint,
+    load_trained_state,
+    save_checkpoint,
+    trained_state,
+)
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=0)
+    return nn.ModuleDict({"backbone": vit, "head": nn.Linear(8, 2)})
+
+
+def test_newest_checkpoint_is_read_back(tmp_path):
+    for number in (1, 2, 10):
+        save_checkpoint(tmp_path, number, {"task": number, "tensor": torch.full((3,), float(number))})
+    state = load_newest_checkpoint(tmp_path)
+    assert state["task"] == 10 and torch.equal(state["tensor"], torch.full((3,), 10.0))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for number in range(5):
+        save_checkpoint(tmp_path, number, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000003", "000000004"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "no checksum", "no state"])
+def test_damaged_checkpoint_is_passed_over(tmp_path, damage):
+    save_checkpoint(tmp_path, 1, {"task": 1})
+    newest = save_checkpoint(tmp_path, 2, {"task": 2})
+    content = (newest / "state.pt").read_bytes()
+    if damage == "truncated":
+        (newest / "state.pt").write_bytes(content[:-10])
+    elif damage == "altered":
+        (newest / "state.pt").write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    else:
+        (newest / ("sha256" if damage == "no checksum" else "state.pt")).unlink()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_newest_checkpoint(tmp_path)["task"] == 1
+
+
+def test_unfinished_checkpoint_is_not_seen(tmp_path):
+    save_checkpoint(tmp_path, 1, {"task": 1}).rename(tmp_path / ".000000002")
+    assert load_newest_checkpoint(tmp_path) is None
+
+
+def test_checkpoint_with_code_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("code of a checkpoint was run",))
+
+    save_checkpoint(tmp_path, 1, {"trap": Trap()})
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_newest_checkpoint(tmp_path)
+
+
+def test_trained_state_leaves_the_backbone_out(module):
+    assert set(trained_state(module)) == {"head.weight", "head.bias"}
+
+
+def test_trained_state_is_put_back(module):
+    saved = {name: value.clone() for name, value in trained_state(module).items()}
+    nn.init.zeros_(module["head"].weight)
+    load_trained_state(module, saved)
+    assert torch.equal(module["head"].weight, saved["head.weight"])
+
+
+def test_state_of_another_model_is_refused(module):
+    with pytest.raises(ValueError, match=r"head\.weight"):
+        load_trained_state(module, {"head.weight": torch.zeros(3, 8), "head.bias": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        load_trained_state(module, {"head.weight": torch.zeros(2, 8)})

@@ -1,0 +1,167 @@
+"""Runs of the real command line on tiny models."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import cdl_hf.training.trainer as trainer_module
+from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.training.checkpointing import save_checkpoint
+
+
+def results_without_times(folder: Path) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("seconds", "args"):
+        del results[name]
+    return results
+
+
+def metrics_without_times(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    return lines
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert results_without_times(one) == results_without_times(other)
+    assert metrics_without_times(one) == metrics_without_times(other)
+    for role in ("teacher", "student"):
+        ours, theirs = (load_file(folder / role / "model.safetensors") for folder in (one, other))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Killed(BaseException):
+    """What stops a run in these tests: nothing may catch it."""
+
+
+@pytest.fixture
+def kill_after_checkpoint(monkeypatch):
+    """Lets a run die right after it has written its n-th checkpoint (0: never)."""
+
+    def arm(number: int) -> None:
+        written = itertools.count(1)
+
+        def save_and_die(*args):
+            save_checkpoint(*args)
+            if next(written) == number:
+                raise Killed
+
+        monkeypatch.setattr(trainer_module, "save_checkpoint", save_and_die)
+
+    return arm
+
+
+@pytest.mark.parametrize("prompt_method", ["l2p", "dualprompt", "coda_prompt", "apt"])
+def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt_method, capsys):
+    train(*command, "--prompt_method", prompt_method, "--output_dir", tmp_path / "run")
+
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["stream"]["num_tasks"] == 3
+    for role in ("teacher", "student"):
+        rows = results[role]["accuracy_matrix"]
+        assert [len(row) for row in rows] == [1, 2, 3]
+        assert results[role]["average_accuracy"] == pytest.approx(sum(rows[-1]) / 3)
+        assert set(results[role]["forgetting"]) == {"cdl", "max", "bwt", "coda"}
+        assert 0 < results[role]["trainable_parameters"] < results[role]["parameters"]
+    assert results["versions"]["timm"] == timm.__version__
+    for name in ("args.yaml", "args_given.json", "accuracy.png", "matrices.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    lines = metrics_without_times(tmp_path / "run")
+    assert [line["event"] for line in lines] == (["epoch"] * 4 + ["evaluation"]) * 3
+    assert all(math.isfinite(line["loss"]) for line in lines if line["event"] == "epoch")
+    assert "accuracy, mean over the tasks" in capsys.readouterr().out
+
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "student")
+    assert processor.crop_size["height"] == 16
+    assert list(model.config.id2label.values()) == [f"class_{i}" for i in range(6)]
+    assert model.config.tasks_seen == 3
+
+
+def test_loaded_models_reach_the_accuracy_of_results(train, command, tmp_path, drawings):
+    from cdl_hf.data import load_source
+
+    train(*command, "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    test = load_source(str(drawings))["test"]
+    for role in ("teacher", "student"):
+        model = PromptViTForImageClassification.from_pretrained(tmp_path / "run" / role)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / role)
+        with torch.inference_mode():
+            predicted = model(**processor(test["image"][:], return_tensors="pt")).logits.argmax(1)
+        accuracy = 100 * (predicted == torch.tensor(test["label"][:])).double().mean().item()
+        assert accuracy == pytest.approx(results[role]["average_accuracy_by_image"])
+
+
+def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(*command, "--seed", seed, "--output_dir", tmp_path / name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert metrics_without_times(tmp_path / "a") != metrics_without_times(tmp_path / "c")
+
+
+def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint):
+    """Checkpoints every 2 steps and after each stage: 1 and 3 lie within a teacher's stage, others elsewhere."""
+    command = [*command, "--checkpoint_every", "2"]
+    train(*command, "--output_dir", tmp_path / "whole")
+    for checkpoint in (1, 3, 5, 8, 12):
+        kill_after_checkpoint(checkpoint)
+        with pytest.raises(Killed):
+            train(*command, "--output_dir", tmp_path / "killed", "--overwrite")
+        kill_after_checkpoint(0)
+        train(*command, "--output_dir", tmp_path / "killed", "--resume")
+        assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_resume_refuses_other_arguments(train, command, tmp_path, capsys):
+    train(*command, "--output_dir", tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        train(*command, "--output_dir", tmp_path / "run", "--resume", "--learning_rate", "0.02")
+    assert stop.value.code == 2
+    assert "learning_rate was 0.01, is now 0.02" in capsys.readouterr().err
+
+
+def test_one_teacher_serves_further_students(train, command, tmp_path):
+    train(*command, "--distillation", "kd", "--output_dir", tmp_path / "both")
+    train(
+        *(*command, "--distillation", "kd", "--stages", "student"),
+        *("--teacher_from", tmp_path / "both", "--output_dir", tmp_path / "student"),
+    )
+    one, other = (results_without_times(tmp_path / name) for name in ("both", "student"))
+    assert one == other
+    ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("both", "student"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_student_alone(train, command, tmp_path):
+    train(*command, "--distillation", "none", "--stages", "student", "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "student" in results and "teacher" not in results
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_accumulated_batch_gives_the_same_losses(train, command, tmp_path):
+    train(*command, "--output_dir", tmp_path / "whole")
+    train(*command, "--gradient_accumulation_steps", "2", "--output_dir", tmp_path / "parts")
+    for one, other in zip(*(metrics_without_times(tmp_path / name) for name in ("whole", "parts")), strict=True):
+        if one["event"] == "epoch":
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_task_smaller_than_the_batch_trains(train, command, tmp_path):
+    train(*command, "--batch_size", "64", "--output_dir", tmp_path / "run")
+    assert [line["event"] for line in metrics_without_times(tmp_path / "run")][:2] == ["epoch", "epoch"]
+
+
+def test_validation_images_replace_the_test_images(train, command, tmp_path):
+    train(*command, "--validation_fraction", "0.3", "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["tested_on"] == "validation" and sum(results["stream"]["validation"]) > 0
