@@ -40,7 +40,7 @@ class TaskImages(torch.utils.data.Dataset):
         self.seed = seed
         self.task = task
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
-        self._rows = view.select_columns("image").with_format("arrow")
+        self._rows = view.with_format("arrow", columns=["image"])
         # in shared memory, so that workers which outlive an epoch see the next one
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from datasets.exceptions import DatasetNotFoundError
 
 from .labels import rank_in_class, read_labels, share
+from .views import select_rows
 
 
 class SourceError(ValueError):
@@ -204,6 +205,9 @@ def _with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datas
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
     if not 0 < fraction < 1:
         raise SourceError(f"test_fraction is {fraction}; expected a share between 0 and 1.")
-    rank, size = rank_in_class(read_labels(dataset), np.random.default_rng(seed))
-    held_out = rank < share(fraction, size)
-    return {"train": dataset.select(np.flatnonzero(~held_out)), "test": dataset.select(np.flatnonzero(held_out))}
+    labels = read_labels(dataset)
+    held_out = rank_in_class(labels, np.random.default_rng(seed)) < share(fraction, np.bincount(labels))[labels]
+    return {
+        "train": select_rows(dataset, np.flatnonzero(~held_out)),
+        "test": select_rows(dataset, np.flatnonzero(held_out)),
+    }

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .labels import rank_in_class, read_labels, share
+from .views import select_rows
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class TaskStream(Sequence[Task]):
                 index=index,
                 columns=range(stop - size, stop),
                 class_names=self._ordered_names[stop - size : stop],
-                train=dataset["train"].select(train[index]),
-                validation=dataset["train"].select(validation[index]) if validation_fraction else None,
-                test=dataset["test"].select(test[index]),
+                train=select_rows(dataset["train"], train[index]),
+                validation=select_rows(dataset["train"], validation[index]) if validation_fraction else None,
+                test=select_rows(dataset["test"], test[index]),
             )
             for index, (stop, size) in enumerate(zip(stops.tolist(), sizes, strict=True))
         ]
@@ -216,20 +217,21 @@ def _rows_by_task(
     """Rows of the split for each task, ascending: those to use, and those to validate on."""
     labels = read_labels(dataset)
     names = dataset.features["label"].names
-    empty = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+    sizes = np.bincount(labels, minlength=len(names))
+    empty = [name for name, size in zip(names, sizes, strict=True) if not size]
     if empty:
-        raise ValueError(
-            f"No {split} images of {len(empty)} classes: {_listed(empty)}; add some, or remove the class."
-        )
+        raise ValueError(f"No {split} images of {len(empty)} classes: {_listed(empty)}; add some, or remove them.")
     # one small code a row (its task; plus num_tasks if for validation; 2 num_tasks if left out), sorted once
     num_tasks = int(task_of_label.max()) + 1
-    code = task_of_label.astype(np.int16 if num_tasks < 2**14 else np.int64)[labels]
+    code = task_of_label.astype(np.int16 if num_tasks < 2**14 else np.int32)[labels]
     if max_samples_per_class or validation_fraction:
-        rank, size = rank_in_class(labels, np.random.default_rng(seed))
-        size = np.minimum(size, max_samples_per_class or len(labels))
+        rank = rank_in_class(labels, np.random.default_rng(seed))
+        kept = np.minimum(sizes, max_samples_per_class or sizes)
         if validation_fraction:
-            code[rank < share(validation_fraction, size)] += num_tasks
-        code[rank >= size] = 2 * num_tasks
+            code[rank < share(validation_fraction, kept)[labels]] += num_tasks
+        code[rank >= kept[labels]] = 2 * num_tasks
+        del rank
+    del labels
     rows = np.argsort(code, kind="stable")
     groups = np.split(rows, np.cumsum(np.bincount(code, minlength=2 * num_tasks + 1))[:-1])
     return groups[:num_tasks], groups[num_tasks:-1]

@@ -126,7 +126,7 @@ def test_classes_without_images_are_named_before_training():
 
 def test_images_without_label_are_counted():
     train = labelled([0, 1, -1, -1], ["a", "b"])
-    with pytest.raises(ValueError, match="2 of 4 images have a negative label"):
+    with pytest.raises(ValueError, match="2 of 4 images have no label"):
         TaskStream(DatasetDict(train=train, test=train), 2)
 
 

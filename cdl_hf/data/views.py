@@ -1,0 +1,24 @@
+"""Index-only views on a data set."""
+
+import copy
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from datasets.table import InMemoryTable
+
+
+def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """What `dataset.select(rows)` gives, rows (n,), but in 8 bytes a row and nothing else.
+
+    `select` makes a list of Python integers and a new list of all record batches of the table: at ten million rows,
+    seconds and hundreds of megabytes for a stream.
+    """
+    indices = pa.array(rows, pa.uint64())
+    if dataset._indices is not None:
+        indices = dataset._indices.column(0).take(indices)
+    view = copy.copy(dataset)
+    view._indices = InMemoryTable(pa.table({"indices": indices}))
+    view._fingerprint = Hasher.hash([dataset._fingerprint, rows])
+    return view
