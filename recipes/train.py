@@ -16,6 +16,7 @@ def main() -> None:
     stream_args, model_args, distillation_args, args = arguments
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
+    from cdl_hf.hub.model_card import ModelCardContent, write_model_card
     from cdl_hf.training import ContinualDistillationTrainer, RunFolder, StageError, build, report
 
     try:
@@ -54,16 +55,28 @@ def main() -> None:
         sys.exit(f"Stopped: {error}. The last checkpoint is in {folder.checkpoints}.")
     accelerator.end_training()
 
-    # What it came to
+    # What it came to: results, pictures, models and their cards
     results = report.results(trainer, to_dict(arguments))
     folder.write_results(results, trainer.matrices)
     trainer.save_models()
-    # report.write_cards(trainer, learners, results)
+    if accelerator.is_main_process:
+        for role in trainer.models:
+            backbone = learners.backbones[role]
+            card = ModelCardContent(
+                role=role,
+                results=results,
+                backbones={role: backbone.source for role, backbone in learners.backbones.items()},
+                command=["accelerate", "launch", *sys.argv],
+                weights_licence=backbone.pretrained_cfg.get("license"),
+                base_model=backbone.hub_name,
+            )
+            write_model_card(folder.path / role, card)
     accelerator.print(report.table(results))
-    accelerator.print(f"Everything is in {folder.path}: results.json, accuracy.png, and models that load with")
-    accelerator.print(
-        f'  AutoModelForImageClassification.from_pretrained("{folder.path / next(iter(trainer.models))}")'
-    )
+    accelerator.print(f"\nEverything is in {folder.path}: results.json, accuracy.png, matrices.png, and the models.")
+    accelerator.print("Use one of them:")
+    role = next(iter(trainer.models))
+    accelerator.print("  import cdl_hf; from transformers import pipeline")
+    accelerator.print(f'  pipeline("image-classification", model="{folder.path / role}")("image.png")')
 
 
 if __name__ == "__main__":

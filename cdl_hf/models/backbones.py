@@ -21,6 +21,7 @@ class PretrainedBackbone:
         module: The transformer, without classifier.
         pretrained_cfg: timm's data configuration: input size, mean, std, interpolation, crop.
         source: What the user named: a timm tag, a Hub repository or the name of a folder.
+        hub_name: The repository on the Hub that its weights are from, if they are.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PretrainedBackbone:
     module: VisionTransformer
     pretrained_cfg: dict[str, Any]
     source: str
+    hub_name: str | None = None
 
 
 def create_backbone(name: str, **args) -> VisionTransformer:
@@ -79,7 +81,8 @@ def load_backbone(
     module = _create(name, name, args, pretrained=pretrained, **overlay)
     if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
         name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
-    return PretrainedBackbone(name, args, module, module.pretrained_cfg, str(source))
+    hub_name = str(source).split(":", 1)[1] if ":" in str(source) else module.pretrained_cfg.get("hf_hub_id")
+    return PretrainedBackbone(name, args, module, module.pretrained_cfg, str(source), hub_name if pretrained else None)
 
 
 def _create(name: str, shown_name: str, args: dict[str, Any], **kwargs) -> VisionTransformer:

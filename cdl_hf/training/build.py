@@ -29,13 +29,13 @@ class Learners:
         teacher: `None` where the student learns alone.
         method: Owns the student; `None` where only a teacher is trained.
         image_processor: Serves both models.
-        backbones: Role -> the backbone as named by the user.
+        backbones: Role -> the backbone it stands on.
     """
 
     teacher: PromptViTForImageClassification | None
     method: Supervised | None
     image_processor: BaseImageProcessor
-    backbones: dict[str, str]
+    backbones: dict[str, PretrainedBackbone]
 
 
 def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
@@ -142,7 +142,7 @@ def build_learners(
         set_seed(derive_seed(training_args.seed, "teacher"))
         query = student_backbone if model_args.query == "student" and model_args.prompt_method != "apt" else None
         teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, query, **prompts)
-        backbones["teacher"] = teacher_backbone.source
+        backbones["teacher"] = teacher_backbone
     if stages != "teacher":
         set_seed(derive_seed(training_args.seed, "student"))
         method_class = METHODS[distillation]
@@ -153,6 +153,7 @@ def build_learners(
             kd_alpha=distillation_args.alpha,
             kd_prompt_length=distillation_args.kd_prompt_length,
             kd_prompt_blocks=distillation_args.kd_prompt_blocks,
+            teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
         )
         if distillation == "none":
             method = method_class(student)
@@ -160,7 +161,7 @@ def build_learners(
             method = method_class(
                 student, teacher, alpha=distillation_args.alpha, temperature=distillation_args.temperature
             )
-        backbones["student"] = student_backbone.source
+        backbones["student"] = student_backbone
     side = student_backbone.module.patch_embed.img_size[0]
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     processor = image_processor_for(data_config, normalization=model_args.normalization)

@@ -17,7 +17,7 @@ def describe_models(trainer: ContinualDistillationTrainer, learners: Learners) -
     for role, model in trainer.models.items():
         total = sum(p.numel() for p in model.parameters())
         learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        lines.append(f"{role}: {learners.backbones[role]}, {total:,} parameters, {learnt:,} of them learnt")
+        lines.append(f"{role}: {learners.backbones[role].source}, {total:,} parameters, {learnt:,} of them learnt")
     processor = learners.image_processor
     side = processor.crop_size["height"]
     pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
