@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor
+from transformers.image_utils import PILImageResampling
 
 from .configuration_prompt_vit import PromptViTConfig
 from .modeling_prompt_vit import PromptViTForImageClassification
@@ -223,6 +224,7 @@ def main() -> None:
     CLIPImageProcessor(
         size={"shortest_edge": args.resize},
         crop_size={"height": height, "width": width},
+        resample=PILImageResampling.BILINEAR,
         do_normalize=False,  # the authors' pixels are in [0, 1]
     ).save_pretrained(args.output_dir)
     print(f"{args.output_dir}: {model.config.prompt_method}, KD branch {model.config.kd_branch}")

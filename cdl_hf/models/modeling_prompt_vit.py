@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,8 +117,14 @@ class PromptViTForImageClassification(PreTrainedModel):
             query_backbone: The transformer that makes the query; the model's own by default. A teacher takes its
                 student's, so that one pass serves both.
             config: Fields of [`PromptViTConfig`]: `classes_per_task`, `prompt_method`, ...
+
+        Raises:
+            ValueError: The fields do not fit each other or the transformers.
         """
-        config = PromptViTConfig(backbone=backbone.name, backbone_args=backbone.args, **config)
+        try:
+            config = PromptViTConfig(backbone=backbone.name, backbone_args=backbone.args, **config)
+        except StrictDataclassError as error:  # which wraps what the configuration raised
+            raise ValueError(str(error.__cause__)) from error
         if query_backbone is not None:
             config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
         model = cls(config)
