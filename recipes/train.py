@@ -17,13 +17,13 @@ def main() -> None:
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
     from cdl_hf.hub.model_card import ModelCardContent, write_model_card
-    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, StageError, build, report
+    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, StageError, accelerators, build, report
 
     try:
         # Where: the output folder, processes and devices
         name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
         folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
-        accelerator = build.build_accelerator(args, folder.path)
+        accelerator = accelerators.build_accelerator(args, folder.path)
         accelerator.print(f"Output: {folder.path}")
 
         # What: the stream, teacher and student
@@ -36,8 +36,8 @@ def main() -> None:
             learners.teacher,
             learners.image_processor,
             args,
-            accelerator,
-            folder,
+            folder=folder,
+            accelerator=accelerator,
             fingerprint=build.fingerprint(arguments, stream, accelerator),
         )
         accelerator.print(report.describe_models(trainer, learners))
@@ -48,7 +48,7 @@ def main() -> None:
         refuse(str(error))
 
     # The continual learning
-    build.start_trackers(accelerator, args, to_dict(arguments))
+    accelerators.start_trackers(accelerator, args, to_dict(arguments))
     try:
         trainer.train()
     except StageError as error:

@@ -10,6 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from .prefix_attention import check_backbone
 
+BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
+
 
 @dataclass
 class PretrainedBackbone:
@@ -47,8 +49,9 @@ def load_backbone(
     """Loads a plain timm Vision Transformer.
 
     Args:
-        source: A timm name with its tag (`vit_base_patch16_224.augreg2_in21k_ft_in1k`, fetched from the Hub), a Hub
-            repository (`hf_hub:timm/...`), or a folder in timm's form (`config.json` and `model.safetensors`), such as
+        source: The name of a bundled one (`vit_micro_quickdraw`), a timm name with its tag
+            (`vit_base_patch16_224.augreg2_in21k_ft_in1k`, fetched from the Hub), a Hub repository
+            (`hf_hub:timm/...`), or a folder in timm's form (`config.json` and `model.safetensors`), such as
             `recipes/pretrain.py` writes.
         weights: A local file with the weights of the architecture `source`, instead of the Hub's.
         pretrained: Whether to load weights at all; random ones serve to measure speed.
@@ -57,7 +60,7 @@ def load_backbone(
     Raises:
         ValueError: The architecture is unknown or unsuitable, no tag says which weights, or they cannot be loaded.
     """
-    folder = Path(source)
+    folder = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
     if folder.is_dir():
         config_file = folder / "config.json"
         if not config_file.is_file():

@@ -2,6 +2,11 @@
 
 from ..lazy import lazy_attributes
 
-_HOME = {"ContinualDistillationTrainer": "trainer", "RunFolder": "run_folder", "StageError": "stage"}
+_HOME = {
+    "ContinualDistillationTrainer": "trainer",
+    "RunFolder": "run_folder",
+    "StageError": "stage",
+    "TrainingArguments": "arguments",
+}
 __all__ = list(_HOME)
 __getattr__ = lazy_attributes(__name__, _HOME)

@@ -1,13 +1,9 @@
 """From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
 
-import os
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
@@ -17,8 +13,6 @@ from ..models import PretrainedBackbone, PromptViTForImageClassification, load_b
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
 from .parser import ParsedArguments, to_dict
 from .seeds import derive_seed
-
-BUNDLED_BACKBONES = Path(str(files("cdl_hf.data") / "backbones"))
 
 
 @dataclass
@@ -36,23 +30,6 @@ class Learners:
     method: Supervised | None
     image_processor: BaseImageProcessor
     backbones: dict[str, PretrainedBackbone]
-
-
-def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
-    """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
-
-    On a CPU each process takes its share of the cores: launchers leave it one thread.
-    """
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=folder / "logs",
-    )
-    if accelerator.device.type == "cpu":
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
-    return accelerator
 
 
 def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
@@ -84,12 +61,6 @@ def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
     )
 
 
-def resolve_backbone(name: str) -> str:
-    """The folder of a bundled backbone, any other name as it is."""
-    bundled = BUNDLED_BACKBONES / name
-    return str(bundled) if name and bundled.is_dir() else name
-
-
 def load_pair(model_args: ModelArguments) -> tuple[PretrainedBackbone, PretrainedBackbone]:
     """Teacher's and student's backbones, for images of the same size.
 
@@ -97,13 +68,11 @@ def load_pair(model_args: ModelArguments) -> tuple[PretrainedBackbone, Pretraine
         ValueError: A backbone cannot be loaded.
     """
     size = {} if model_args.image_size is None else {"img_size": model_args.image_size}
-    student = load_backbone(resolve_backbone(model_args.student), weights=model_args.student_weights, **size)
+    student = load_backbone(model_args.student, weights=model_args.student_weights, **size)
     side = student.module.patch_embed.img_size[0]
-    teacher = load_backbone(resolve_backbone(model_args.teacher), weights=model_args.teacher_weights, **size)
+    teacher = load_backbone(model_args.teacher, weights=model_args.teacher_weights, **size)
     if teacher.module.patch_embed.img_size[0] != side:
-        teacher = load_backbone(
-            resolve_backbone(model_args.teacher), weights=model_args.teacher_weights, img_size=side
-        )
+        teacher = load_backbone(model_args.teacher, weights=model_args.teacher_weights, img_size=side)
     return teacher, student
 
 
@@ -177,14 +146,3 @@ def fingerprint(arguments: ParsedArguments, stream: TaskStream, accelerator: Acc
     decisive = {name: value for name, value in to_dict(arguments).items() if name not in _FREE}
     sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
     return {**decisive, **sizes, "num_processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
-
-
-def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any]) -> None:
-    """Starts the tracker that `report_to` names, with the arguments as its configuration.
-
-    Raises:
-        ValueError: The tracker's package is not installed.
-    """
-    if args.report_to != "none":
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
-        accelerator.init_trackers("cdl_hf", config=plain)

@@ -58,8 +58,9 @@ def table(results: dict[str, Any]) -> str:
         ("seconds of training", [f"{results['seconds'][role]:.0f}" for role in roles]),
     ]
     width = max(len(label) for label, _ in rows)
+    split = results["tested_on"]
     lines = [
-        f"After {tasks} tasks with {classes} classes, on {images:,} {results['tested_on']} images, all classes competing:",
+        f"After {tasks} tasks with {classes} classes, on {images:,} {split} images, all classes competing:",
         " " * width + "".join(f"{role:>12}" for role in roles),
         *(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows),
     ]

@@ -14,6 +14,7 @@ from ..distillation import Supervised
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
+from .accelerators import build_accelerator
 from .arguments import TrainingArguments
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .run_folder import RunFolder
@@ -32,8 +33,8 @@ class ContinualDistillationTrainer:
         teacher: The teacher; `None` where the student learns alone.
         image_processor: What prepares test images, and what the models are saved with.
         args: The run.
-        accelerator: Made with `split_batches=True`.
-        folder: Where the run is written.
+        folder: Where the run is written; `args.output_dir` by default.
+        accelerator: As [`build_accelerator`] makes it, which is the default.
         fingerprint: Everything that decides the result; a checkpoint with another one is not resumed from.
     """
 
@@ -44,11 +45,14 @@ class ContinualDistillationTrainer:
         teacher: PromptViTForImageClassification | None,
         image_processor: BaseImageProcessor,
         args: TrainingArguments,
-        accelerator: Accelerator,
-        folder: RunFolder,
+        *,
+        folder: RunFolder | None = None,
+        accelerator: Accelerator | None = None,
         fingerprint: dict[str, Any] | None = None,
     ):
-        self.stream, self.args, self.accelerator, self.folder = stream, args, accelerator, folder
+        self.stream, self.args = stream, args
+        self.folder = folder or RunFolder.open(args.output_dir, "run", overwrite=args.overwrite, resume=args.resume)
+        self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
         self.fingerprint = fingerprint or {}
         # What is trained, by role: a teacher learns as a student does that has no teacher.
@@ -58,10 +62,10 @@ class ContinualDistillationTrainer:
         if args.stages != TEACHER:
             self.modules[STUDENT] = method
         for module in self.modules.values():
-            module.to(accelerator.device)
+            module.to(self.accelerator.device)
         self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
         self.seconds = dict.fromkeys((*self.modules, "evaluation"), 0.0)
-        self.evaluator = Evaluator(accelerator, args.eval_batch_size, args.num_workers)
+        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
         self._start: tuple[int, str | None, StageState | None] = (0, None, None)

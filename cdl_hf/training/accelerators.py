@@ -1,0 +1,38 @@
+"""The Accelerator of a run, and its trackers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+
+from .arguments import TrainingArguments
+
+
+def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
+    """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
+
+    On a CPU each process takes its share of the cores: launchers leave it one thread.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=folder / "logs",
+    )
+    if accelerator.device.type == "cpu":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any]) -> None:
+    """Starts the tracker that `report_to` names, with the arguments as its configuration.
+
+    Raises:
+        ValueError: The tracker's package is not installed.
+    """
+    if args.report_to != "none":
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
+        accelerator.init_trackers("cdl_hf", config=plain)
