@@ -24,7 +24,6 @@ def main() -> None:
         name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
         folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
         accelerator = accelerators.build_accelerator(args, folder.path)
-        accelerator.print(f"Output: {folder.path}")
 
         # What: the stream, teacher and student
         stream = build.build_stream(stream_args, args.seed)
@@ -43,11 +42,12 @@ def main() -> None:
         accelerator.print(report.describe_models(trainer, learners))
         if args.resume:
             trainer.resume()
-        folder.write_arguments(arguments.given, to_yaml(arguments))
+        folder.create().write_arguments(arguments.given, to_yaml(arguments))
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 
     # The continual learning
+    accelerator.print(f"output: {folder.path}")
     accelerators.start_trackers(accelerator, args, to_dict(arguments))
     try:
         trainer.train()

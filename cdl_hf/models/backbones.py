@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 
 from .prefix_attention import check_backbone
@@ -79,8 +80,9 @@ def load_backbone(
         overlay["pretrained_cfg_overlay"] = {"file": str(weights)}
     elif pretrained and ":" not in name and "." not in name:
         tags = timm.list_pretrained(f"{name}.*")
-        known = f"choose one of: {', '.join(tags)}" if tags else _unknown(name)
-        raise ValueError(f"{name!r} does not say which pre-trained weights; {known}")
+        if not tags:
+            raise ValueError(f"there is no backbone {name!r}: {_unknown(name)}")
+        raise ValueError(f"{name!r} does not say which pre-trained weights; choose one of: {', '.join(tags)}")
     module = _create(name, name, args, pretrained=pretrained, **overlay)
     if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
         name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
@@ -94,7 +96,7 @@ def _create(name: str, shown_name: str, args: dict[str, Any], **kwargs) -> Visio
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown name or argument, weights of another shape
         reason = _unknown(name) if "Unknown model" in str(error) else str(error)
         raise ValueError(f"timm cannot make the backbone {shown_name!r} with {args}: {reason}") from error
-    except OSError as error:  # not on the Hub, no network, not in the local cache, unreadable file
+    except (OSError, SafetensorError) as error:  # not on the Hub, no network, not in the local cache, unreadable file
         raise ValueError(f"the weights of {shown_name!r} cannot be read: {error}") from error
     check_backbone(backbone, shown_name)
     return backbone

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
 
 from .arguments import TrainingArguments
 
@@ -14,7 +15,12 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
 
     On a CPU each process takes its share of the cores: launchers leave it one thread.
+
+    Raises:
+        ValueError: The package of the tracker that `report_to` names is not installed.
     """
+    if args.report_to != "none" and args.report_to not in [str(tracker.value) for tracker in get_available_trackers()]:
+        raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
@@ -28,11 +34,7 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any]) -> None:
-    """Starts the tracker that `report_to` names, with the arguments as its configuration.
-
-    Raises:
-        ValueError: The tracker's package is not installed.
-    """
+    """Starts the tracker that `report_to` names, with the arguments as its configuration."""
     if args.report_to != "none":
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
         accelerator.init_trackers("cdl_hf", config=plain)

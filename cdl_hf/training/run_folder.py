@@ -18,19 +18,20 @@ class RunFolder:
 
     Args:
         path: The folder.
+        overwrite: Whether to remove what an earlier run has left in it.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.processes = path, _processes()
+    def __init__(self, path: Path, overwrite: bool = False):
+        self.path, self.overwrite, self.processes = path, overwrite, _processes()
         self.checkpoints = path / "checkpoints"
 
     @classmethod
     def open(cls, output_dir: str | None, name: str, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
-        """The folder `output_dir`, or a new one under `runs/` that carries `name` and the time.
+        """The folder `output_dir`, or a new one under `runs/` that carries `name` and the time; nothing is written.
 
         Raises:
             ValueError: It is a file, or holds something and neither `overwrite` nor `resume` is set; or there is
-                nothing to resume; or it cannot be written to.
+                nothing to resume.
         """
         if output_dir is None:
             output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -39,24 +40,34 @@ class RunFolder:
         path = Path(output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {path} is a file; name a folder")
-        filled = path.is_dir() and any(path.iterdir())
-        if resume and not (path / "checkpoints").is_dir():
+        folder = cls(path, overwrite)
+        if resume and not folder.checkpoints.is_dir():
             raise ValueError(f"there is nothing to resume in {path}: it has no checkpoints")
-        if filled and not (overwrite or resume):
+        if folder._is_filled() and not (overwrite or resume):
             raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
-        folder = cls(path)
-        folder.processes.wait_for_everyone()  # all have looked before one writes
-        if folder.processes.is_main_process:
-            try:
-                if filled and overwrite:
-                    folder._clear()
-                path.mkdir(parents=True, exist_ok=True)
-                (path / ".writable").touch()
-                (path / ".writable").unlink()
-            except OSError as error:
-                raise ValueError(f"output_dir {path} cannot be written to: {error.strerror}") from error
-        folder.processes.wait_for_everyone()
         return folder
+
+    def create(self) -> "RunFolder":
+        """Makes the folder, empty where it is to be overwritten; called when all else that may be wrong is right.
+
+        Raises:
+            ValueError: It cannot be written to, or holds what no run has left.
+        """
+        self.processes.wait_for_everyone()  # all have looked into the folder before one writes
+        if self.processes.is_main_process:
+            try:
+                if self.overwrite and self._is_filled():
+                    self._clear()
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / ".writable").touch()
+                (self.path / ".writable").unlink()
+            except OSError as error:
+                raise ValueError(f"output_dir {self.path} cannot be written to: {error.strerror}") from error
+        self.processes.wait_for_everyone()
+        return self
+
+    def _is_filled(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
 
     def _clear(self) -> None:
         """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files."""

@@ -51,7 +51,9 @@ class ContinualDistillationTrainer:
         fingerprint: dict[str, Any] | None = None,
     ):
         self.stream, self.args = stream, args
-        self.folder = folder or RunFolder.open(args.output_dir, "run", overwrite=args.overwrite, resume=args.resume)
+        if folder is None:
+            folder = RunFolder.open(args.output_dir, "run", overwrite=args.overwrite, resume=args.resume).create()
+        self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
         self.fingerprint = fingerprint or {}
