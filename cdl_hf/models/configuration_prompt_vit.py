@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 # Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
@@ -80,6 +81,18 @@ class PromptViTConfig(PreTrainedConfig):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def checked(cls, **fields: Any) -> "PromptViTConfig":
+        """As the constructor.
+
+        Raises:
+            ValueError: The fields make no sense; plainly, not wrapped as the constructor does.
+        """
+        try:
+            return cls(**fields)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__)) from error
+
     @property
     def num_tasks(self) -> int:
         return len(self.classes_per_task)
@@ -138,9 +151,7 @@ class PromptViTConfig(PreTrainedConfig):
                     "take another kd_branch or prompt_method"
                 )
             if self.teacher_width is None or self.teacher_width < 1:
-                raise ValueError(
-                    f"kd_branch 'cdl_prompt' needs the teacher's width, teacher_width={self.teacher_width}"
-                )
+                raise ValueError(f"kd_branch 'cdl_prompt' needs teacher_width, got {self.teacher_width}")
 
 
 __all__ = ["PromptViTConfig"]

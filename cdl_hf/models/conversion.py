@@ -83,7 +83,7 @@ def convert(
         tensors |= branch_tensors
 
     seen = len(classes_per_task) if tasks_seen is None else tasks_seen
-    settings = PromptViTConfig(classes_per_task=list(classes_per_task), tasks_seen=seen, **fields, **config)
+    settings = PromptViTConfig.checked(classes_per_task=list(classes_per_task), tasks_seen=seen, **fields, **config)
     names = list(class_names or map(str, range(num_classes)))[: settings.seen_classes]
     settings.id2label = dict(enumerate(names))
     settings.label2id = {name: i for i, name in enumerate(names)}

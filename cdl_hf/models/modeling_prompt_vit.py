@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,10 +120,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         Raises:
             ValueError: The fields do not fit each other or the transformers.
         """
-        try:
-            config = PromptViTConfig(backbone=backbone.name, backbone_args=backbone.args, **config)
-        except StrictDataclassError as error:  # which wraps what the configuration raised
-            raise ValueError(str(error.__cause__)) from error
+        config = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
         if query_backbone is not None:
             config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
         model = cls(config)

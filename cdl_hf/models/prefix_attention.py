@@ -48,11 +48,10 @@ def check_backbone(backbone: torch.nn.Module, name: str) -> None:
             f"{name} makes its patches with a {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed"
         )
     for block in backbone.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention or block.attn.gate is not None:
-            raise ValueError(
-                f"{name} is made of {type(block).__name__} with {type(block.attn).__name__}; "
-                "prompts need timm's standard pre-norm Block with ungated Attention"
-            )
+        if type(block) is not Block:
+            raise ValueError(f"{name} is made of {type(block).__name__}s; prompts need timm's pre-norm Block")
+        if type(block.attn) is not Attention or block.attn.gate is not None:
+            raise ValueError(f"{name} has a {type(block.attn).__name__} that is gated or not timm's plain Attention")
 
 
 def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+import pytest
+import timm
+import torch
+from tiny_models import STUDENT, images, tiny_backbone
+
+from cdl_hf.models import load_backbone
+from cdl_hf.models.backbones import create_backbone
+
+SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("vit_base_patch16_siglip_224", SMALL, "no class token"),
+        ("vit_tiny_r_s16_p8_224", SMALL, "HybridEmbed"),
+        ("deit_tiny_distilled_patch16_224", SMALL, "VisionTransformerDistilled"),
+        ("vit_small_patch16_18x2_224", SMALL, "ParallelThingsBlock"),
+        ("resnet18", {}, "ResNet"),
+        ("eva02_tiny_patch14_224", {}, "Eva"),
+        ("vit_tinny_patch16_224", {}, "no model 'vit_tinny_patch16_224'"),
+        ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
+        ("vit_tiny_patch16_224", {"embed_dim": 33, "num_heads": 2}, "divisible"),
+    ],
+)
+def test_unsuitable_transformers_are_refused_with_the_reason(name, args, reason):
+    with pytest.raises(ValueError, match=reason):
+        create_backbone(name, **args)
+
+
+def test_a_name_without_tag_does_not_say_which_weights():
+    with pytest.raises(ValueError, match=r"choose one of: .*vit_tiny_patch16_224\.augreg_in21k"):
+        load_backbone("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match="no such folder, and timm has no model"):
+        load_backbone("vit_tinny_patch16_224")
+
+
+def test_unreachable_weights():
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        load_backbone("hf_hub:nobody/nothing")
+
+
+def test_weights_from_a_file(tmp_path):
+    vit = tiny_backbone().module
+    file = tmp_path / "weights.pth"
+    torch.save(vit.state_dict(), file)
+    loaded = load_backbone("vit_tiny_patch16_224", weights=file, **STUDENT)
+    assert all(torch.equal(a, b) for a, b in zip(vit.parameters(), loaded.module.parameters(), strict=True))
+
+    with pytest.raises(ValueError, match="does not exist"):
+        load_backbone("vit_tiny_patch16_224", weights=tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224"):  # of another architecture
+        load_backbone("vit_tiny_patch16_224", weights=file, **{**STUDENT, "embed_dim": 48, "num_heads": 3})
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("no weights")
+        with pytest.raises(ValueError, match="vit_tiny_patch16_224"):
+            load_backbone("vit_tiny_patch16_224", weights=tmp_path / name)
+
+
+def test_folder_in_timms_form(tmp_path):
+    args = {**STUDENT, "num_classes": 5}
+    vit = timm.create_model("vit_tiny_patch16_224", **args).eval()
+    vit.pretrained_cfg |= {"mean": [0.4, 0.4, 0.4], "input_size": [3, 32, 32]}
+    timm.models.save_for_hf(vit, tmp_path / "mine", model_args=args)
+    loaded = load_backbone(tmp_path / "mine")
+    assert (loaded.name, loaded.source) == ("vit_tiny_patch16_224", "mine")
+    assert loaded.args["depth"] == STUDENT["depth"] and "num_classes" not in loaded.args
+    assert tuple(loaded.pretrained_cfg["mean"]) == (0.4, 0.4, 0.4)
+    again = create_backbone(loaded.name, **loaded.args).eval()
+    again.load_state_dict(loaded.module.state_dict())
+    x = images()
+    with torch.no_grad():
+        assert torch.equal(again(x), vit.forward_head(vit.forward_features(x), pre_logits=True))
+
+    larger = load_backbone(tmp_path / "mine", img_size=64)  # positions are resampled
+    assert larger.args["img_size"] == 64
+    assert larger.module.pos_embed.shape[1] == 1 + 16
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_backbone(tmp_path / "empty")

@@ -1,0 +1,155 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import CLASSES_PER_TASK, PROMPTS, TEACHER, images, labels_for, start_task, tiny_backbone, tiny_model
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageProcessor, pipeline
+
+from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
+
+every_prompt_method = pytest.mark.parametrize("prompt_method", PROMPTS)
+
+
+@every_prompt_method
+def test_only_prompts_and_head_are_trained(prompt_method):
+    model = tiny_model(prompt_method)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    pools = {"l2p": "prompts keys", "dualprompt": "prompts keys g_prompts", "coda_prompt": "prompts keys attention"}
+    expected = {f"prompt_pool.{name}" for name in pools.get(prompt_method, "prompts").split()}
+    assert trained == expected | {"head.weight", "head.bias"}
+    model.train()
+    assert not model.backbone.training and not any(p.requires_grad for p in model.backbone.parameters())
+
+
+@every_prompt_method
+@torch.no_grad()
+def test_the_logits_are_those_of_the_seen_classes(prompt_method):
+    model, x = tiny_model(prompt_method, tasks=0).eval(), images()
+    with pytest.raises(ValueError, match="start_task"):
+        model(x)
+    for task in range(3):
+        start_task(model)
+        seen = sum(CLASSES_PER_TASK[: task + 1])
+        assert model.config.seen_classes == seen
+        assert model.config.current_columns == slice(seen - CLASSES_PER_TASK[task], seen)
+        assert model(x).logits.shape == (4, seen)
+        assert list(model.config.id2label) == list(range(seen)) == list(model.config.label2id.values())
+        assert model.config.id2label[seen - 1] == f"class {task}.{CLASSES_PER_TASK[task] - 1}"
+    with pytest.raises(ValueError, match="all 3 tasks"):
+        model.start_task(["one", "two"])
+
+
+def test_wrong_number_of_class_names():
+    with pytest.raises(ValueError, match="task 1 has 2 classes, but got 1 names"):
+        tiny_model("l2p").start_task(["one"])
+
+
+def test_the_loss_masks_earlier_classes_in_training_only():
+    model, x = tiny_model("apt", tasks=2), images()
+    labels = labels_for(model)
+    with torch.no_grad():
+        trained, predicted = model.train()(x, labels=labels), model.eval()(x, labels=labels)
+    assert torch.allclose(trained.loss, F.cross_entropy(trained.logits[:, 3:5], labels - 3))
+    assert torch.allclose(predicted.loss, F.cross_entropy(predicted.logits, labels))
+
+
+@torch.no_grad()
+def test_a_given_query_is_used():
+    model, x = tiny_model("l2p", tasks=1).eval(), images()
+    model.prompt_pool.prompts.normal_(std=5)
+    query = model.query(x)
+    assert query.shape == (4, 32)
+    assert torch.equal(model(x, query=query).logits, model(x).logits)
+    assert not torch.allclose(model(x, query=-query).logits, model(x).logits)
+    assert tiny_model("apt").query(x) is None
+
+
+@torch.no_grad()
+def test_query_networks():
+    student_backbone = tiny_backbone()
+    student = tiny_model("l2p", backbone=student_backbone)
+    config = {"classes_per_task": CLASSES_PER_TASK, "prompt_method": "l2p", **PROMPTS["l2p"]}
+    teacher_backbone = tiny_backbone(**TEACHER)
+    shared = PromptViTForImageClassification.from_backbone(teacher_backbone, student_backbone, **config)
+    own = PromptViTForImageClassification.from_backbone(teacher_backbone, **config)
+    assert student.shares_query_with(shared) and shared.shares_query_with(student)
+    assert not student.shares_query_with(own)
+    x = images()
+    assert torch.equal(shared.query(x), student.query(x))
+    assert own.query(x).shape == (4, 48)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kd_branch", ["none", "kdp"])
+def test_auto_classes_and_pipeline(kd_branch, tmp_path):
+    model = tiny_model("coda_prompt", kd_branch, tasks=2).eval()
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32, do_normalize=False).save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), PromptViTConfig)
+    x = images()
+    assert torch.equal(AutoModelForImageClassification.from_pretrained(tmp_path)(x).logits, model(x).logits)
+
+    pixels = (x[0] * 255).byte().permute(1, 2, 0).numpy()
+    results = pipeline("image-classification", model=str(tmp_path), top_k=10)(Image.fromarray(pixels))
+    assert sorted(r["label"] for r in results) == sorted(model.config.id2label.values())
+    expected = model(torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None]).logits[0].softmax(0)
+    assert [r["score"] for r in results] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+
+
+def test_auto_classes_know_the_model_in_a_fresh_process(tmp_path):
+    tiny_model("l2p").save_pretrained(tmp_path)
+    code = (
+        "import cdl_hf; from transformers import AutoModelForImageClassification as Auto; "
+        f"print(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "PromptViTForImageClassification"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt_method": "vpt"}, "choose one of l2p, dualprompt, coda_prompt, apt"),
+        ({"prompt_length": 5}, "prompt_length must be even"),
+        ({"top_k": 8}, r"top_k must be between 1 and pool_size \(7\)"),
+        ({"classes_per_task": []}, "at least one task"),
+        ({"classes_per_task": [3, 0]}, "at least one task of one class"),
+        ({"tasks_seen": 4}, "tasks_seen is 4, but the stream has 3 tasks"),
+        ({"prompt_method": "dualprompt", "g_prompt_length": 3}, "g_prompt_length must be even"),
+        ({"ema_decay": 1.5}, "ema_decay must be between 0 and 1"),
+        ({"ortho_weight": -1.0}, "ortho_weight must not be negative"),
+        ({"kd_branch": "token"}, "choose one of none, deit, kdp, cdl_prompt"),
+        ({"kd_alpha": 2.0}, "kd_alpha must be between 0 and 1"),
+        ({"kd_branch": "kdp", "kd_prompt_length": 3}, "kd_prompt_length must be even"),
+        ({"kd_branch": "cdl_prompt", "teacher_width": None}, "needs teacher_width"),
+        ({"top_k": "five"}, "top_k"),
+    ],
+)
+def test_configurations_that_make_no_sense(fields, reason):
+    fields = {"classes_per_task": CLASSES_PER_TASK, "prompt_method": "l2p", **PROMPTS["l2p"], **fields}
+    with pytest.raises(ValueError, match=reason):
+        PromptViTForImageClassification.from_backbone(tiny_backbone(), **fields)
+
+
+def test_the_papers_settings_are_the_defaults():
+    config = PromptViTConfig(prompt_method="coda_prompt")
+    assert (config.pool_size, config.prompt_length, config.prompt_blocks) == (100, 8, [0, 1, 2, 3, 4])
+    config = PromptViTConfig(prompt_method="dualprompt")
+    assert (config.prompt_length, config.prompt_blocks, config.g_prompt_length) == (20, [2, 3, 4], 6)
+    config = PromptViTConfig(prompt_method="l2p")
+    assert (config.pool_size, config.prompt_length, config.prompt_blocks, config.top_k) == (30, 20, [0], 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_weights(dtype, tmp_path):
+    model, x = tiny_model("coda_prompt", "kdp"), images()
+    model.save_pretrained(tmp_path)
+    half = PromptViTForImageClassification.from_pretrained(tmp_path, dtype=dtype)
+    logits = half(x.to(dtype)).logits
+    assert logits.dtype == dtype
+    assert torch.allclose(logits.float(), model.eval()(x).logits, atol=0.05)
