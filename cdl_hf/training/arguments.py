@@ -50,6 +50,12 @@ class ModelArguments:
     image_size: int | None = _argument(
         None, "Side of the square images in pixels; the student's own if not given", min=1
     )
+    crop_pct: float | None = _argument(
+        None,
+        "Share of the resized test image that the centre crop keeps; the student's own if not given",
+        min=0.1,
+        max=1,
+    )
     normalization: Literal["backbone", "none"] = _argument(
         "backbone", "Pixels with the mean and deviation of the student's weights, or in [0, 1] as the papers ran"
     )

@@ -133,6 +133,8 @@ def build_learners(
         backbones["student"] = student_backbone
     side = student_backbone.module.patch_embed.img_size[0]
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
+    if model_args.crop_pct is not None:
+        data_config["crop_pct"] = model_args.crop_pct
     processor = image_processor_for(data_config, normalization=model_args.normalization)
     return Learners(teacher, method, processor, backbones)
 
