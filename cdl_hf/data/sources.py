@@ -97,10 +97,10 @@ def _read(location: str) -> DatasetDict:
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, SOURCES, cutoff=0.5)
+        names = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(SOURCES)}."
         raise SourceError(
-            f"'{location}' is no file or folder here and no named data set; "
-            f"{'did you mean' if near else 'the named ones are'} {', '.join(near or SOURCES)}? "
-            "(A data set on the Hub is given as owner/name.)"
+            f"'{location}' is no file or folder here and no named data set; {names} "
+            "A data set on the Hub is given as owner/name."
         )
     try:
         return load_dataset(location)

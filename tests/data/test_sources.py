@@ -232,3 +232,24 @@ def test_missing_labels_are_refused(tmp_path):
 def test_source_keeps_its_name(tmp_path):
     path = saved(labelled([0, 0], ["x"]), tmp_path)
     assert load_source(path)["train"].info.dataset_name == path
+
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    for names in (["x", "y"], ["u", "v"]):
+        labelled([0, 1] * 5, names).to_parquet(tmp_path / "all.parquet")
+        assert load_source(str(tmp_path / "all.parquet"))["train"].features["label"].names == names
+
+
+def test_named_hub_source(monkeypatch):
+    """CIFAR-100 as the Hub has it: two ClassLabel columns, of which the fine one is meant."""
+    asked = []
+
+    def hub(name):
+        asked.append(name)
+        return DatasetDict(train=cifar_like(), test=cifar_like())
+
+    monkeypatch.setattr("cdl_hf.data.sources.load_dataset", hub)
+    splits = load_source("cifar100")
+    assert asked == ["uoft-cs/cifar100"] and splits["train"].info.dataset_name == "cifar100"
+    assert splits["test"].column_names == ["image", "label"]
+    assert splits["test"].features["label"].names == ["x", "y"]
