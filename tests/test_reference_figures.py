@@ -149,7 +149,7 @@ class Case:
             classes_per_task=[self.classes] * self.meta["num_tasks"],
             tasks_seen=self.meta["task_id"] + 1,
             teacher_state_dict=torch.load(self.folder / "teacher.pth", weights_only=True),
-            ortho_weight=self.meta["ortho_weight"],
+            ortho_weight=self.meta["prompt_param"][2] if self.meta["prompt_method"] == "coda_prompt" else 0.0,
             kd_alpha=self.meta["alpha"],
         )
         model.save_pretrained(self.folder / role)

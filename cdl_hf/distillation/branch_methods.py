@@ -43,6 +43,8 @@ class CDLPrompt(DeiT):
         **settings: float | None,
     ):
         super().__init__(student, teacher, **settings)
+        if not self.shares_query:
+            raise ValueError("CDL-Prompt needs a teacher that takes its query from the student's query network")
         copy, pool = student.kd_branch.teacher_pool, teacher.prompt_pool
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
         if type(pool) is not type(copy) or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
@@ -50,8 +52,6 @@ class CDLPrompt(DeiT):
                 "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes and blocks, "
                 f"teacher_width={teacher.backbone.embed_dim}. Theirs are {shapes}, the student expects {expected}"
             )
-        if not self.shares_query:
-            raise ValueError("CDL-Prompt needs a teacher that takes its query from the student's query network")
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.student.kd_branch.teacher_pool.load_state_dict(self.teacher.prompt_pool.state_dict())

@@ -7,6 +7,7 @@ they do not tell is an argument: how the classes are split into tasks, and how m
 """
 
 import argparse
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,18 +208,21 @@ def main() -> None:
     classes = (
         args.classes_per_task * (args.num_tasks or 1) if len(args.classes_per_task) == 1 else args.classes_per_task
     )
-    teacher = None if args.teacher is None else torch.load(args.teacher, map_location="cpu", weights_only=True)
-    model, unused = convert(
-        torch.load(args.state_dict, map_location="cpu", weights_only=True),
-        role=args.role,
-        classes_per_task=classes,
-        tasks_seen=args.tasks_seen,
-        backbone=args.backbone,
-        query_backbone=args.query_backbone,
-        class_names=args.class_names.read_text().splitlines() if args.class_names else None,
-        teacher_state_dict=teacher,
-        kd_alpha=args.kd_alpha,
-    )
+    try:
+        teacher = None if args.teacher is None else torch.load(args.teacher, map_location="cpu", weights_only=True)
+        model, unused = convert(
+            torch.load(args.state_dict, map_location="cpu", weights_only=True),
+            role=args.role,
+            classes_per_task=classes,
+            tasks_seen=args.tasks_seen,
+            backbone=args.backbone,
+            query_backbone=args.query_backbone,
+            class_names=args.class_names.read_text().splitlines() if args.class_names else None,
+            teacher_state_dict=teacher,
+            kd_alpha=args.kd_alpha,
+        )
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        parser.error(str(error))
     model.save_pretrained(args.output_dir)
     height, width = model.backbone.patch_embed.img_size
     CLIPImageProcessor(
