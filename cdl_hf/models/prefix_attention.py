@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Attention, PatchEmbed
+from timm.layers import Attention, HybridEmbed, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,16 +36,17 @@ def check_backbone(backbone: torch.nn.Module, name: str) -> None:
     """Refuse what is not a plain timm Vision Transformer with a class token.
 
     Raises:
-        ValueError: It is of another family, its patches are made by more than one projection (hybrids), its blocks
-            are not timm's standard pre-norm blocks, or there is no class token.
+        ValueError: It is of another family, its patches are not made by a projection or a convolutional stem, its
+            blocks are not timm's standard pre-norm blocks, or there is no class token.
     """
     if type(backbone) is not VisionTransformer:  # subclasses have tokens or paths of their own
         raise ValueError(f"{name} is a {type(backbone).__name__}; prompts need a plain timm VisionTransformer")
     if not backbone.has_class_token:
         raise ValueError(f"{name} has no class token, which is what a head and a query read; choose one that has")
-    if type(backbone.patch_embed) is not PatchEmbed:
+    if type(backbone.patch_embed) not in (PatchEmbed, HybridEmbed):
         raise ValueError(
-            f"{name} makes its patches with a {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed"
+            f"{name} makes its patches with a {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed "
+            "or HybridEmbed"
         )
     for block in backbone.blocks:
         if type(block) is not Block:

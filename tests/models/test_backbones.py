@@ -13,7 +13,6 @@ SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
     ("name", "args", "reason"),
     [
         ("vit_base_patch16_siglip_224", SMALL, "no class token"),
-        ("vit_tiny_r_s16_p8_224", SMALL, "HybridEmbed"),
         ("deit_tiny_distilled_patch16_224", SMALL, "VisionTransformerDistilled"),
         ("vit_small_patch16_18x2_224", SMALL, "ParallelThingsBlock"),
         ("resnet18", {}, "ResNet"),

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from tiny_models import images, tiny_backbone
+from tiny_models import STUDENT, images, tiny_backbone
 from torch.nn import functional as F
 
+from cdl_hf.models import load_backbone
 from cdl_hf.models.prefix_attention import Prefix, cls_features, embed, run_block
 
 VARIANTS = {
@@ -32,6 +33,12 @@ def random_vit(**args):
 def test_without_prompts_it_is_timms_transformer(variant):
     vit, x = random_vit(**VARIANTS[variant]), images()
     assert torch.allclose(cls_features(vit, x), vit.fc_norm(vit.forward_features(x)[:, 0]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_convolutional_stem_may_make_the_patches():
+    hybrid = load_backbone("vit_tiny_r_s16_p8_224", pretrained=False, **{**STUDENT, "patch_size": 4}).module.eval()
+    assert torch.allclose(cls_features(hybrid, images()), hybrid.forward_features(images())[:, 0], atol=1e-5)
 
 
 def naive_attention(attn, x, prefix, suffix, cls_index):
