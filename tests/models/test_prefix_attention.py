@@ -38,7 +38,8 @@ def test_without_prompts_it_is_timms_transformer(variant):
 @torch.no_grad()
 def test_a_convolutional_stem_may_make_the_patches():
     hybrid = load_backbone("vit_tiny_r_s16_p8_224", pretrained=False, **{**STUDENT, "patch_size": 4}).module.eval()
-    assert torch.allclose(cls_features(hybrid, images()), hybrid.forward_features(images())[:, 0], atol=1e-5)
+    x = images()
+    assert torch.allclose(cls_features(hybrid, x), hybrid.forward_features(x)[:, 0], atol=1e-5)
 
 
 def naive_attention(attn, x, prefix, suffix, cls_index):
