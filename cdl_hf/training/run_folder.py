@@ -110,7 +110,11 @@ class RunFolder:
 
         if self.processes.is_main_process:
             write_json(self.path / "results.json", results)
-            plot_accuracy_over_tasks(matrices, self.path / "accuracy.png")
+            stream, args = results["stream"], results["args"]
+            title = f"{stream['source']}: {args['prompt_method']}, distillation {args['distillation']}"
+            plot_accuracy_over_tasks(
+                matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
+            )
             plot_accuracy_matrices(matrices, self.path / "matrices.png")
 
 

@@ -98,6 +98,8 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
         (["--model_args", "depth=6"], "model_args must be a JSON object"),
         (["--model_args", '{"depht": 6}'], "depht"),
         (["--batch_size", "7"], "must be even"),
+        (["--batch_size", "64"], "has only 24 images"),
+        (["--image_size", "32"], "set img_size in model_args"),
         (["--distill_from", "nowhere"], "nowhere is not a saved network"),
         (["--resume"], "no checkpoint.pt"),
     ],

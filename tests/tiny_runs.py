@@ -1,0 +1,70 @@
+"""A tiny pair of random backbones, a small data set on disk, and the command line run in this process."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+ROOT = Path(__file__).parents[1]
+
+
+def _save_backbone(folder: Path, width: int) -> Path:
+    torch.manual_seed(width)
+    args = {"img_size": 16, "patch_size": 8, "embed_dim": width, "depth": 6, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
+    config = {"architecture": "vit_tiny_patch16_224", "num_features": width}
+    save_for_hf(model, folder, model_config=config, model_args=args, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> tuple[Path, Path]:
+    """Folders of a teacher's and a student's backbone."""
+    folder = tmp_path_factory.mktemp("backbones")
+    return _save_backbone(folder / "teacher", 24), _save_backbone(folder / "student", 16)
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory) -> Path:
+    """Six classes of noisy patterns, 7 training and 4 test images each: a task of two is no multiple of a batch."""
+    folder = tmp_path_factory.mktemp("drawings")
+    rng = np.random.default_rng(0)
+    for label in range(6):
+        pattern = rng.integers(0, 256, (16, 16, 3))
+        for split, count in (("train", 7), ("test", 4)):
+            place = folder / split / f"class_{label}"
+            place.mkdir(parents=True)
+            for i in range(count):
+                noisy = np.clip(pattern + rng.integers(-60, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(noisy).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def command(pair, drawings) -> list[str]:
+    """The arguments of a small run: three tasks of two classes, two epochs of three steps."""
+    teacher, student = pair
+    return [
+        *("--dataset", str(drawings), "--teacher", str(teacher), "--student", str(student), "--num_tasks", "3"),
+        *("--pool_size", "6", "--num_epochs", "2", "--batch_size", "4", "--learning_rate", "0.01"),
+    ]
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Runs recipes/train.py with the given arguments."""
+    spec = importlib.util.spec_from_file_location("train_recipe", ROOT / "recipes" / "train.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        recipe.main()
+
+    return run
