@@ -4,6 +4,7 @@ accelerate launch recipes/train.py                                   # the bundl
 accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,15 @@ def main() -> None:
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
     from cdl_hf.hub.model_card import ModelCardContent, write_model_card
-    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, StageError, accelerators, build, report
+    from cdl_hf.training import (
+        ContinualDistillationTrainer,
+        RunFolder,
+        StageError,
+        Stopped,
+        accelerators,
+        build,
+        report,
+    )
 
     try:
         # Where: the output folder, processes and devices
@@ -37,7 +46,7 @@ def main() -> None:
             args,
             folder=folder,
             accelerator=accelerator,
-            fingerprint=build.fingerprint(arguments, stream, accelerator),
+            fingerprint=build.fingerprint(arguments, stream, learners, accelerator),
         )
         accelerator.print(report.describe_models(trainer, learners))
         if args.resume:
@@ -51,6 +60,9 @@ def main() -> None:
     accelerators.start_trackers(accelerator, args, to_dict(arguments))
     try:
         trainer.train()
+    except Stopped:
+        accelerator.print(f"Told to stop. The run is saved; go on with --output_dir {folder.path} --resume")
+        sys.exit(os.EX_TEMPFAIL)
     except StageError as error:
         sys.exit(f"Stopped: {error}. The last checkpoint is in {folder.checkpoints}.")
     accelerator.end_training()

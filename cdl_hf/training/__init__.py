@@ -6,6 +6,7 @@ _HOME = {
     "ContinualDistillationTrainer": "trainer",
     "RunFolder": "run_folder",
     "StageError": "stage",
+    "Stopped": "signals",
     "TrainingArguments": "arguments",
 }
 __all__ = list(_HOME)

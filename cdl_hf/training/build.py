@@ -11,6 +11,7 @@ from ..data import TaskStream, image_processor_for, load_source
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .checkpointing import backbone_digest
 from .parser import ParsedArguments, to_dict
 from .seeds import derive_seed
 
@@ -143,8 +144,17 @@ def build_learners(
 _FREE = {"output_dir", "overwrite", "resume", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
 
 
-def fingerprint(arguments: ParsedArguments, stream: TaskStream, accelerator: Accelerator) -> dict[str, Any]:
+def fingerprint(
+    arguments: ParsedArguments, stream: TaskStream, learners: Learners, accelerator: Accelerator
+) -> dict[str, Any]:
     """Everything that decides the result of a run, to refuse a checkpoint of another one."""
     decisive = {name: value for name, value in to_dict(arguments).items() if name not in _FREE}
     sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
-    return {**decisive, **sizes, "num_processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+    digests = {f"weights of the {role}": backbone_digest(b.module) for role, b in learners.backbones.items()}
+    return {
+        **decisive,
+        **sizes,
+        **digests,
+        "num_processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+    }

@@ -19,6 +19,7 @@ from .arguments import TrainingArguments
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .run_folder import RunFolder
 from .seeds import derive_seed
+from .signals import Stopped, StopRequest
 from .stage import StageSettings, StageState, run_stage
 
 TEACHER, STUDENT = "teacher", "student"
@@ -67,6 +68,7 @@ class ContinualDistillationTrainer:
             module.to(self.accelerator.device)
         self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
         self.seconds = dict.fromkeys((*self.modules, "evaluation"), 0.0)
+        self._stop_request = StopRequest(self.accelerator)
         self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
@@ -80,7 +82,15 @@ class ContinualDistillationTrainer:
         return {role: self.modules[role].student for role in (STUDENT, TEACHER) if role in self.modules}
 
     def train(self) -> None:
-        """Runs the whole stream, or what is left of it after [`resume`]."""
+        """Runs the whole stream, or what is left of it after [`resume`].
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; a checkpoint was saved.
+        """
+        with self._stop_request:
+            self._train()
+
+    def _train(self) -> None:
         task_id, role, stage = self._start
         for task in self.stream[task_id:]:
             for next_role, module in self.modules.items():
@@ -112,7 +122,7 @@ class ContinualDistillationTrainer:
 
             def on_step(take_state):
                 self.steps += 1
-                if self.steps % self.args.checkpoint_every == 0:
+                if self.steps % self.args.checkpoint_every == 0 or self._stop_request.made():
                     self._checkpoint(task.index, role, take_state())
 
             def on_epoch(values):
@@ -233,6 +243,8 @@ class ContinualDistillationTrainer:
             }
             save_checkpoint(self.folder.checkpoints, self._checkpoint_number(state), state)
         self.accelerator.wait_for_everyone()
+        if self._stop_request.made():
+            raise Stopped
 
     def _checkpoint_number(self, state: dict[str, Any]) -> int:
         """Grows with the run; a finished stage comes after the last step within it."""

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+import cdl_hf.training.stage as stage_module
 import cdl_hf.training.trainer as trainer_module
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.training.checkpointing import save_checkpoint
@@ -119,6 +122,25 @@ def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after
         kill_after_checkpoint(0)
         train(*command, "--output_dir", tmp_path / "killed", "--resume")
         assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_path, monkeypatch):
+    train(*command, "--output_dir", tmp_path / "whole")
+    check = stage_module._check_and_show
+
+    def told_to_stop(*args):  # between two steps of the second task's teacher
+        if args[2].name == "task 2/3 teacher":
+            signal.raise_signal(signal.SIGTERM)
+        return check(*args)
+
+    monkeypatch.setattr(stage_module, "_check_and_show", told_to_stop)
+    with pytest.raises(SystemExit) as stop:
+        train(*command, "--output_dir", tmp_path / "stopped")
+    assert stop.value.code == os.EX_TEMPFAIL
+    assert not (tmp_path / "stopped" / "results.json").exists()
+    monkeypatch.setattr(stage_module, "_check_and_show", check)
+    train(*command, "--output_dir", tmp_path / "stopped", "--resume")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_resume_refuses_other_arguments(train, command, tmp_path, capsys):

@@ -1,0 +1,46 @@
+"""A run that is told to stop finishes its step and saves."""
+
+import signal
+import threading
+
+import torch
+from accelerate import Accelerator
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has saved what it needs to go on."""
+
+
+class StopRequest:
+    """While active, the first SIGTERM or SIGINT is kept as a request; a second one stops the process at once.
+
+    Args:
+        accelerator: All processes stop at the same step, whichever was told.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.previous = accelerator, {}
+        self._told = self._agreed = False
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._keep)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, frame) -> None:
+        self._told = True
+        self.__exit__()
+
+    def made(self) -> bool:
+        """Whether any process was told to stop; to be asked by all processes together."""
+        if self.accelerator.num_processes == 1:
+            return self._told
+        if not self._agreed:
+            told = torch.tensor(int(self._told), device=self.accelerator.device)
+            self._agreed = bool(self.accelerator.reduce(told))
+        return self._agreed
