@@ -34,7 +34,6 @@ from tqdm import tqdm
 from cdl_hf.data.images import TaskImages
 from cdl_hf.data.sources import SourceError, load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
-from cdl_hf.models.backbones import load_backbone
 from cdl_hf.training.parser import parse, refuse, to_dict
 
 
@@ -64,10 +63,10 @@ class ModelArguments:
         default=None, metadata={"help": "subtracted from pixels in [0, 1]; default: the model's"}
     )
     std: float | None = field(default=None, metadata={"help": "divides them then; default: the model's"})
-    distill_from: list[str] = field(
-        default_factory=list, metadata={"help": "network folders whose mean soft labels replace the data's labels"}
+    distill_from: str | None = field(
+        default=None, metadata={"help": "network folder whose soft labels replace the data's labels"}
     )
-    temperature: float = field(default=2.0, metadata={"help": "of these soft labels", "min": 0.1})
+    temperature: float = field(default=2.0, metadata={"help": "of the soft labels", "min": 0.1})
 
 
 @dataclass
@@ -135,7 +134,10 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Mod
         refuse(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
     except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
         refuse(f"timm cannot make {args.model} with {args.model_args}: {error}.")
-    channels, size, _ = get_model_input_config(network)["input_size"]
+    expected = get_model_input_config(network)
+    channels, size, _ = expected["input_size"]
+    if args.image_size and args.image_size != size and expected["fixed_input_size"]:
+        refuse(f"image_size is {args.image_size}, but this network's is {size}: set img_size in model_args instead.")
     size = args.image_size or size
     cfg = network.pretrained_cfg
     mean = cfg["mean"] if args.mean is None else (args.mean,) * channels
@@ -158,6 +160,12 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
         for key in ("tag", "license", "origin_url", "test_crop_pct"):  # of weights that are not these
             config["pretrained_cfg"].pop(key, None)
         (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def distillation_loss(logits: torch.Tensor, guidance: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Hinton's: KL of softened predictions (B, C), scaled so that gradients keep their size."""
+    soft = (guidance / temperature).softmax(1)
+    return F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
 
 
 def optimizer_of(network: torch.nn.Module, args: TrainingArguments) -> torch.optim.AdamW:
@@ -201,9 +209,12 @@ def main():
         refuse(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
     loaders = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
     accelerator = Accelerator(dataloader_config=loaders)
+    torch.manual_seed(args.seed)
     if accelerator.device.type == "cpu":
         # torch's fused attention is slow backwards there: in bf16, width 192, 26 tokens, 618 against 995 images/s
         timm.layers.set_fused_attn(False)
+
+    # Data
     try:
         splits = load_source(
             data_args.dataset,
@@ -215,14 +226,20 @@ def main():
     except SourceError as error:
         refuse(str(error))
     names = splits["train"].features["label"].names
+    if len(splits["train"]) < args.batch_size * accelerator.num_processes:
+        refuse(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images.")
 
-    torch.manual_seed(args.seed)
+    # Networks: the one that learns, its running average, the one that guides
     network, pipeline = create_network(model_args, names)
-    guides = [load_network(folder, names).to(accelerator.device) for folder in model_args.distill_from]
+    guide = load_network(model_args.distill_from, names) if model_args.distill_from else None
     network.to(accelerator.device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    if guide:
+        guide.to(accelerator.device, memory_format=torch.channels_last)
     average = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True)
     processor = image_processor_for(pipeline, normalization="none")
     mean, std = (torch.tensor(pipeline[key], device=accelerator.device).view(-1, 1, 1) for key in ("mean", "std"))
+
+    # Batches
     train, test = (
         TaskImages(splits[split], np.arange(len(names)), test_transform(processor)) for split in ("train", "test")
     )
@@ -231,6 +248,8 @@ def main():
     model, optimizer, train_loader, test_loader = accelerator.prepare(
         network, optimizer_of(network, args), train_loader, DataLoader(test, **options)
     )
+
+    # Training
     mixing = Mixup(
         mixup_alpha=0.4,
         cutmix_alpha=1.0,
@@ -273,12 +292,10 @@ def main():
             images = normalize(images)
             with accelerator.autocast():
                 logits = model(images)
-                with torch.no_grad():
-                    soft = [(guide(images).float() / model_args.temperature).softmax(1) for guide in guides]
+                guidance = guide(images) if guide else None
             logits = logits.float()
-            if guides:
-                logits_soft = (logits / model_args.temperature).log_softmax(1)
-                loss = F.kl_div(logits_soft, sum(soft) / len(soft), reduction="batchmean") * model_args.temperature**2
+            if guide:
+                loss = distillation_loss(logits, guidance.float(), model_args.temperature)
             else:
                 loss = cross_entropy(logits, targets)
             optimizer.zero_grad()
@@ -305,12 +322,15 @@ def main():
             torch.save(state, checkpoint_file.with_suffix(".tmp"))
             os.replace(checkpoint_file.with_suffix(".tmp"), checkpoint_file)
     bar.close()
+
+    # Results
     final = accuracy(average.module, test_loader, accelerator, normalize)
     if accelerator.is_main_process:
         result = {"arguments": to_dict(parsed), "seconds": round(seconds), "test_accuracy": final}
         save_network(average.module, output, pipeline, names)
         if data_args.probe:
-            result |= probe(load_backbone(output / "backbone").module, data_args.probe)
+            backbone = timm.create_model(f"local-dir:{output / 'backbone'}", pretrained=True)
+            result |= probe(backbone, data_args.probe)
         (output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
         print(", ".join(f"{name} {value:.1f} %" for name, value in result.items() if isinstance(value, float)))
     accelerator.end_training()
