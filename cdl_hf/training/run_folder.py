@@ -12,6 +12,8 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from ..evaluation import AccuracyMatrix
 from .checkpointing import write_json
 
+ARGUMENTS = "args.yaml"
+
 
 class RunFolder:
     """Paths of a run and what is written to them, by the main process only.
@@ -41,8 +43,8 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {path} is a file; name a folder")
         folder = cls(path, overwrite)
-        if resume and not folder.checkpoints.is_dir():
-            raise ValueError(f"there is nothing to resume in {path}: it has no checkpoints")
+        if resume and not (path / ARGUMENTS).is_file():
+            raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
         if folder._is_filled() and not (overwrite or resume):
             raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
         return folder
@@ -71,7 +73,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files."""
-        names = {"args.yaml", "args_given.json", "metrics.jsonl", "results.json", "accuracy.png", "matrices.png"}
+        names = {ARGUMENTS, "args_given.json", "metrics.jsonl", "results.json", "accuracy.png", "matrices.png"}
         folders = {"checkpoints", "states", "teacher", "student", "logs"}
         strange = sorted(p.name for p in self.path.iterdir() if p.name not in names | folders)
         if strange:
@@ -84,7 +86,7 @@ class RunFolder:
     def write_arguments(self, given: dict[str, Any], resolved_yaml: str) -> None:
         if self.processes.is_main_process:
             write_json(self.path / "args_given.json", given)
-            (self.path / "args.yaml").write_text(resolved_yaml, encoding="utf-8")
+            (self.path / ARGUMENTS).write_text(resolved_yaml, encoding="utf-8")
 
     def log(self, **values: Any) -> None:
         """Adds a line to `metrics.jsonl`."""

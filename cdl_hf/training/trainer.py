@@ -251,14 +251,16 @@ class ContinualDistillationTrainer:
         return self.steps * 10 + 2 * (state["stage"] is None) + (state["role"] == STUDENT)
 
     def resume(self) -> None:
-        """Takes up the newest whole checkpoint of the folder.
+        """Takes up the newest whole checkpoint of the folder; without one the run starts from the beginning.
 
         Raises:
-            ValueError: There is none, or it was made with arguments that give another result.
+            ValueError: It was made with arguments that give another result.
         """
         state = load_newest_checkpoint(self.folder.checkpoints)
         if state is None:
-            raise ValueError(f"no checkpoint in {self.folder.checkpoints} is whole: there is nothing to resume from")
+            self.folder.cut_log(0)
+            self.accelerator.print("There is no whole checkpoint yet: starting from the beginning.")
+            return
         differing = {
             name: (state["fingerprint"].get(name), value)
             for name, value in self.fingerprint.items()
