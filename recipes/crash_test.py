@@ -2,8 +2,8 @@
 
     python recipes/crash_test.py --kills 20 --extra "--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5"
 
-Each trial starts a run, kills it at a moment drawn from the seed, and resumes it to its end. Equal means equal in every
-bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
+Each trial starts a run, kills it at a moment drawn from the seed, and resumes it to its end. Equal means equal in
+every bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
 """
 
 import json
