@@ -4,6 +4,7 @@ from tiny_models import STUDENT, images, tiny_backbone
 from torch.nn import functional as F
 
 from cdl_hf.models import load_backbone
+from cdl_hf.models.backbones import create_backbone
 from cdl_hf.models.prefix_attention import Prefix, cls_features, embed, run_block
 
 VARIANTS = {
@@ -40,6 +41,13 @@ def test_a_convolutional_stem_may_make_the_patches():
     hybrid = load_backbone("vit_tiny_r_s16_p8_224", pretrained=False, **{**STUDENT, "patch_size": 4}).module.eval()
     x = images()
     assert torch.allclose(cls_features(hybrid, x), hybrid.forward_features(x)[:, 0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_convolutional_stem_runs_too():
+    vit = create_backbone("vit_tiny_r_s16_p8_224", img_size=64, embed_dim=32, depth=2, num_heads=2).eval()
+    x = images(2, size=64)
+    assert torch.allclose(cls_features(vit, x), vit.forward_features(x)[:, 0], atol=1e-5)
 
 
 def naive_attention(attn, x, prefix, suffix, cls_index):
