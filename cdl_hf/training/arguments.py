@@ -101,6 +101,12 @@ class TrainingArguments:
     learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
     crop_scale: list[float] = _argument([0.4, 1.0], "Range of a random crop's share of the image")
     horizontal_flip: float = _argument(0.5, "Probability of a mirrored training image", min=0, max=1)
+    schedule: Literal["stages", "same_step"] = _argument(
+        "stages", "The teacher's stage before the student's, or a step of each on every batch"
+    )
+    teacher_merge: Literal["own_stage", "after_student"] = _argument(
+        "own_stage", "APT: when the teacher's prompts are merged; after_student is the authors' order"
+    )
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
     teacher_from: str | None = _argument(
         None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
@@ -127,6 +133,10 @@ class TrainingArguments:
             )
         if self.teacher_from is not None and self.stages != "student":
             raise ValueError("teacher_from brings a trained teacher: it needs stages=student")
+        if self.schedule == "same_step" and self.stages != "both":
+            raise ValueError("schedule=same_step trains teacher and student together: it needs stages=both")
+        if self.teacher_merge == "after_student" and self.stages != "both":
+            raise ValueError("teacher_merge=after_student needs stages=both: a saved teacher is merged already")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume contradict each other: choose one")
         if self.resume and self.output_dir is None:

@@ -55,7 +55,7 @@ def table(results: dict[str, Any]) -> str:
         ),
         ("parameters", [f"{m['parameters']:,}" for m in metrics.values()]),
         ("  of them learnt", [f"{m['trainable_parameters']:,}" for m in metrics.values()]),
-        ("seconds of training", [f"{results['seconds'][role]:.0f}" for role in roles]),
+        ("seconds of training", [_seconds(results["seconds"], role) for role in roles]),
     ]
     width = max(len(label) for label, _ in rows)
     split = results["tested_on"]
@@ -65,3 +65,7 @@ def table(results: dict[str, Any]) -> str:
         *(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows),
     ]
     return "\n".join(lines)
+
+
+def _seconds(seconds: dict[str, float], role: str) -> str:
+    return f"{seconds[role]:.0f}" if role in seconds else "together"

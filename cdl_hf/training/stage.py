@@ -1,4 +1,4 @@
-"""One stage: the training of one module on one task. The only loop over training batches."""
+"""One stage: the training of one module on one task, or of two in turn. The only loop over training batches."""
 
 import math
 import time
@@ -46,15 +46,16 @@ class StageState:
 
     Args:
         epoch, step: `step` optimizer steps of epoch `epoch` are done.
-        images, sums: Images of this epoch so far, and sums over them of the loss, its parts and the accuracy.
-        optimizer: State of Adam; `None` before the first step.
+        images: Images of this epoch so far.
+        sums: For each module, sums over them of the loss, its parts and the accuracy.
+        optimizers: For each module, the state of Adam.
     """
 
     epoch: int = 0
     step: int = 0
     images: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    optimizer: dict | None = None
+    sums: dict[str, dict[str, float]] = field(default_factory=dict)
+    optimizers: dict[str, dict] = field(default_factory=dict)
 
 
 class EpochSampler(Sampler[int]):
@@ -92,25 +93,26 @@ def learning_rate_at(epoch: int, num_epochs: int, base: float) -> float:
 
 def run_stage(
     accelerator: Accelerator,
-    module: nn.Module,
+    modules: dict[str, nn.Module],
     images: TaskImages,
     settings: StageSettings,
     *,
     start: StageState | None = None,
     on_step: Callable[[Callable[[], StageState]], None] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[str, dict[str, float]], None] | None = None,
 ) -> None:
-    """Trains `module` on `images` with a fresh Adam.
+    """Trains modules on `images`, each with a fresh Adam; several take their steps in turn on every batch.
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
-        module: Called as `module(pixel_values=, labels=)`; answers with `loss`, `logits` over the task's classes and
-            named parts of the loss. Its trainable parameters are those with gradients now.
+        modules: Name -> module, called as `module(pixel_values=, labels=)`; it answers with `loss`, `logits` over the
+            task's classes and named parts of the loss. Its trainable parameters are those with gradients now.
         images: The task's training images.
         settings: See [`StageSettings`].
         start: Where to go on in a resumed stage.
         on_step: Called on every process after each optimizer step, with a function that takes the stage's state.
-        on_epoch: Called after each epoch with its averages over all images: loss, parts, accuracy (%), seconds.
+        on_epoch: Called after each epoch with each module's name and its averages over all images: loss, parts,
+            accuracy (%), and the epoch's learning rate and seconds.
 
     Raises:
         StageError: The loss is not finite.
@@ -118,20 +120,22 @@ def run_stage(
     start = start or StageState()
     parts = accelerator.gradient_accumulation_steps
     sampler = EpochSampler(len(images), settings.batch_size, settings.seed)
-    loader = DataLoader(
-        images, batch_size=max(settings.batch_size // parts, 1), sampler=sampler, num_workers=settings.num_workers
+    loader = accelerator.prepare_data_loader(
+        DataLoader(
+            images, batch_size=max(settings.batch_size // parts, 1), sampler=sampler, num_workers=settings.num_workers
+        )
     )
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trainable, lr=settings.learning_rate)
-    if start.optimizer is not None:
-        optimizer.load_state_dict(start.optimizer)
-    prepared, optimizer, loader = accelerator.prepare(module, optimizer, loader)
-    module.train()
+    prepared, optimizers = {}, {}
+    for name, module in modules.items():
+        optimizer = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate)
+        if name in start.optimizers:
+            optimizer.load_state_dict(start.optimizers[name])
+        prepared[name], optimizers[name] = accelerator.prepare(module.train(), optimizer)
     bar = tqdm(total=settings.num_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
     bar.update(start.epoch * sampler.steps + start.step)
 
     for epoch in range(start.epoch, settings.num_epochs):
-        began, averages, step = time.perf_counter(), _Averages(accelerator), 0
+        began, averages, step = time.perf_counter(), _Averages(accelerator, list(modules)), 0
         if epoch == start.epoch:
             step = start.step
             averages.resume(start)
@@ -139,15 +143,19 @@ def run_stage(
         loader.set_epoch(epoch)
         images.set_epoch(epoch)
         rate = learning_rate_at(epoch, settings.num_epochs, settings.learning_rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         for batch in loader if step < sampler.steps else ():
-            with accelerator.accumulate(prepared), accelerator.autocast():
-                output = prepared(pixel_values=batch["pixel_values"], labels=batch["labels"])
-                accelerator.backward(output["loss"])
-                optimizer.step()
-                optimizer.zero_grad()
-            averages.add(output, batch["labels"], module)
+            with accelerator.accumulate(*prepared.values()):
+                for name, module in prepared.items():
+                    with accelerator.autocast():
+                        output = module(pixel_values=batch["pixel_values"], labels=batch["labels"])
+                    accelerator.backward(output["loss"])
+                    optimizers[name].step()
+                    optimizers[name].zero_grad()
+                    averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
+            averages.images += len(batch["labels"])
             if not accelerator.sync_gradients:
                 continue
             step += 1
@@ -155,48 +163,55 @@ def run_stage(
             if step % 10 == 0 or step == sampler.steps:
                 _check_and_show(bar, averages, settings, epoch, step, rate)
             if on_step is not None:
-                on_step(partial(_take_state, epoch, step, averages, optimizer))
+                on_step(partial(_take_state, epoch, step, averages, optimizers))
         if on_epoch is not None:
-            images_seen, sums = averages.total()
-            results = {name: value / images_seen for name, value in sums.items()}
-            on_epoch({"epoch": epoch, **results, "learning_rate": rate, "seconds": time.perf_counter() - began})
+            seen, sums = averages.total()
+            seconds = time.perf_counter() - began
+            for name, values in sums.items():
+                means = {key: value / seen for key, value in values.items()}
+                on_epoch(name, {"epoch": epoch, **means, "learning_rate": rate, "seconds": seconds})
     bar.close()
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    for module in prepared.values():
+        accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     accelerator.free_memory()
 
 
-def _take_state(epoch: int, step: int, averages: "_Averages", optimizer: torch.optim.Optimizer) -> StageState:
-    return StageState(epoch, step, *averages.total(), optimizer.state_dict())
+def _take_state(epoch: int, step: int, averages: "_Averages", optimizers: dict) -> StageState:
+    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+    return StageState(epoch, step, *averages.total(), states)
 
 
 class _Averages:
     """Averages over the images of an epoch, kept on the device until they are asked for."""
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self, accelerator: Accelerator, names: list[str]):
         self.accelerator = accelerator
         self.images = 0
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, dict[str, Tensor]] = {name: {} for name in names}
 
     def resume(self, state: StageState) -> None:
         if self.accelerator.is_main_process:  # the state holds the sums over all processes
-            self.images, self.sums = state.images, {name: self._tensor(value) for name, value in state.sums.items()}
+            self.images = state.images
+            for name, sums in state.sums.items():
+                self.sums[name] = {key: self._tensor(value) for key, value in sums.items()}
 
-    def add(self, output: dict[str, Tensor], labels: Tensor, module: nn.Module) -> None:
-        values = {name: value.detach() * len(labels) for name, value in output.items() if name != "logits"}
-        predicted = output["logits"].argmax(1) + module.student.config.current_columns.start
-        values["accuracy"] = 100 * (predicted == labels).sum()
-        self.images += len(labels)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, self._tensor(0.0)) + value
+    def add(self, name: str, output: dict[str, Tensor], labels: Tensor) -> None:
+        """Adds a batch; the labels are columns of the output's logits."""
+        values = {key: value.detach() * len(labels) for key, value in output.items() if key != "logits"}
+        values["accuracy"] = 100 * (output["logits"].argmax(1) == labels).sum()
+        sums = self.sums[name]
+        for key, value in values.items():
+            sums[key] = sums.get(key, self._tensor(0.0)) + value
 
-    def local(self, name: str) -> float:
+    def local(self, name: str, key: str) -> float:
         """This process's average so far."""
-        return float(self.sums[name] / self.images)
+        return float(self.sums[name][key] / self.images)
 
-    def total(self) -> tuple[int, dict[str, float]]:
+    def total(self) -> tuple[int, dict[str, dict[str, float]]]:
         """Images and sums over all processes."""
         reduce = self.accelerator.reduce
-        return int(reduce(self._tensor(self.images))), {name: float(reduce(v)) for name, v in self.sums.items()}
+        images = int(reduce(self._tensor(self.images)))
+        return images, {name: {k: float(reduce(v)) for k, v in sums.items()} for name, sums in self.sums.items()}
 
     def _tensor(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
@@ -205,10 +220,14 @@ class _Averages:
 def _check_and_show(
     bar: tqdm, averages: _Averages, settings: StageSettings, epoch: int, step: int, rate: float
 ) -> None:
-    loss = averages.local("loss")
-    if not math.isfinite(loss):
-        raise StageError(
-            f"the loss is not finite in {settings.name}, epoch {epoch + 1}, step {step}, at learning rate {rate:g}: "
-            "lower --learning_rate"
-        )
-    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{averages.local('accuracy'):.0f}%")
+    losses = {name: averages.local(name, "loss") for name in averages.sums}
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise StageError(
+                f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step}, at learning "
+                f"rate {rate:g}: lower --learning_rate"
+            )
+    bar.set_postfix(
+        loss=", ".join(f"{loss:.3f}" for loss in losses.values()),
+        accuracy=", ".join(f"{averages.local(name, 'accuracy'):.0f}%" for name in losses),
+    )

@@ -66,13 +66,15 @@ class ContinualDistillationTrainer:
             self.modules[STUDENT] = method
         for module in self.modules.values():
             module.to(self.accelerator.device)
+        # The roles that are trained together, stage after stage.
+        self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
         self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
-        self.seconds = dict.fromkeys((*self.modules, "evaluation"), 0.0)
+        self.seconds = dict.fromkeys([*map(" and ".join, self.stages), "evaluation"], 0.0)
         self._stop_request = StopRequest(self.accelerator)
         self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
-        self._start: tuple[int, str | None, StageState | None] = (0, None, None)
+        self._start: tuple[int, int, StageState | None] = (0, 0, None)  # task, stage, where in it
         if args.teacher_from is not None:
             self._check_teacher_states()
 
@@ -91,28 +93,28 @@ class ContinualDistillationTrainer:
             self._train()
 
     def _train(self) -> None:
-        task_id, role, stage = self._start
-        for task in self.stream[task_id:]:
-            for next_role, module in self.modules.items():
-                if role is not None and next_role != role:
-                    continue  # a resumed run has done this stage
-                self._train_stage(task, next_role, module, stage)
-                role = stage = None
+        first_task, first_stage, state = self._start
+        for task in self.stream[first_task:]:
+            for stage in range(first_stage, len(self.stages)):
+                self._train_stage(task, stage, state)
+                state = None
+            first_stage = 0
             self._evaluate(task)
             self._save_states(task)
-            self._checkpoint(task.index + 1, next(iter(self.modules)), None)
+            self._checkpoint(task.index + 1, 0, None)
 
-    def _train_stage(self, task: Task, role: str, module: Supervised, state: StageState | None) -> None:
-        began = time.perf_counter()
-        model = module.student
+    def _train_stage(self, task: Task, stage: int, state: StageState | None) -> None:
+        began, roles = time.perf_counter(), self.stages[stage]
+        name = " and ".join(roles)
         if state is None:
-            set_seed(derive_seed(self.args.seed, role, task.index))
-            model.start_task(task.class_names)
-        if role == TEACHER and self.args.teacher_from is not None:
+            for role in roles:
+                set_seed(derive_seed(self.args.seed, role, task.index))
+                self.models[role].start_task(task.class_names)
+        if roles == (TEACHER,) and self.args.teacher_from is not None:
             self._load_teacher(task)
         else:
             settings = StageSettings(
-                name=f"task {task.index + 1}/{len(self.stream)} {role}",
+                name=f"task {task.index + 1}/{len(self.stream)} {name}",
                 num_epochs=self.args.num_epochs,
                 batch_size=self.args.batch_size,
                 learning_rate=self.args.learning_rate,
@@ -123,29 +125,36 @@ class ContinualDistillationTrainer:
             def on_step(take_state):
                 self.steps += 1
                 if self.steps % self.args.checkpoint_every == 0 or self._stop_request.made():
-                    self._checkpoint(task.index, role, take_state())
+                    self._checkpoint(task.index, stage, take_state())
 
-            def on_epoch(values):
-                self.accelerator.log(
-                    {f"{role}/{name}": value for name, value in values.items() if name != "epoch"}, step=self.steps
-                )
+            def on_epoch(role, values):
+                tracked = {f"{role}/{key}": value for key, value in values.items() if key != "epoch"}
+                self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
             run_stage(
                 self.accelerator,
-                module,
+                {role: self.modules[role] for role in roles},
                 self._images_for_training(task),
                 settings,
                 start=state,
                 on_step=on_step,
                 on_epoch=on_epoch,
             )
-            model.end_task()
-        model.eval()
-        self.seconds[role] += time.perf_counter() - began
-        roles = list(self.modules)
-        if role != roles[-1]:
-            self._checkpoint(task.index, roles[roles.index(role) + 1], None)
+            self._end_task(roles)
+        for role in roles:
+            self.modules[role].eval()
+        self.seconds[name] += time.perf_counter() - began
+        if stage + 1 < len(self.stages):
+            self._checkpoint(task.index, stage + 1, None)
+
+    def _end_task(self, roles: tuple[str, ...]) -> None:
+        """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
+        for role in roles:
+            if role != TEACHER or self.args.teacher_merge == "own_stage":
+                self.models[role].end_task()
+        if STUDENT in roles and self.args.teacher_merge == "after_student" and TEACHER in self.models:
+            self.models[TEACHER].end_task()
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
@@ -225,13 +234,13 @@ class ContinualDistillationTrainer:
             self.models[TEACHER], load_file(self._state_path(Path(self.args.teacher_from), TEACHER, task))
         )
 
-    def _checkpoint(self, task_id: int, role: str, stage: StageState | None) -> None:
-        """Saves everything a resumed run needs; `task_id` and `role` say which stage is next or under way."""
+    def _checkpoint(self, task_id: int, stage: int, state: StageState | None) -> None:
+        """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way."""
         if self.accelerator.is_main_process:
-            state = {
+            content = {
                 "task": task_id,
-                "role": role,
-                "stage": None if stage is None else vars(stage),
+                "stage": stage,
+                "state": None if state is None else vars(state),
                 "steps": self.steps,
                 "seconds": self.seconds,
                 "logged_bytes": self.folder.logged_bytes(),
@@ -241,14 +250,11 @@ class ContinualDistillationTrainer:
                 "modules": {role: trained_state(module) for role, module in self.modules.items()},
                 "fingerprint": self.fingerprint,
             }
-            save_checkpoint(self.folder.checkpoints, self._checkpoint_number(state), state)
+            # The number grows with the run: a finished stage comes after the last step within it.
+            save_checkpoint(self.folder.checkpoints, 10 * self.steps + 2 * (state is None) + stage, content)
         self.accelerator.wait_for_everyone()
         if self._stop_request.made():
             raise Stopped
-
-    def _checkpoint_number(self, state: dict[str, Any]) -> int:
-        """Grows with the run; a finished stage comes after the last step within it."""
-        return self.steps * 10 + 2 * (state["stage"] is None) + (state["role"] == STUDENT)
 
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the folder; without one the run starts from the beginning.
@@ -282,10 +288,11 @@ class ContinualDistillationTrainer:
         self.matrices = {role: AccuracyMatrix.from_dict(matrix) for role, matrix in state["matrices"].items()}
         self.seconds, self.steps = state["seconds"], state["steps"]
         self.folder.cut_log(state["logged_bytes"])
-        stage = None if state["stage"] is None else StageState(**state["stage"])
-        where = "between two stages" if stage is None else f"in epoch {stage.epoch + 1}, step {stage.step}"
+        position = None if state["state"] is None else StageState(**state["state"])
         if state["task"] == len(self.stream):
             self.accelerator.print("The run was finished; writing its results again.")
         else:
-            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {state['role']}, {where}.")
-        self._start = (state["task"], state["role"], stage)
+            where = "" if position is None else f", epoch {position.epoch + 1}, step {position.step}"
+            name = " and ".join(self.stages[state["stage"]])
+            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {name}{where}.")
+        self._start = (state["task"], state["stage"], position)

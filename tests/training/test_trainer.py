@@ -178,6 +178,28 @@ def test_accumulated_batch_gives_the_same_losses(train, command, tmp_path):
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+def test_same_step_trains_both_on_every_batch(train, command, tmp_path):
+    train(*command, "--schedule", "same_step", "--distillation", "cdl_prompt", "--output_dir", tmp_path / "run")
+    lines = metrics_without_times(tmp_path / "run")
+    assert [line.get("stage") for line in lines][:5] == ["teacher", "student", "teacher", "student", None]
+    # the teacher learns what it learns in a stage of its own
+    train(*command, "--stages", "teacher", "--output_dir", tmp_path / "alone")
+    alone = metrics_without_times(tmp_path / "alone")
+    assert [line for line in lines if line.get("stage") == "teacher"] == [line for line in alone if "stage" in line]
+
+
+def test_apts_teacher_may_be_merged_after_the_student(train, command, tmp_path):
+    """In the first task the authors' student then learns from a teacher whose merged prompts are still zero."""
+    for order in ("own_stage", "after_student"):
+        arguments = ("--prompt_method", "apt", "--teacher_merge", order, "--output_dir", tmp_path / order)
+        train(*command, *arguments)
+    lines = {order: metrics_without_times(tmp_path / order) for order in ("own_stage", "after_student")}
+    assert lines["own_stage"][0] == lines["after_student"][0]  # the teacher's first epoch
+    assert lines["own_stage"][2]["soft_loss"] != lines["after_student"][2]["soft_loss"]
+    ours, authors = (load_file(tmp_path / order / "teacher" / "model.safetensors") for order in lines)
+    assert all(torch.equal(ours[name], authors[name]) for name in ours)
+
+
 def test_task_smaller_than_the_batch_trains(train, command, tmp_path):
     train(*command, "--batch_size", "64", "--output_dir", tmp_path / "run")
     assert [line["event"] for line in metrics_without_times(tmp_path / "run")][:2] == ["epoch", "epoch"]
