@@ -49,7 +49,7 @@ class PromptPool(nn.Module):
 
 
 class L2P(PromptPool):
-    """Learning to Prompt (arXiv 2112.08654, eq. 3-5) in the prefix form: the `top_k` prompts nearest to the query.
+    """Learning to Prompt (arXiv 2112.08654, section 4) in the prefix form: the `top_k` prompts nearest to the query.
 
     The loss is the mean over the batch of the sum over the selected prompts of 1 - cos(query, key).
     """
@@ -74,7 +74,7 @@ class L2P(PromptPool):
 
 
 class DualPrompt(PromptPool):
-    """DualPrompt (arXiv 2204.04799, eq. 5-7): G-prompts for all tasks, and per block one E-prompt a task.
+    """DualPrompt (arXiv 2204.04799, section 4): G-prompts for all tasks, and per block one E-prompt a task.
 
     Trained with the E-prompt of the task; evaluated with the one whose key is nearest to the query. The loss is the
     mean over the batch of 1 - cos(query, key), added over the E blocks.
@@ -112,7 +112,7 @@ class DualPrompt(PromptPool):
 
 
 class CodaPrompt(PromptPool):
-    """CODA-Prompt (arXiv 2211.13218, eq. 3-7): the prompt is a sum of components, weighted by attended similarity.
+    """CODA-Prompt (arXiv 2211.13218, section 4): the prompt is a sum of components, weighted by attended similarity.
 
     The components of a task are drawn orthonormal to all earlier ones when it starts; earlier tasks' are detached in
     training. The loss is `ortho_weight` times the mean squared entries of KK'-I, AA'-I and PP'-I.
@@ -232,11 +232,11 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 def orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
     """Normal draws made orthonormal to each other and to the rows of `earlier` (n, d): (count, d), float64."""
-    draws = torch.randn(count, earlier.shape[1], dtype=torch.float64, device=earlier.device)
+    draws = torch.randn(count, earlier.shape[1], dtype=torch.float64).to(earlier.device)  # the same on every device
     return torch.linalg.qr(torch.cat([earlier.double(), draws]).T).Q.T[len(earlier) :]
 
 
 def _ortho_penalty(rows: Tensor) -> Tensor:
-    """Mean squared entry of RR' - I for rows (M, d) (arXiv 2211.13218, eq. 7)."""
+    """Mean squared entry of RR' - I for rows (M, d) (arXiv 2211.13218, section 4.3)."""
     rows = rows.float()
     return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()
