@@ -1,7 +1,9 @@
 """What is learnt from: sources, streams of tasks, images."""
 
+from .decoding import open_image
 from .images import TaskImages
-from .sources import SOURCES, SourceError, load_source
+from .source_error import SourceError
+from .sources import SOURCES, load_source
 from .stream import Task, TaskStream
 from .transforms import image_processor_for, test_transform, train_transform
 
@@ -13,6 +15,7 @@ __all__ = [
     "TaskStream",
     "image_processor_for",
     "load_source",
+    "open_image",
     "test_transform",
     "train_transform",
 ]

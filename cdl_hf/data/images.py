@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 
+from .decoding import decode
 from .labels import read_labels
 
 
@@ -64,9 +65,9 @@ class TaskImages(torch.utils.data.Dataset):
 
     def _pixel_values(self, index: int, image: dict) -> torch.Tensor:
         if self.seed is None:
-            return self.transform(_decode(image))
+            return self.transform(decode(image))
         with _randomness_of(self.seed, self.task, int(self._epoch), index):
-            return self.transform(_decode(image))
+            return self.transform(decode(image))
 
 
 @contextmanager
@@ -80,12 +81,3 @@ def _randomness_of(*key: int):
         yield
     finally:
         generator.set_state(state)
-
-
-_AS_STORED = Image()
-
-
-def _decode(image: dict) -> PIL.Image.Image:
-    """Upright and RGB, as a source's images are; but grey stays one channel, which the transforms repeat last."""
-    image = _AS_STORED.decode_example(image)
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -1,7 +1,7 @@
 """Named data sets, local folders and files, and Hub data sets, all read into one form: `image` and `label`."""
 
 import difflib
-import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,34 +9,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
 
+from .cifar100 import is_cifar100, read_cifar100
+from .hub import read_hub
+from .image_folder import TEST_SPLITS, read_image_folder
+from .imagenet_r import add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, share
-from .views import select_rows
-
-
-class SourceError(ValueError):
-    """A data set that cannot be learnt from; the message says what is wrong, where, and what to do."""
+from .source_error import SourceError
+from .split_list import read_split_list
+from .splits import Splits
+from .unreadable import find_unreadable
+from .views import image_paths, select_rows
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named data set lives (a path or a Hub name) and which of its columns are meant."""
+    """Where a named data set lives (a path or a Hub name), which of its columns are meant, what it is like on disk.
+
+    Attributes:
+        is_sound: whether all its images are known to be readable.
+    """
 
     location: str
     image_column: str | None = None
     label_column: str | None = None
+    local: str = ""
+    is_sound: bool = False
 
 
 SOURCES = {
-    "quickdraw100": Source(str(Path(__file__).parent / "quickdraw100")),
-    "cifar100": Source("uoft-cs/cifar100", image_column="img", label_column="fine_label"),
+    "quickdraw100": Source(str(Path(__file__).parent / "quickdraw100"), is_sound=True),
+    "cifar100": Source("uoft-cs/cifar100", "img", "fine_label", "the folder cifar-100-python", is_sound=True),
+    "imagenet_r": Source("axiong/imagenet-r", "image", "wnid", "the folder imagenet-r with its 200 folders"),
 }
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
-USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label")
-TEST_SPLITS = ("test", "validation", "valid", "val")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
+MANY = 100  # unreadable images that a message names
 
 
 def load_source(
@@ -45,46 +54,71 @@ def load_source(
     image_column: str | None = None,
     label_column: str | None = None,
     test_fraction: float = 0.2,
+    split_file: str | None = None,
+    skip_unreadable_images: bool = False,
     seed: int = 0,
-) -> DatasetDict:
+) -> Splits:
     """Load a data set as splits `train` and `test` with columns `image` (RGB) and `label` (ClassLabel).
 
-    Without a split `test`, a split `validation` is taken for it; without either, a share of every class is held out.
-    Images are opened when they are used, as transformers' pipelines open them: upright, then `convert("RGB")`.
+    Without a split `test`, a split `validation` is taken for it; without either, a list of files says what to train
+    on, or a share of every class is held out. Images are opened when they are used, upright, as `decode` tells; that
+    they can be, is made sure of here. CIFAR-100 and ImageNet-R are known by what their folders hold, and the classes
+    of ImageNet-R get readable names, its images a column `rendition`.
 
     Args:
         name_or_path: a key of `SOURCES`; a folder of images, `<class>/...`, or `train/<class>/...` beside
-            `test/<class>/...`; a Parquet file or a folder of them; a `save_to_disk` folder; or a Hub data set,
-            `owner/name`.
+            `test/<class>/...`; the folder `cifar-100-python`; a Parquet file or a folder of them; a `save_to_disk`
+            folder; or a Hub data set, `owner/name`.
         image_column: column of the images. Default: the only image column, or the one with a usual name.
         label_column: column of the classes: a ClassLabel, strings or integers. Default: found in the same way.
         test_fraction: share of each class to hold out, if there is no test split; at least one image of a class is
             held out and at least one stays (a class of one image stays whole).
+        split_file: list of the training images, in the form of `split_list`; all others are for the test.
+        skip_unreadable_images: leave out what cannot be read, with a warning, instead of stopping.
         seed: of the held-out choice.
 
     Raises:
-        SourceError: nothing of that name, no images, no such column, or more than one candidate for it.
+        SourceError: nothing of that name, no images, no such column, or more than one candidate for it; images that
+            cannot be read; a list that does not fit.
     """
     name = str(name_or_path)
     source = SOURCES.get(name) or Source(name)
-    splits = _train_and_test(_read(source.location), name)
+    try:
+        splits = _train_and_test(_read(source.location), name)
+    except SourceError as error:
+        if not source.local:
+            raise
+        raise SourceError(f"{error} A local copy is {source.local}: --dataset path/to/it.") from error
     features = splits["train"].features
     image = _column(features, image_column or source.image_column, Image, USUAL_IMAGE_COLUMNS, "image", name)
     label = _column(features, label_column or source.label_column, ClassLabel, USUAL_LABEL_COLUMNS, "label", name)
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in splits.items()}
     splits = _with_class_labels(splits, name)
-    if "test" not in splits:
+    unreadable = {}
+    if not source.is_sound and not is_cifar100(Path(name).expanduser()):
+        splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
+    classes = splits["train"].features["label"].names
+    if is_imagenet_r(classes, name):
+        splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}
+    has_test = "test" in splits
+    if has_test and split_file:
+        raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
+    if split_file:
+        splits = _by_list(splits["train"], split_file, classes, name)
+    elif not has_test:
         splits = _hold_out(splits["train"], test_fraction, seed)
     for dataset in splits.values():
         dataset.info.dataset_name = name
-    return DatasetDict(splits)
+    return Splits(splits, unreadable=unreadable, folders=None if has_test else classes)
 
 
 def _read(location: str) -> DatasetDict:
     path = Path(location).expanduser().absolute()
     if path.is_file():
         if path.suffix != ".parquet":
-            raise SourceError(f"'{location}' is a file, but not a .parquet file; give one, or a folder.")
+            raise SourceError(
+                f"'{location}' is a file, but not a .parquet file; give one, or a folder (extract an archive)."
+            )
         return load_dataset("parquet", data_files={"train": [str(path)]})
     if path.is_dir():
         if (path / "dataset_dict.json").exists():
@@ -93,7 +127,7 @@ def _read(location: str) -> DatasetDict:
             return DatasetDict(train=load_from_disk(str(path)))
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
             return load_dataset("parquet", data_dir=str(path))
-        return _read_image_folder(path)
+        return read_cifar100(path) if is_cifar100(path) else read_image_folder(path)
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, SOURCES, cutoff=0.5)
@@ -102,47 +136,7 @@ def _read(location: str) -> DatasetDict:
             f"'{location}' is no file or folder here and no named data set; {names} "
             "A data set on the Hub is given as owner/name."
         )
-    try:
-        return load_dataset(location)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
-        raise SourceError(
-            f"'{location}' is no folder here, and the Hub did not give it ({error}); "
-            "check the name and the connection, or give the path of a local copy."
-        ) from error
-
-
-def _read_image_folder(path: Path) -> DatasetDict:
-    folders = {child.name: child for child in path.iterdir() if child.is_dir()}
-    test = next((split for split in TEST_SPLITS if split in folders), None)
-    # a folder called train among others may well hold trains: only with a partner, or alone, is it a split
-    if "train" in folders and (test or len(folders) == 1):
-        roots = {"train": folders["train"]} | ({"test": folders[test]} if test else {})
-    else:
-        roots = {"train": path}
-    files = {split: list(_image_files(root)) for split, root in roots.items()}
-    names = sorted({name for rows in files.values() for name, _ in rows})
-    if not names:
-        raise SourceError(f"'{path}' holds no images in folders of classes; expected <class>/<image file> below it.")
-    label_of = {name: label for label, name in enumerate(names)}
-    features = Features(image=Image(), label=ClassLabel(names=names))
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(
-                {"image": [file for _, file in rows], "label": [label_of[name] for name, _ in rows]}, features=features
-            )
-            for split, rows in files.items()
-        }
-    )
-
-
-def _image_files(root: Path):
-    """(class, file) of every image, sorted; the class is the first folder below `root`. Hidden ones are left out."""
-    for name in sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
-        for folder, subfolders, files in os.walk(root / name):
-            subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
-            for file in sorted(files):
-                if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                    yield name, os.path.join(folder, file)
+    return read_hub(location)
 
 
 def _train_and_test(splits: DatasetDict, name: str) -> dict[str, Dataset]:
@@ -211,3 +205,44 @@ def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset
         "train": select_rows(dataset, np.flatnonzero(~held_out)),
         "test": select_rows(dataset, np.flatnonzero(held_out)),
     }
+
+
+def _by_list(dataset: Dataset, file: str, folders: list[str], name: str) -> dict[str, Dataset]:
+    in_list = read_split_list(file, dataset, folders, name)
+    if 2 * in_list.sum() < len(in_list):
+        warnings.warn(
+            f"'{file}' lists {in_list.sum():,} of {len(in_list):,} images to train on; all others are for the test. "
+            "Is it the list of the test images?",
+            stacklevel=3,
+        )
+    return {
+        "train": select_rows(dataset, np.flatnonzero(in_list)),
+        "test": select_rows(dataset, np.flatnonzero(~in_list)),
+    }
+
+
+def _readable(
+    splits: dict[str, Dataset], what: str, name: str, skip: bool
+) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """The splits without the images that cannot be read, and these with the reasons."""
+    unreadable, readable = {}, {}
+    for split, dataset in splits.items():
+        found = find_unreadable(dataset, f"{what} {split}")
+        paths = image_paths(dataset)
+        unreadable |= {paths[row].as_py() or f"{split}, row {row}": reason for row, reason in found.items()}
+        rows = np.setdiff1d(np.arange(len(dataset)), list(found)) if found else None
+        readable[split] = dataset if rows is None else select_rows(dataset, rows)
+    if unreadable:
+        some = [f"  {file}: {reason}" for file, reason in list(unreadable.items())[:MANY]]
+        some += [f"  and {len(unreadable) - MANY:,} more"] if len(unreadable) > MANY else []
+        total = sum(map(len, splits.values()))
+        message = f"{len(unreadable):,} of the {total:,} images of '{name}' cannot be read:\n" + ";\n".join(some)
+        if not skip:
+            raise SourceError(f"{message}.\nRepair or remove them, or leave them out with skip_unreadable_images.")
+        warnings.warn(f"{message}.\nThey are left out.", stacklevel=3)
+    return readable, unreadable
+
+
+def _as_imagenet_r(dataset: Dataset) -> Dataset:
+    names = readable_names(dataset.features["label"].names)
+    return add_rendition(dataset.cast_column("label", ClassLabel(names=names)))

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .labels import rank_in_class, read_labels, share
+from .splits import Splits
 from .views import select_rows
 
 
@@ -53,7 +54,7 @@ class TaskStream(Sequence[Task]):
 
     Raises:
         ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, images
-            without a label, classes without images for training or for the test.
+            without a label, classes without images for training, for validation or for the test.
     """
 
     def __init__(
@@ -81,6 +82,12 @@ class TaskStream(Sequence[Task]):
                 stacklevel=2,
             )
 
+        if 1 in sizes and len(names) > 1:
+            warnings.warn(
+                f"{sizes.count(1)} of {len(sizes)} tasks have one class: there is nothing to tell apart in them.",
+                stacklevel=2,
+            )
+
         self.label_to_column = np.argsort(order)
         self._ordered_names = [names[label] for label in order]
         self._settings = {
@@ -89,7 +96,9 @@ class TaskStream(Sequence[Task]):
             "seed": seed,
             "validation_fraction": validation_fraction,
             "max_samples_per_class": max_samples_per_class,
+            "unreadable_images_left_out": len(dataset.unreadable) if isinstance(dataset, Splits) else 0,
         }
+        self._dataset = dataset
 
         stops = np.cumsum(sizes)
         task_of_label = np.searchsorted(stops, self.label_to_column, side="right")
@@ -119,6 +128,10 @@ class TaskStream(Sequence[Task]):
         part = copy.copy(self)
         part._tasks = self._tasks[index]
         return part
+
+    def split_list(self) -> str | None:
+        """The file that divides the source into training and test images as here; None if it came divided."""
+        return self._dataset.split_list() if isinstance(self._dataset, Splits) else None
 
     @property
     def class_names(self) -> list[str]:
@@ -228,6 +241,12 @@ def _rows_by_task(
         rank = rank_in_class(labels, np.random.default_rng(seed))
         kept = np.minimum(sizes, max_samples_per_class or sizes)
         if validation_fraction:
+            single = [name for name, size in zip(names, kept, strict=True) if size < 2]
+            if single:
+                raise ValueError(
+                    f"No validation images of {len(single)} classes, which have one image: {_listed(single)}; "
+                    "add some, or leave out validation_fraction."
+                )
             code[rank < share(validation_fraction, kept)[labels]] += num_tasks
         code[rank >= kept[labels]] = 2 * num_tasks
         del rank

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
@@ -22,3 +23,10 @@ def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
     view._indices = InMemoryTable(pa.table({"indices": indices}))
     view._fingerprint = Hasher.hash([dataset._fingerprint, rows])
     return view
+
+
+def image_paths(dataset: Dataset) -> pa.ChunkedArray:
+    """Where each image of the column `image` is or was, (n,) texts; null where unknown. Reads no image."""
+    # from the table, because a data set hands out whole rows
+    paths = pc.struct_field(dataset.data.column("image"), "path")
+    return paths if dataset._indices is None else paths.take(dataset._indices.column(0))

@@ -5,6 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from cdl_hf.data import load_source
+
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
@@ -34,6 +36,12 @@ def labelled(labels, names, images=None):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     rows = {"image": images or [noise()] * len(labels), "label": labels}
     return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture(scope="session")
+def drawings():
+    """Some of the bundled drawings as PIL images."""
+    return load_source("quickdraw100")["test"].select(range(20))["image"][:]
 
 
 @pytest.fixture

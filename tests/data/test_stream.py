@@ -84,9 +84,12 @@ def test_task_sizes(stream_data, arguments, sizes):
         stream = TaskStream(stream_data(10), **arguments)
     assert stream.classes_per_task == sizes
     assert [len(task.train) for task in stream] == [4 * size for size in sizes]
-    assert [len(str(warning.message)) > 0 for warning in caught] == [True] * (len(set(later)) > 1)
-    if caught:
-        assert ", ".join(map(str, sizes)) in str(caught[0].message)
+    expected = ["10 classes do not divide evenly: the tasks have " + ", ".join(map(str, sizes))] * (
+        len(set(later)) > 1
+    )
+    expected += [f"{sizes.count(1)} of {len(sizes)} tasks have one class"] * (1 in sizes)
+    assert len(caught) == len(expected)
+    assert all(text in str(warning.message) for text, warning in zip(expected, caught, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_classes_without_images_are_named_before_training():
 def test_images_without_label_are_counted():
     train = labelled([0, 1, -1, -1], ["a", "b"])
     with pytest.raises(ValueError, match="2 of 4 images have no label"):
-        TaskStream(DatasetDict(train=train, test=train), 2)
+        TaskStream(DatasetDict(train=train, test=train), 1)
 
 
 def image_ids(view):
@@ -151,7 +154,7 @@ def test_validation_is_a_stratified_part_of_training(stream_data):
 
 
 def test_choices_depend_on_the_seed_alone(stream_data):
-    data = with_ids(stream_data(4, train=30))
+    data = with_ids(stream_data(8, train=30))
 
     def chosen(**arguments):
         stream = TaskStream(data, validation_fraction=0.5, max_samples_per_class=20, **arguments)
@@ -160,14 +163,24 @@ def test_choices_depend_on_the_seed_alone(stream_data):
     first = chosen(num_tasks=2, seed=5)
     np.random.seed(0)
     assert chosen(num_tasks=2, seed=5) == first
-    assert chosen(num_tasks=4, seed=5, class_order=[2, 0, 1, 3]) == first
+    assert chosen(num_tasks=4, seed=5, class_order=[2, 0, 1, 3, 7, 6, 5, 4]) == first
     assert chosen(num_tasks=2, seed=6) != first
 
 
 def test_validation_leaves_a_training_image():
-    data = labelled([0, 0, 0, 1], ["a", "b"])
-    stream = TaskStream(DatasetDict(train=data, test=data), 2, validation_fraction=0.9)
-    assert [(len(task.train), len(task.validation)) for task in stream] == [(1, 2), (1, 0)]
+    data = labelled([0, 0, 0, 1, 1], ["a", "b"])
+    stream = TaskStream(DatasetDict(train=data, test=data), 1, validation_fraction=0.9)
+    assert sorted(stream[0].train["label"][:]) == [0, 1] and sorted(stream[0].validation["label"][:]) == [0, 0, 1]
+
+
+def test_classes_with_one_image_cannot_be_validated():
+    data = labelled([0, 0, 0, 1, 2], ["a", "b", "c"])
+    splits = DatasetDict(train=data, test=data)
+    TaskStream(splits, 1)
+    with pytest.raises(ValueError, match="No validation images of 2 classes, which have one image: b, c;"):
+        TaskStream(splits, 1, validation_fraction=0.5)
+    with pytest.raises(ValueError, match="No validation images of 3 classes"):
+        TaskStream(splits, 1, validation_fraction=0.5, max_samples_per_class=1)
 
 
 def test_cap_on_samples_of_a_class(stream_data):
@@ -199,6 +212,7 @@ def test_description_and_text(stream_data):
         "seed": 2,
         "validation_fraction": 0.25,
         "max_samples_per_class": None,
+        "unreadable_images_left_out": 0,
         "num_tasks": 2,
         "classes_per_task": [2, 2],
         "class_names": stream.class_names[:4],

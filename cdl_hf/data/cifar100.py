@@ -1,0 +1,115 @@
+"""CIFAR-100 from the folder `cifar-100-python` that its authors publish."""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from .source_error import SourceError
+
+FILES = ("train", "test", "meta")
+HEADER = b"P6 32 32 255\n"  # of a PPM file, which holds pixels as they are
+
+# All that these files hold besides texts, numbers, lists and dictionaries.
+_KNOWN = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
+_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+_BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+
+
+def is_cifar100(path: Path) -> bool:
+    return all((path / name).is_file() for name in FILES)
+
+
+def read_cifar100(path: Path) -> DatasetDict:
+    """The folder as splits with columns `image` and `label` (the fine ones), memory-mapped from the datasets cache.
+
+    Raises:
+        SourceError: a file holds something else, be it damaged or made to run code.
+    """
+    names = _entry(path / "meta", _load(path / "meta"), "fine_label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise SourceError(f"'{path / 'meta'}' does not name the classes of CIFAR-100; get the file anew.")
+    names = [name.decode() if isinstance(name, bytes) else name for name in names]
+    return DatasetDict({split: _read_split(path / split, names) for split in ("train", "test")})
+
+
+def _read_split(file: Path, names: list[str]) -> Dataset:
+    stat = file.stat()
+    identity = repr((str(file), stat.st_size, stat.st_mtime_ns, names)).encode()
+    cached = Path(datasets.config.HF_DATASETS_CACHE, "cifar100", f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow")
+    if not cached.exists():
+        _write(cached, *_images_and_labels(file, len(names)), names)
+    return Dataset.from_file(str(cached))
+
+
+def _images_and_labels(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) uint8, and labels (n,)."""
+    content = _load(file)
+    pixels, labels = _entry(file, content, "data"), _entry(file, content, "fine_labels")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        raise SourceError(f"'{file}' does not hold images as CIFAR-100 does (n, 3072); get the file anew.")
+    numbered = isinstance(labels, list) and all(label in range(classes) for label in labels)
+    if not numbered or len(labels) != len(pixels):
+        raise SourceError(f"'{file}' does not have a label of 0 to {classes - 1} for each image; get the file anew.")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
+
+
+def _write(cached: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    files = np.empty((len(images), len(HEADER) + 3072), np.uint8)
+    files[:, : len(HEADER)] = np.frombuffer(HEADER, np.uint8)
+    files[:, len(HEADER) :] = images.reshape(-1, 3072)
+    starts = np.arange(len(files) + 1, dtype=np.int32) * files.shape[1]
+    column = pa.BinaryArray.from_buffers(pa.binary(), len(files), [None, pa.py_buffer(starts), pa.py_buffer(files)])
+    image = pa.StructArray.from_arrays([column, pa.nulls(len(files), pa.string())], ["bytes", "path"])
+    features = Features(image=Image(), label=ClassLabel(names=names))
+    table = pa.table({"image": image, "label": labels}).cast(features.arrow_schema)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # whole or not at all, whatever processes do the same at the same time
+    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1000)
+        os.replace(file.name, cached)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if module in _MODULES and name in _KNOWN:
+            return _KNOWN[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _load(file: Path) -> dict:
+    """What was pickled in Python 2, under keys of texts; nothing but arrays is ever made, and no code run."""
+    try:
+        with file.open("rb") as stream:
+            return _Unpickler(stream, encoding="latin1").load()
+    except _BROKEN as error:
+        raise SourceError(
+            f"'{file}' is not a file of CIFAR-100, and was not read any further: {error or 'it ends too early'}."
+        ) from error
+
+
+def _entry(file: Path, content: dict, name: str):
+    """An entry under its name as a text or, in files that were written anew, as bytes."""
+    if isinstance(content, dict):
+        for key in (name, name.encode()):
+            if key in content:
+                return content[key]
+    raise SourceError(f"'{file}' has no '{name}', as the files of CIFAR-100 have; get the file anew.")

@@ -1,0 +1,56 @@
+"""Data sets from the Hub, or from the cache where they were loaded before."""
+
+from contextlib import contextmanager
+
+import datasets
+import httpx2
+import huggingface_hub
+from datasets import DatasetDict, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from .source_error import SourceError
+
+
+def read_hub(name: str) -> DatasetDict:
+    """The data set `owner/name`.
+
+    Raises:
+        SourceError: there is none of that name, or neither a connection nor a copy in the cache.
+    """
+    if not _hub_answers():
+        with _offline():
+            try:
+                return load_dataset(name)
+            except (ConnectionError, FileNotFoundError, ValueError) as error:
+                raise SourceError(
+                    f"'{name}' is no folder here, the Hub cannot be reached and the cache has no copy; "
+                    "load it once with a connection, or give the path of a local copy."
+                ) from error
+    try:
+        return load_dataset(name)
+    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+        raise SourceError(
+            f"'{name}' is no folder here, and the Hub did not give it ({error}); "
+            "check the name and the connection, or give the path of a local copy."
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Asks once: without a connection, `datasets` would try for half a minute and report each attempt."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
+@contextmanager
+def _offline():
+    """What HF_HUB_OFFLINE=1 does, for once."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

@@ -1,0 +1,53 @@
+"""What ImageNet-R has of its own: 200 WordNet synsets as classes, and the rendition in a file's name."""
+
+import re
+from importlib.resources import files
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Value
+
+from .source_error import SourceError
+from .views import image_paths
+
+RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # art_0.jpg
+
+
+def is_imagenet_r(classes: list[str], name: str) -> bool:
+    """Whether these names of classes are ImageNet-R's synsets.
+
+    Raises:
+        SourceError: they are for the most part, but some are missing or foreign.
+    """
+    if not all(re.fullmatch(r"n\d{8}", each) for each in classes):
+        return False
+    expected, found = set(_lines("imagenet_r_synsets.txt")), set(classes)
+    if 2 * len(expected & found) <= max(len(expected), len(found)):
+        return False  # ImageNet itself, or a small part of it
+    if expected != found:
+        missing, foreign = sorted(expected - found), sorted(found - expected)
+        parts = [f"lacks {len(missing)} of its 200 classes ({_few(missing)})"] if missing else []
+        parts += [f"has {len(foreign)} that are not among its 200 ({_few(foreign)})"] if foreign else []
+        raise SourceError(f"'{name}' looks like ImageNet-R, but {' and '.join(parts)}; extract the archive anew.")
+    return True
+
+
+def readable_names(synsets: list[str]) -> list[str]:
+    """goldfish for n01443537: the first word for each in WordNet; of ImageNet-R's no two are the same."""
+    lemmas = dict(line.split("\t", 1) for line in _lines("imagenet_synset_to_lemma.txt"))
+    return [lemmas[synset].split(",")[0] for synset in synsets]
+
+
+def add_rendition(dataset: Dataset) -> Dataset:
+    """The data set with a column `rendition`: art, cartoon, ...; null where an image has no such name."""
+    found = pc.extract_regex(image_paths(dataset), RENDITION)
+    renditions = pc.struct_field(found, "rendition")
+    return dataset.add_column("rendition", pa.chunked_array(renditions.chunks, pa.string()), feature=Value("string"))
+
+
+def _lines(file: str) -> list[str]:
+    return (files("timm.data") / "_info" / file).read_text(encoding="utf-8").splitlines()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,27 @@
+"""What `load_source` returns."""
+
+from datasets import Dataset, DatasetDict
+
+from .split_list import split_list
+
+
+class Splits(DatasetDict):
+    """The splits `train` and `test` with columns `image` and `label`, and how they came about.
+
+    Args:
+        splits: the two.
+        unreadable: the images that were left out because they cannot be read, each with the reason.
+        folders: folder of each class, if the images came in one split, which was divided here.
+    """
+
+    def __init__(self, splits: dict[str, Dataset], *, unreadable: dict[str, str], folders: list[str] | None):
+        super().__init__(splits)
+        self.unreadable = unreadable
+        self.folders = folders
+
+    def split_list(self) -> str | None:
+        """The file that lets the next run divide the images in the same way: its `split_file`.
+
+        None if the images came divided, or have no file names.
+        """
+        return None if self.folders is None else split_list(self["train"], self.folders)

@@ -1,0 +1,166 @@
+"""Which images cannot be read, found before training and remembered, so that it is looked for only once."""
+
+import hashlib
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from datasets.utils import tqdm
+from filelock import FileLock
+from torch.utils.data import DataLoader
+
+from .decoding import decode
+from .views import image_paths
+
+# What Pillow is known to raise on files that are damaged, or no images at all.
+FAILURES = (
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+)
+FEW = 500  # images that are checked sooner than processes start
+
+
+def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
+    """The rows whose `image` cannot be decoded, each with the reason.
+
+    Every image is decoded once, on all cores. Which ones were is kept in the cache folder of `datasets`, by path, size
+    and time of the files; of several processes one looks, and the others wait for what it finds.
+
+    Args:
+        dataset: with a column `image`.
+        what: names the data set, split and column; what was found of the same `what` before is remembered.
+    """
+    rows = dataset.select_columns(["image"]).with_format("arrow")
+    identities = _identities(dataset, what)
+    if identities is None:
+        return dict(_check(rows, np.arange(len(dataset))))
+    name = hashlib.sha256(what.encode()).hexdigest()[:24]
+    file = Path(datasets.config.HF_DATASETS_CACHE, "readable_images", f"{name}.npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        known, reasons = _recall(file)
+        new = np.flatnonzero(~np.isin(identities, known))
+        if len(new):
+            known = identities
+            reasons |= {int(identities[row]): reason for row, reason in _check(rows, new)}
+            _remember(file, known, reasons)
+    bad = np.flatnonzero(np.isin(identities, np.array(list(reasons), np.uint64)))
+    return {int(row): reasons[int(identities[row])] for row in bad}
+
+
+class _Reasons:
+    """Samples (row, why it cannot be read) for a loader of torch, whose processes do the work."""
+
+    def __init__(self, rows: Dataset, wanted: np.ndarray):
+        self.rows, self.wanted = rows, wanted
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, str]]:
+        rows = self.wanted[indices].tolist()
+        images = self.rows[rows]["image"].to_pylist()
+        return [(row, reason) for row, image in zip(rows, images, strict=True) if (reason := _reason(image))]
+
+
+def _check(rows: Dataset, wanted: np.ndarray):
+    """(row, reason) of each of the wanted rows that cannot be read."""
+    workers = 0 if len(wanted) < FEW else _cores()
+    loader = DataLoader(
+        _Reasons(rows, wanted),
+        batch_size=64,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    for batch in tqdm(loader, desc="Looking for images that cannot be read", unit_scale=64, disable=not workers):
+        yield from batch
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+
+
+def _reason(image: dict | None) -> str | None:
+    """Why the image cannot be read; None if it can."""
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        return "no image"
+    try:
+        if image["bytes"] is None:
+            if not os.path.exists(image["path"]):
+                return "a broken link" if os.path.islink(image["path"]) else "no such file"
+            if not os.path.getsize(image["path"]):
+                return "empty"
+        elif not image["bytes"]:
+            return "empty"
+        decode(image)
+    except PIL.UnidentifiedImageError:
+        return "not an image, or of a kind that Pillow does not read"
+    except OSError as error:
+        return error.strerror or str(error)
+    except FAILURES as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _identities(dataset: Dataset, what: str) -> np.ndarray | None:
+    """64 bits for each image that change when it does, (n,); None if it is in no file."""
+    in_file = pc.is_null(pc.struct_field(dataset.data.column("image"), "bytes"))
+    if dataset._indices is not None:
+        in_file = in_file.take(dataset._indices.column(0))
+    in_file = in_file.to_numpy()
+    if not in_file.all() and not dataset.cache_files:
+        return None
+    tables = [(file["filename"], *_size_and_time(file["filename"])) for file in dataset.cache_files]
+    numbers = np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
+    identities = numbers.astype(np.uint64) + np.uint64(_hash(what, tables))  # wraps around
+    paths = image_paths(dataset)
+    for row in np.flatnonzero(in_file).tolist():
+        path = paths[row].as_py()
+        identities[row] = _hash(path, *_size_and_time(path))
+    return identities
+
+
+def _size_and_time(path: str | None) -> tuple[int, int]:
+    try:
+        found = os.stat(path or "")
+    except OSError:  # such as a broken link: the check will tell
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _hash(*values) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+def _recall(file: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """What was checked, and what of it cannot be read, with the reasons."""
+    if not file.exists():
+        return np.empty(0, np.uint64), {}
+    with np.load(file) as kept:
+        return kept["known"], dict(zip(kept["bad"].tolist(), kept["reasons"].tolist(), strict=True))
+
+
+def _remember(file: Path, known: np.ndarray, reasons: dict[int, str]) -> None:
+    bad = np.array(list(reasons), np.uint64)
+    np.savez(f"{file}.new.npz", known=known, bad=bad, reasons=np.array(list(reasons.values()), np.str_))
+    os.replace(f"{file}.new.npz", file)

@@ -1,0 +1,257 @@
+"""Images as people have them: what can be read trains, what cannot is named before."""
+
+import json
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, Value
+
+import cdl_hf.data.unreadable as unreadable
+from cdl_hf.data import (
+    SourceError,
+    TaskImages,
+    TaskStream,
+    image_processor_for,
+    load_source,
+    test_transform,
+    train_transform,
+)
+
+from .conftest import labelled, noise
+
+PROCESSOR = image_processor_for({"input_size": (3, 16, 16), "crop_pct": 0.9})
+GOOD = [f"good_{number}.png" for number in range(4)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of four readable images each."""
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number, file in enumerate(GOOD):
+            noise(number).save(tmp_path / "images" / name / file)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts the images that the check opens."""
+    count = []
+
+    def counting(image):
+        count.append(image)
+        return decode(image)
+
+    decode = unreadable.decode
+    monkeypatch.setattr(unreadable, "decode", counting)
+    return count
+
+
+def grey_16(path):
+    PIL.Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)).save(path)
+
+
+def rotated(path):
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    noise(size=(40, 20), mode="RGB").save(path, exif=exif)
+
+
+def animated(path):
+    noise(1).save(path, save_all=True, append_images=[noise(2)])
+
+
+READABLE = {
+    "bilevel.png": lambda path: noise().convert("1").save(path),
+    "grey.png": lambda path: noise().save(path),
+    "grey_alpha.png": lambda path: noise(mode="LA").save(path),
+    "palette.png": lambda path: noise(mode="RGB").quantize(9).save(path),
+    "palette.gif": lambda path: noise(mode="RGB").quantize(9).save(path),
+    "transparent palette.png": lambda path: noise(mode="RGB").quantize(9).save(path, transparency=b"\x00\x80"),
+    "cmyk.jpg": lambda path: noise(mode="CMYK").save(path),
+    "rgba.png": lambda path: noise(mode="RGBA").save(path),
+    "lab.tiff": lambda path: PIL.Image.new("LAB", (8, 8)).save(path),
+    "ycbcr.tiff": lambda path: noise(mode="YCbCr").save(path),
+    "grey_16.png": grey_16,
+    "grey_16.tif": grey_16,
+    "grey_16.pgm": grey_16,
+    "float.tiff": lambda path: noise().convert("F").save(path),
+    "rotated.jpg": rotated,
+    "animated.gif": animated,
+    "progressive.jpeg": lambda path: noise(mode="RGB").save(path, progressive=True),
+    "upper.JPG": lambda path: noise().save(path),
+    "photo.webp": lambda path: noise(mode="RGB").save(path),
+    "one pixel.png": lambda path: noise(size=(1, 1)).save(path),
+    "one pixel wide.png": lambda path: noise(size=(1, 300)).save(path),
+    "one pixel high.png": lambda path: noise(size=(300, 1)).save(path),
+    "thin.png": lambda path: noise(size=(10_000, 1)).save(path),
+    "wide.png": lambda path: noise(size=(10_000, 20)).save(path),
+    "wide.jpg": lambda path: noise(size=(10_000, 20), mode="RGB").save(path),
+    "misnamed.jpg": lambda path: noise().save(path, "PNG"),
+    "no suffix": lambda path: noise().save(path, "PNG"),
+    "link.png": lambda path: path.symlink_to(path.parent / GOOD[0]),
+    "снимок 猫 صورة.png": lambda path: noise().save(path),
+    'odd "name"; #1 %20.png': lambda path: noise().save(path),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_readable_images_train(folder, name):
+    READABLE[name](folder / "b" / name)
+    splits = load_source(str(folder), test_fraction=0.5)
+    stream = TaskStream(splits, 1)
+    assert len(stream[0].train) + len(stream[0].test) == 9
+    for view, transform in (
+        (stream[0].train, train_transform(PROCESSOR)),
+        (stream[0].test, test_transform(PROCESSOR)),
+    ):
+        for sample in TaskImages(view, stream.label_to_column, transform, seed=0):
+            assert sample["pixel_values"].shape == (3, 16, 16) and torch.isfinite(sample["pixel_values"]).all()
+
+
+def cut(path):
+    noise(size=(200, 200), mode="RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def bomb(path):
+    """A PNG that claims to be 50,000 pixels on each side."""
+    noise(mode="RGB").save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (50_000).to_bytes(4) * 2
+    data[29:33] = unreadable.zlib.crc32(data[12:29]).to_bytes(4)
+    path.write_bytes(data)
+
+
+UNREADABLE = {
+    "cut.jpg": (cut, "image file is truncated"),
+    "cut.png": (cut, "image file is truncated"),
+    "cut.webp": (cut, ""),
+    "header.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), ""),
+    "broken.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + 60 * b"x"), ""),
+    "empty.png": (lambda path: path.touch(), "empty"),
+    "text.png": (lambda path: path.write_text("no image"), "not an image, or of a kind that Pillow does not read"),
+    "page.jpg": (lambda path: path.write_text("<html>404</html>"), "not an image"),
+    "link to nothing.png": (lambda path: path.symlink_to("nowhere.png"), "a broken link"),
+    "bomb.png": (bomb, "DecompressionBombError"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_images_stop_the_run_or_are_left_out(folder, name):
+    make, reason = UNREADABLE[name]
+    make(folder / "b" / name)
+    with pytest.raises(SourceError) as error:
+        load_source(str(folder))
+    assert f"1 of the 9 images of '{folder}' cannot be read:\n  {folder}/b/{name}: {reason}" in str(error.value)
+    assert "skip_unreadable_images" in str(error.value)
+    splits = load_source(str(folder), skip_unreadable_images=True)
+    assert list(splits.unreadable) == [f"{folder}/b/{name}"]
+    assert sum(map(len, splits.values())) == 8 and splits["train"][3]["image"].size == (28, 28)
+    assert TaskStream(splits, 1).describe()["unreadable_images_left_out"] == 1
+
+
+def test_all_are_named_in_one_list(folder):
+    for name, (make, _) in UNREADABLE.items():
+        make(folder / "a" / name)
+    with pytest.warns(UserWarning, match="cannot be read") as caught:
+        splits = load_source(str(folder), skip_unreadable_images=True)
+    (message,) = [str(warning.message) for warning in caught if "cannot be read" in str(warning.message)]
+    named = [line for line in message.splitlines() if line.startswith("  ")]
+    assert len(named) == len(splits.unreadable) == len(UNREADABLE)
+    assert "They are left out" in message
+    assert json.dumps(TaskStream(splits, 1).describe())
+
+
+def test_a_class_of_unreadable_images_is_an_error(folder):
+    for name in GOOD:
+        (folder / "b" / name).write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="4 of the 8 images"),
+        pytest.raises(ValueError, match="No train images of 1 classes: b"),
+    ):
+        TaskStream(load_source(str(folder), skip_unreadable_images=True), 1)
+
+
+def test_second_start_opens_no_image(folder, decoded):
+    load_source(str(folder))
+    assert len(decoded) == 8
+    load_source(str(folder), seed=1)
+    assert len(decoded) == 8, "all are remembered"
+    noise(7, size=(9, 9)).save(folder / "a" / GOOD[0])
+    noise(7).save(folder / "b" / "new.png")
+    load_source(str(folder))
+    assert len(decoded) == 10, "one has changed, one is new"
+
+
+def test_what_cannot_be_read_is_remembered_until_it_is_repaired(folder, decoded):
+    cut(folder / "a" / "x.jpg")
+    for _ in range(2):
+        with pytest.raises(SourceError, match="x.jpg: image file is truncated"):
+            load_source(str(folder))
+    assert len(decoded) == 9
+    os.remove(folder / "a" / "x.jpg")
+    load_source(str(folder))
+    noise().save(folder / "a" / "x.jpg")
+    assert sum(map(len, load_source(str(folder)).values())) == 9 and len(decoded) == 10
+
+
+def stored(images):
+    features = Features(photo=Image(), label=Value("string"))
+    return Dataset.from_dict({"photo": images, "label": ["x"] * len(images)}, features=features)
+
+
+def parquet(data, path):
+    path.mkdir()
+    data.to_parquet(path / "train.parquet")
+
+
+def saved(data, path):
+    data.save_to_disk(path)
+
+
+def saved_view(data, path):
+    DatasetDict(train=data.select(range(len(data) - 1, -1, -1))).save_to_disk(path)
+
+
+@pytest.mark.parametrize("write", [parquet, saved, saved_view])
+def test_images_stored_in_tables(tmp_path, decoded, write):
+    good = {"bytes": Image().encode_example(noise())["bytes"], "path": None}
+    bad = {"bytes": good["bytes"][:100], "path": "bad.png"}
+    write(stored([good, bad, good, {"bytes": b"", "path": None}, good]), tmp_path / "data")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of the 5 images"):
+            splits = load_source(str(tmp_path / "data"), skip_unreadable_images=True, test_fraction=0.5)
+        assert len(decoded) == 4, "remembered; what is empty is not opened"
+        assert sorted(splits.unreadable.values())[0] == "empty" and "bad.png" in splits.unreadable
+        assert [row["image"].size for split in splits.values() for row in split] == [(28, 28)] * 3
+
+
+def test_an_image_that_is_missing_from_a_table(tmp_path):
+    good = {"bytes": Image().encode_example(noise())["bytes"], "path": None}
+    saved(stored([good, None, good]), tmp_path / "data")
+    with pytest.raises(SourceError, match="1 of the 3 images .*\n  train, row 1: no image"):
+        load_source(str(tmp_path / "data"))
+
+
+def test_many_are_checked_by_processes_and_leave_randomness_alone(folder, monkeypatch):
+    monkeypatch.setattr(unreadable, "FEW", 2)
+    (folder / "b" / "last.png").touch()
+    before = torch.get_rng_state()
+    with pytest.raises(SourceError, match="last.png: empty"):
+        load_source(str(folder))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bundled_drawings_are_known_to_be_sound(decoded):
+    load_source("quickdraw100")
+    assert not decoded
+
+
+def test_data_in_memory_alone_is_checked_each_time(decoded):
+    data = labelled([0, 0], ["x"]).cast_column("image", Image())
+    assert unreadable.find_unreadable(data, "it") == {} and len(decoded) == 2
