@@ -25,6 +25,10 @@ class StreamArguments:
     image_column: str | None = _argument(None, "Column of the images; found by its type if not given")
     label_column: str | None = _argument(None, "Column of the labels; found by its type if not given")
     test_fraction: float = _argument(0.2, "Share of each class held out when there is no test split", min=0, max=1)
+    split_file: str | None = _argument(
+        None, "YAML list of the training images (data: paths), the others being for the test: such as a run has left"
+    )
+    skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
     num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
     classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
     first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)

@@ -44,6 +44,8 @@ def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
         image_column=stream_args.image_column,
         label_column=stream_args.label_column,
         test_fraction=stream_args.test_fraction,
+        split_file=stream_args.split_file,
+        skip_unreadable_images=stream_args.skip_unreadable_images,
         seed=seed,
     )
     order: str | list = stream_args.class_order
