@@ -99,11 +99,11 @@ class TrainingArguments:
     """The run."""
 
     num_epochs: int = _argument(5, "Epochs of each stage", min=1)
-    batch_size: int = _argument(32, "Images of one optimizer step, over all processes and accumulation steps", min=1)
+    batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
     gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
     learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
-    crop_scale: list[float] = _argument([0.4, 1.0], "Range of a random crop's share of the image")
+    crop_scale: list[float] = _argument([0.7, 1.0], "Range of a random crop's share of the image")
     horizontal_flip: float = _argument(0.5, "Probability of a mirrored training image", min=0, max=1)
     schedule: Literal["stages", "same_step"] = _argument(
         "stages", "The teacher's stage before the student's, or a step of each on every batch"
