@@ -24,9 +24,10 @@ from .views import image_paths, select_rows
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named data set lives (a path or a Hub name), which of its columns are meant, what it is like on disk.
+    """Where a named data set lives (a path or a Hub name), and which of its columns are meant.
 
     Attributes:
+        local: the folder that people have of it, if it is from the Hub.
         is_sound: whether all its images are known to be readable.
     """
 
@@ -39,8 +40,8 @@ class Source:
 
 SOURCES = {
     "quickdraw100": Source(str(Path(__file__).parent / "quickdraw100"), is_sound=True),
-    "cifar100": Source("uoft-cs/cifar100", "img", "fine_label", "the folder cifar-100-python", is_sound=True),
-    "imagenet_r": Source("axiong/imagenet-r", "image", "wnid", "the folder imagenet-r with its 200 folders"),
+    "cifar100": Source("uoft-cs/cifar100", "img", "fine_label", "cifar-100-python", is_sound=True),
+    "imagenet_r": Source("axiong/imagenet-r", "image", "wnid", "imagenet-r"),
 }
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
@@ -88,7 +89,7 @@ def load_source(
     except SourceError as error:
         if not source.local:
             raise
-        raise SourceError(f"{error} A local copy is {source.local}: --dataset path/to/it.") from error
+        raise SourceError(f"{error} Such as --dataset path/to/{source.local}.") from error
     features = splits["train"].features
     image = _column(features, image_column or source.image_column, Image, USUAL_IMAGE_COLUMNS, "image", name)
     label = _column(features, label_column or source.label_column, ClassLabel, USUAL_LABEL_COLUMNS, "label", name)

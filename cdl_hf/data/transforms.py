@@ -79,6 +79,8 @@ class TestTransform:
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         pixels = _to_tensor(image)
+        if self.processor.size.shortest_edge:
+            pixels = _middle(pixels)
         pixels = self.processor.resize(pixels, self.processor.size, self.processor.resample)
         # torchvision's own centre crop rounds odd margins the other way
         pixels = self.processor.center_crop(pixels, self.processor.crop_size)
@@ -109,6 +111,16 @@ class TrainTransform:
         if torch.rand(()) < self.horizontal_flip:
             pixels = F.horizontal_flip(pixels)
         return self.normalize(pixels)
+
+
+def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:
+    """Of an image that is more than so many times as long as it is wide, that part; the crop shows less.
+
+    Resized in full, one pixel by 10,000 would take gigabytes.
+    """
+    short, long = sorted(pixels.shape[1:])
+    excess = max(long - longest * short, 0) // 2
+    return pixels.narrow(1 + (pixels.shape[2] == long), excess, long - 2 * excess)
 
 
 class _Normalize:

@@ -133,9 +133,8 @@ def _identities(dataset: Dataset, what: str) -> np.ndarray | None:
     tables = [(file["filename"], *_size_and_time(file["filename"])) for file in dataset.cache_files]
     numbers = np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
     identities = numbers.astype(np.uint64) + np.uint64(_hash(what, tables))  # wraps around
-    paths = image_paths(dataset)
-    for row in np.flatnonzero(in_file).tolist():
-        path = paths[row].as_py()
+    rows = np.flatnonzero(in_file)
+    for row, path in zip(rows, image_paths(dataset).take(rows).to_pylist(), strict=True):
         identities[row] = _hash(path, *_size_and_time(path))
     return identities
 

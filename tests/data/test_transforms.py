@@ -132,3 +132,19 @@ def test_random_crops_have_the_size_and_shape_asked_for():
     assert 0.23 < min(areas) < 0.28 and 0.46 < max(areas) < 0.52
     assert 0.76 < min(ratios) < 0.85 and 1.18 < max(ratios) < 1.31
     assert 110 < flips < 190
+
+
+@pytest.mark.parametrize("size", [(401, 2), (2, 401), (700, 1), (1, 351), (1, 30)])
+def test_very_long_images_are_cut_before_they_are_resized(size):
+    processor = image_processor_for({"input_size": (3, 12, 12)})
+    image = noise(1, size, "RGB")
+    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=0.05)
+
+
+def test_a_long_image_does_not_take_gigabytes(monkeypatch):
+    processor = image_processor_for({"input_size": (3, 224, 224)})
+    resized = []
+    resize = processor.resize
+    monkeypatch.setattr(processor, "resize", lambda *args: resized.append(resize(*args)) or resized[0])
+    assert test_transform(processor)(noise(1, (10_000, 1))).shape == (3, 224, 224)
+    assert resized[0].shape == (1, 256, 12_800)
