@@ -48,7 +48,8 @@ def convert(
     """Makes a model of an authors' state dict.
 
     Args:
-        state_dict: Tensors by their names (`feat.blocks.0...`, `prompt.e_p_0`), after `module.` or not.
+        state_dict: Tensors by their names (`feat.blocks.0...`, `prompt.e_p_0`), after `module.` or not; the model
+            takes them over.
         role: `"teacher"` or `"student"`. A teacher has the tensors of a KD branch too, but they play no part in it.
         classes_per_task: Number of classes of each task of the stream, in order.
         tasks_seen: Tasks trained so far, whose classes the model predicts; all when `None`.
@@ -73,6 +74,10 @@ def convert(
     if sum(classes_per_task) != num_classes:
         raise ValueError(f"classes_per_task adds up to {sum(classes_per_task)}, but the head has {num_classes} rows")
 
+    names = list(class_names or map(str, range(num_classes)))
+    if len(names) != num_classes:
+        raise ValueError(f"there are {len(names)} class_names, but the head has {num_classes} rows")
+
     fields, tensors = _prompts(source)
     fields["backbone"] = backbone or _architecture(source, "feat.")
     own_query = "s_feat.cls_token" not in source or _equal_parts(source, "feat.", "s_feat.")
@@ -85,9 +90,8 @@ def convert(
 
     seen = len(classes_per_task) if tasks_seen is None else tasks_seen
     settings = PromptViTConfig.checked(classes_per_task=list(classes_per_task), tasks_seen=seen, **fields, **config)
-    names = list(class_names or map(str, range(num_classes)))[: settings.seen_classes]
-    settings.id2label = dict(enumerate(names))
-    settings.label2id = {name: i for i, name in enumerate(names)}
+    settings.id2label = dict(enumerate(names[: settings.seen_classes]))
+    settings.label2id = {name: i for i, name in settings.id2label.items()}
     with torch.device("meta"):  # all weights are about to be replaced
         model = PromptViTForImageClassification(settings)
 
@@ -133,10 +137,10 @@ def _kd_branch(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Takes what a student carries for the teacher's knowledge, if it does, as `_prompts` does the prompts."""
     if "kd_prompt.kd_p_0" in source:
-        tensors = {"token": _take(source, "kd_prompt.kd_p_0")}
-        blocks, tensors["prompts"] = _take_blocks(source, "kd_prompt.kd_p_")
-        length = tensors["prompts"].shape[1]
-        fields = {"kd_branch": "kdp", "kd_prompt_length": length, "kd_prompt_blocks": len(blocks) + 1}
+        fields, tensors = {"kd_branch": "kdp", "kd_prompt_blocks": 1}, {"token": _take(source, "kd_prompt.kd_p_0")}
+        if "kd_prompt.kd_p_1" in source:
+            blocks, tensors["prompts"] = _take_blocks(source, "kd_prompt.kd_p_")
+            fields |= {"kd_prompt_blocks": len(blocks) + 1, "kd_prompt_length": tensors["prompts"].shape[1]}
         return fields, _named("kd_branch", tensors)
     if any(name.startswith("prompt_map.") for name in source):
         if teacher_state_dict is None:

@@ -80,11 +80,12 @@ class KDP(KDBranch):
         if not 1 <= blocks <= depth:
             raise ValueError(f"kd_prompt_blocks is {blocks}, but the backbone has {depth} blocks")
         self.token = nn.Parameter(torch.empty(1, width))
-        self.prompts = nn.Parameter(torch.empty(blocks - 1, config.kd_prompt_length, width))
+        self.prompts = nn.Parameter(torch.empty(blocks - 1, config.kd_prompt_length, width)) if blocks > 1 else None
 
     def init_weights(self) -> None:
         init.uniform_(self.token)
-        init.uniform_(self.prompts)
+        if self.prompts is not None:
+            init.uniform_(self.prompts)
 
     def add_token(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
@@ -93,7 +94,7 @@ class KDP(KDBranch):
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
         """The first half of a block's vectors are keys, the second values; block 0 has only the token."""
-        if not 1 <= block <= len(self.prompts):
+        if self.prompts is None or not 1 <= block <= len(self.prompts):
             return prefix, None
         key, value = self.prompts[block - 1].chunk(2)
         return prefix, Prefix(key[None], value[None])

@@ -105,6 +105,12 @@ def test_a_teacher_has_no_kd_branch_even_with_its_tensors():
     assert model.config.tasks_seen == 3  # all by default
 
 
+def test_kd_prompts_in_the_first_block_alone():
+    model = tiny_model("l2p", "kdp", kd_prompt_blocks=1)
+    converted, _ = convert(their_state_dict(model), role="student", classes_per_task=CLASSES_PER_TASK)
+    assert converted.config.kd_prompt_blocks == 1 and converted.kd_branch.prompts is None
+
+
 def test_own_query_network_is_not_kept_twice():
     model = tiny_model("l2p")
     state = their_state_dict(model)
@@ -122,6 +128,7 @@ def test_own_query_network_is_not_kept_twice():
         (lambda s: s.update({"last.bias": torch.zeros(4)}), {}, r"head.bias must be \(9,\), but theirs is \(4,\)"),
         (lambda s: s, {"classes_per_task": [3, 3]}, "adds up to 6, but the head has 9 rows"),
         (lambda s: s, {"role": "pupil"}, "'teacher' or 'student'"),
+        (lambda s: s, {"class_names": ["one", "two"]}, "2 class_names, but the head has 9 rows"),
         (lambda s: s, {"tasks_seen": 4}, "tasks_seen is 4"),
         (lambda s: s.update({"prompt_map.0.key": torch.zeros(2, 48)}), {}, "give the teacher's state dict"),
         (lambda s: s.update({"feat.pos_embed": torch.zeros(1, 5, 40)}), {}, "width 40"),

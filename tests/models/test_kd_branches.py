@@ -55,6 +55,8 @@ def test_kdp_init_and_positions():
     prefix, suffix = branch.surround(None, None, 1, 0)
     assert prefix is None
     assert torch.equal(suffix.key[0], branch.prompts[0, :3]) and torch.equal(suffix.value[0], branch.prompts[0, 3:])
+    only_token = tiny_model("l2p", "kdp", kd_prompt_blocks=1).kd_branch
+    assert [name for name, _ in only_token.named_parameters()] == ["token"]
     with pytest.raises(ValueError, match="kd_prompt_blocks is 3, but the backbone has 2 blocks"):
         tiny_model("l2p", "kdp", kd_prompt_blocks=3)
 
