@@ -6,11 +6,11 @@ import pickle
 import tempfile
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from .cache import cache_folder
 from .source_error import SourceError
 
 FILES = ("train", "test", "meta")
@@ -53,7 +53,7 @@ def read_cifar100(path: Path) -> DatasetDict:
 def _read_split(file: Path, names: list[str]) -> Dataset:
     stat = file.stat()
     identity = repr((str(file), stat.st_size, stat.st_mtime_ns, names)).encode()
-    cached = Path(datasets.config.HF_DATASETS_CACHE, "cifar100", f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow")
+    cached = cache_folder("cifar100") / f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow"
     if not cached.exists():
         _write(cached, *_images_and_labels(file, len(names)), names)
     return Dataset.from_file(str(cached))
@@ -80,7 +80,6 @@ def _write(cached: Path, images: np.ndarray, labels: np.ndarray, names: list[str
     image = pa.StructArray.from_arrays([column, pa.nulls(len(files), pa.string())], ["bytes", "path"])
     features = Features(image=Image(), label=ClassLabel(names=names))
     table = pa.table({"image": image, "label": labels}).cast(features.arrow_schema)
-    cached.parent.mkdir(parents=True, exist_ok=True)
     # whole or not at all, whatever processes do the same at the same time
     with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
         with pa.ipc.new_stream(file, table.schema) as writer:

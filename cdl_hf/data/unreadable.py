@@ -7,7 +7,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import datasets
 import numpy as np
 import PIL.Image
 import pyarrow.compute as pc
@@ -17,6 +16,7 @@ from datasets.utils import tqdm
 from filelock import FileLock
 from torch.utils.data import DataLoader
 
+from .cache import cache_folder
 from .decoding import decode
 from .views import image_paths
 
@@ -52,9 +52,7 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
     identities = _identities(dataset, what)
     if identities is None:
         return dict(_check(rows, np.arange(len(dataset))))
-    name = hashlib.sha256(what.encode()).hexdigest()[:24]
-    file = Path(datasets.config.HF_DATASETS_CACHE, "readable_images", f"{name}.npz")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = cache_folder("readable_images") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
     with FileLock(f"{file}.lock"):
         known, reasons = _recall(file)
         new = np.flatnonzero(~np.isin(identities, known))

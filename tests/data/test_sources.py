@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from cdl_hf.data import SourceError, load_source
+from cdl_hf.data import SourceError, TaskStream, load_source
 
 from .conftest import labelled, noise, save_images
 
@@ -52,6 +52,20 @@ def test_folder_with_splits(tmp_path, test_name):
     save_images(tmp_path / test_name, {"a": 2, "b": 1})
     splits = load_source(str(tmp_path))
     assert counts(splits["train"]) == {"a": 3, "b": 3} and counts(splits["test"]) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+def test_class_in_one_split_alone_is_named_before_training(tmp_path, split, other):
+    save_images(tmp_path / split, {"a": 2, "b": 2, "c": 1})
+    save_images(tmp_path / other, {"a": 2})
+    with pytest.raises(ValueError, match=f"No {other} images of 2 classes: b, c"):
+        TaskStream(load_source(str(tmp_path)), 1)
+
+
+def test_class_of_one_image_cannot_be_held_out(tmp_path):
+    save_images(tmp_path, {"a": 5, "lonely": 1})
+    with pytest.raises(ValueError, match="No test images of 1 classes: lonely"):
+        TaskStream(load_source(str(tmp_path)), 1)
 
 
 def test_train_folder_alone_is_a_split_but_among_others_a_class(tmp_path):

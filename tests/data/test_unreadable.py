@@ -3,6 +3,7 @@
 import json
 import os
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -255,3 +256,10 @@ def test_bundled_drawings_are_known_to_be_sound(decoded):
 def test_data_in_memory_alone_is_checked_each_time(decoded):
     data = labelled([0, 0], ["x"]).cast_column("image", Image())
     assert unreadable.find_unreadable(data, "it") == {} and len(decoded) == 2
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(SourceError, match="cannot be written to; set HF_DATASETS_CACHE"):
+        load_source(str(folder))
