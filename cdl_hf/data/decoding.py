@@ -1,10 +1,13 @@
 """Stored images as PIL images, the same for the check before training and for training."""
 
-import numpy as np
-import PIL.Image
-from datasets import Image
+from io import BytesIO
 
-_AS_STORED = Image()
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+from datasets import Image
+from datasets.utils.file_utils import is_local_path
 
 
 def decode(image: dict) -> PIL.Image.Image:
@@ -14,15 +17,35 @@ def decode(image: dict) -> PIL.Image.Image:
     is dropped, CMYK converted. The one exception are 16-bit grey images, which Pillow would clip to white: they are
     scaled, 65535 being white. To show a pipeline such a file, open it with `open_image`.
 
+    An upright JPEG is left to be decoded when its pixels are asked for: in training, not all of them may be needed.
+
     Raises:
         OSError, ValueError and others that Pillow raises: the image cannot be read.
     """
-    return _eight_bits(_AS_STORED.decode_example(image))
+    opened = _open(image)
+    if opened.format == "JPEG" and opened.mode in ("L", "RGB") and _orientation(opened) in (None, 1):
+        return opened
+    opened.load()
+    return _eight_bits(opened if _orientation(opened) is None else PIL.ImageOps.exif_transpose(opened))
 
 
 def open_image(path: str) -> PIL.Image.Image:
     """An image file as training and test see it."""
-    return decode({"path": str(path), "bytes": None})
+    image = decode({"path": str(path), "bytes": None})
+    image.load()
+    return image
+
+
+def _open(image: dict) -> PIL.Image.Image:
+    if image["bytes"] is not None:
+        return PIL.Image.open(BytesIO(image["bytes"]))
+    if is_local_path(image["path"]):
+        return PIL.Image.open(image["path"])
+    return Image().decode_example(image)  # on the Hub, or in an archive
+
+
+def _orientation(image: PIL.Image.Image) -> int | None:
+    return image.getexif().get(PIL.ExifTags.Base.Orientation)
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:

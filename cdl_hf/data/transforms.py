@@ -61,6 +61,8 @@ def train_transform(
 ) -> "TrainTransform":
     """PIL image -> float tensor (3, H, W): a random part of it, resampled and normalised as test images are.
 
+    A JPEG that has not been decoded may be so at a fraction of its size, if that is enough for the part.
+
     Args:
         processor: as `image_processor_for` makes it.
         crop_scale: range of the part's share of the image's area.
@@ -102,11 +104,10 @@ class TrainTransform:
         self.normalize = _Normalize(processor)
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
-        pixels = _to_tensor(image)
         # functions, because on a small image the calls of v2's modules would cost more than their work
-        part = self.crop.make_params([pixels])
+        part = _shrink(image, self.crop.make_params([image]), self.crop.size)
         pixels = F.resized_crop(
-            pixels, **part, size=self.crop.size, interpolation=self.crop.interpolation, antialias=True
+            _to_tensor(image), **part, size=self.crop.size, interpolation=self.crop.interpolation, antialias=True
         )
         if torch.rand(()) < self.horizontal_flip:
             pixels = F.horizontal_flip(pixels)
@@ -121,6 +122,23 @@ def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:
     short, long = sorted(pixels.shape[1:])
     excess = max(long - longest * short, 0) // 2
     return pixels.narrow(1 + (pixels.shape[2] == long), excess, long - 2 * excess)
+
+
+def _shrink(image: PIL.Image.Image, part: dict[str, int], size: tuple[int, int]) -> dict[str, int]:
+    """The part {"top", "left", "height", "width"} in an image that is, where this is possible, smaller from now on.
+
+    A JPEG that is not decoded yet can be decoded at a half, a quarter or an eighth, as long as the part does not
+    become smaller than `size`, to which it will be resized. Its borders then fall on whole pixels of that image.
+    """
+    factor = min(part["height"] // size[0], part["width"] // size[1])
+    if image.format != "JPEG" or factor < 2:
+        return part
+    width, height = image.size
+    image.draft(image.mode, (max(width // factor, 1), max(height // factor, 1)))
+    across, down = image.size[0] / width, image.size[1] / height
+    left, right = (round(x * across) for x in (part["left"], part["left"] + part["width"]))
+    top, bottom = (round(y * down) for y in (part["top"], part["top"] + part["height"]))
+    return {"top": top, "left": left, "height": bottom - top, "width": right - left}
 
 
 class _Normalize:

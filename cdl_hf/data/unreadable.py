@@ -110,7 +110,7 @@ def _reason(image: dict | None) -> str | None:
                 return "empty"
         elif not image["bytes"]:
             return "empty"
-        decode(image)
+        decode(image).load()
     except PIL.UnidentifiedImageError:
         return "not an image, or of a kind that Pillow does not read"
     except OSError as error:

@@ -1,3 +1,5 @@
+from io import BytesIO
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -148,3 +150,39 @@ def test_a_long_image_does_not_take_gigabytes(monkeypatch):
     monkeypatch.setattr(processor, "resize", lambda *args: resized.append(resize(*args)) or resized[0])
     assert test_transform(processor)(noise(1, (10_000, 1))).shape == (3, 224, 224)
     assert resized[0].shape == (1, 256, 12_800)
+
+
+def ramp_jpeg(width, height):
+    """A file whose red is the column and whose green is the row, as shares of 255."""
+    ramp = np.zeros((height, width, 3))
+    ramp[..., 0], ramp[..., 1] = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
+    stream = BytesIO()
+    PIL.Image.fromarray(ramp.astype(np.uint8)).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1001, 333), (150, 700), (40, 30)])
+def test_crops_of_a_jpeg_that_is_decoded_smaller_are_the_same(size):
+    processor = image_processor_for({"input_size": (3, 32, 32), "interpolation": "bilinear"}, "none")
+    transform = train_transform(processor)
+    data, smaller = ramp_jpeg(*size), 0
+    for seed in range(60):
+        crops = []
+        for decoded in (False, True):
+            image = PIL.Image.open(BytesIO(data))
+            if decoded:
+                image.load()
+            torch.manual_seed(seed)
+            crops.append(transform(image))
+            smaller += image.size != size
+        # borders move by half a pixel of 32 at most, and a JPEG has an error of its own
+        torch.testing.assert_close(*crops, rtol=0, atol=0.03)
+    assert smaller == 0 if size == (40, 30) else smaller > 10
+
+
+def test_a_jpeg_is_never_decoded_smaller_than_the_crop():
+    processor = image_processor_for({"input_size": (3, 32, 32)})
+    transform = train_transform(processor, crop_scale=(1, 1), crop_ratio=(1, 1))
+    for side, decoded in ((63, 63), (64, 32), (127, 64), (128, 32), (255, 64), (256, 32), (4096, 512)):
+        image = PIL.Image.open(BytesIO(ramp_jpeg(side, side)))
+        assert transform(image).shape == (3, 32, 32) and image.size == (decoded, decoded)
