@@ -6,10 +6,13 @@ import datasets
 import httpx2
 import huggingface_hub
 from datasets import DatasetDict, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from .source_error import SourceError
+
+# No such data set is a FileNotFoundError as well.
+FAILURES = (ConnectionError, FileNotFoundError, ValueError, DatasetGenerationError)
 
 
 def read_hub(name: str) -> DatasetDict:
@@ -22,14 +25,14 @@ def read_hub(name: str) -> DatasetDict:
         with _offline():
             try:
                 return load_dataset(name)
-            except (ConnectionError, FileNotFoundError, ValueError) as error:
+            except FAILURES as error:
                 raise SourceError(
                     f"'{name}' is no folder here, the Hub cannot be reached and the cache has no copy; "
                     "load it once with a connection, or give the path of a local copy."
                 ) from error
     try:
         return load_dataset(name)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+    except (*FAILURES, httpx2.TransportError) as error:
         raise SourceError(
             f"'{name}' is no folder here, and the Hub did not give it ({error}); "
             "check the name and the connection, or give the path of a local copy."

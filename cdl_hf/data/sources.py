@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 from .cifar100 import is_cifar100, read_cifar100
 from .hub import read_hub
@@ -115,20 +116,13 @@ def load_source(
 
 def _read(location: str) -> DatasetDict:
     path = Path(location).expanduser().absolute()
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise SourceError(
-                f"'{location}' is a file, but not a .parquet file; give one, or a folder (extract an archive)."
-            )
-        return load_dataset("parquet", data_files={"train": [str(path)]})
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists():
-            return load_from_disk(str(path))
-        if (path / "dataset_info.json").exists() and (path / "state.json").exists():
-            return DatasetDict(train=load_from_disk(str(path)))
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            return load_dataset("parquet", data_dir=str(path))
-        return read_cifar100(path) if is_cifar100(path) else read_image_folder(path)
+    if path.exists():
+        try:
+            return _read_local(path)
+        except SourceError:
+            raise
+        except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
+            raise SourceError(f"'{location}' is damaged or incomplete: {error}") from error
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, SOURCES, cutoff=0.5)
@@ -138,6 +132,22 @@ def _read(location: str) -> DatasetDict:
             "A data set on the Hub is given as owner/name."
         )
     return read_hub(location)
+
+
+def _read_local(path: Path) -> DatasetDict:
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise SourceError(
+                f"'{path}' is a file, but not a .parquet file; give one, or a folder (extract archives)."
+            )
+        return load_dataset("parquet", data_files={"train": [str(path)]})
+    if (path / "dataset_dict.json").exists():
+        return load_from_disk(str(path))
+    if (path / "dataset_info.json").exists() and (path / "state.json").exists():
+        return DatasetDict(train=load_from_disk(str(path)))
+    if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+        return load_dataset("parquet", data_dir=str(path))
+    return read_cifar100(path) if is_cifar100(path) else read_image_folder(path)
 
 
 def _train_and_test(splits: DatasetDict, name: str) -> dict[str, Dataset]:
@@ -169,6 +179,8 @@ def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str
     missing = [column for column in (image, label) if column not in dataset.column_names]
     if missing:
         raise SourceError(f"'{name}' has no column {' and '.join(missing)} in its {split} split.")
+    if not len(dataset):
+        raise SourceError(f"'{name}' has no images in its {split} split.")
     dataset = dataset.select_columns([image, label])
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
     dataset = dataset.rename_columns(renamed) if renamed else dataset

@@ -191,9 +191,30 @@ def flat_folder(path):
     return str(path)
 
 
+def cut_parquet(path):
+    labelled([0, 1], ["x", "y"]).to_parquet(path / "cut.parquet")
+    (path / "cut.parquet").write_bytes((path / "cut.parquet").read_bytes()[:-50])
+    return str(path / "cut.parquet")
+
+
+def empty_test_folder(path):
+    (path / "test").mkdir()
+    save_images(path / "train", {"a": 2})
+    return str(path)
+
+
+def saved_without_rows(path):
+    saved(labelled([0], ["x"]), path)
+    next((path / "saved").glob("*.arrow")).unlink()
+    return str(path / "saved")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (cut_parquet, "cut.parquet' is damaged or incomplete: Parquet magic bytes not found"),
+        (saved_without_rows, "saved' is damaged or incomplete: [Errno 2] No such file"),
+        (empty_test_folder, "has no images in its test split"),
         (lambda path: "quickdraw10", "did you mean quickdraw100"),
         (lambda path: "cifr100", "did you mean cifar100"),
         (lambda path: str(path / "nowhere"), "no file or folder"),

@@ -1,0 +1,72 @@
+"""The Hub cannot be reached from here: what is done about that, and what is asked of `datasets`."""
+
+import datasets
+import httpx2
+import huggingface_hub
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+
+from cdl_hf.data import SourceError, hub
+
+
+def flags():
+    return huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """As if HF_HUB_OFFLINE were not set."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+class Session:
+    def __init__(self, error=None):
+        self.error, self.asked = error, 0
+
+    def head(self, url, timeout):
+        self.asked += 1
+        if self.error:
+            raise self.error
+
+
+def use(monkeypatch, session, load):
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
+    monkeypatch.setattr(hub, "load_dataset", load)
+    return session
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectError("no such host"), httpx2.ConnectTimeout("too slow")])
+def test_without_a_connection_only_the_cache_is_asked(monkeypatch, online, error):
+    found = []
+
+    def load(name):
+        found.append((name, flags()))
+        return "cached"
+
+    session = use(monkeypatch, Session(error), load)
+    assert hub.read_hub("owner/data") == "cached" and found == [("owner/data", (True, True))]
+    assert session.asked == 1 and flags() == (False, False)
+
+
+def test_neither_connection_nor_copy(monkeypatch, online, capsys):
+    use(monkeypatch, Session(httpx2.ConnectError("no such host")), datasets.load_dataset)
+    with pytest.raises(SourceError, match="the Hub cannot be reached and the cache has no copy"):
+        hub.read_hub("owner/data")
+    assert flags() == (False, False) and capsys.readouterr().err == "", "no word of retries"
+
+
+def test_offline_by_choice(monkeypatch):
+    with pytest.raises(SourceError, match="the Hub cannot be reached and the cache has no copy"):
+        hub.read_hub("owner/data")
+    assert flags() == (True, True)
+
+
+@pytest.mark.parametrize("error", [DatasetNotFoundError("no such data set"), httpx2.ReadError("broken off")])
+def test_the_hub_does_not_give_it(monkeypatch, online, error):
+    def load(name):
+        raise error
+
+    use(monkeypatch, Session(), load)
+    with pytest.raises(SourceError, match=r"the Hub did not give it \((no such data set|broken off)\)"):
+        hub.read_hub("owner/data")
