@@ -112,10 +112,10 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
 
 
 def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint):
-    """Checkpoints every 2 steps and after each stage: 1 and 3 lie within a teacher's stage, others elsewhere."""
+    """Checkpoints every 2 steps and after each stage: 1 lies within a teacher's stage, 8 and 11 in later ones."""
     command = [*command, "--checkpoint_every", "2"]
     train(*command, "--output_dir", tmp_path / "whole")
-    for checkpoint in (1, 3, 5, 8, 12):
+    for checkpoint in (1, 8, 11):
         kill_after_checkpoint(checkpoint)
         with pytest.raises(Killed):
             train(*command, "--output_dir", tmp_path / "killed", "--overwrite")
