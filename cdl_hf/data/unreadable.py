@@ -5,7 +5,6 @@ import os
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -41,8 +40,9 @@ FEW = 500  # images that are checked sooner than processes start
 def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
     """The rows whose `image` cannot be decoded, each with the reason.
 
-    Every image is decoded once, on all cores. Which ones were is kept in the cache folder of `datasets`, by path, size
-    and time of the files; of several processes one looks, and the others wait for what it finds.
+    Every image is decoded once, on all cores. Which ones could be is kept in the cache folder of `datasets`, by path,
+    size and time of the files; of several processes one looks, and the others wait for what it finds. Those that could
+    not be are tried again the next time: a missing right, say, leaves no trace in a file.
 
     Args:
         dataset: with a column `image`.
@@ -52,16 +52,16 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
     identities = _identities(dataset, what)
     if identities is None:
         return dict(_check(rows, np.arange(len(dataset))))
-    file = cache_folder("readable_images") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+    file = cache_folder("readable_images") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npy"
     with FileLock(f"{file}.lock"):
-        known, reasons = _recall(file)
+        known = np.load(file) if file.exists() else np.empty(0, np.uint64)
         new = np.flatnonzero(~np.isin(identities, known))
-        if len(new):
-            known = identities
-            reasons |= {int(identities[row]): reason for row, reason in _check(rows, new)}
-            _remember(file, known, reasons)
-    bad = np.flatnonzero(np.isin(identities, np.array(list(reasons), np.uint64)))
-    return {int(row): reasons[int(identities[row])] for row in bad}
+        unreadable = dict(_check(rows, new))
+        if len(unreadable) < len(new):
+            # whole or not at all
+            np.save(f"{file}.new.npy", np.delete(identities, list(unreadable)))
+            os.replace(f"{file}.new.npy", file)
+    return unreadable
 
 
 class _Reasons:
@@ -89,8 +89,10 @@ def _check(rows: Dataset, wanted: np.ndarray):
         collate_fn=list,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    for batch in tqdm(loader, desc="Looking for images that cannot be read", unit_scale=64, disable=not workers):
-        yield from batch
+    with tqdm(desc="Looking for images that cannot be read", total=len(wanted), disable=not workers) as progress:
+        for batch in loader:
+            yield from batch
+            progress.update(min(64, len(wanted) - progress.n))
 
 
 def _cores() -> int:
@@ -147,17 +149,3 @@ def _size_and_time(path: str | None) -> tuple[int, int]:
 
 def _hash(*values) -> int:
     return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=8).digest())
-
-
-def _recall(file: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """What was checked, and what of it cannot be read, with the reasons."""
-    if not file.exists():
-        return np.empty(0, np.uint64), {}
-    with np.load(file) as kept:
-        return kept["known"], dict(zip(kept["bad"].tolist(), kept["reasons"].tolist(), strict=True))
-
-
-def _remember(file: Path, known: np.ndarray, reasons: dict[int, str]) -> None:
-    bad = np.array(list(reasons), np.uint64)
-    np.savez(f"{file}.new.npz", known=known, bad=bad, reasons=np.array(list(reasons.values()), np.str_))
-    os.replace(f"{file}.new.npz", file)
