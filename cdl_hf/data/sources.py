@@ -96,22 +96,22 @@ def load_source(
     label = _column(features, label_column or source.label_column, ClassLabel, USUAL_LABEL_COLUMNS, "label", name)
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in splits.items()}
     splits = _with_class_labels(splits, name)
+    folders = splits["train"].features["label"].names
+    if is_imagenet_r(folders, name):
+        splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}
     unreadable = {}
     if not source.is_sound and not is_cifar100(Path(name).expanduser()):
         splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
-    classes = splits["train"].features["label"].names
-    if is_imagenet_r(classes, name):
-        splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}
     has_test = "test" in splits
     if has_test and split_file:
         raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
     if split_file:
-        splits = _by_list(splits["train"], split_file, classes, name)
+        splits = _by_list(splits["train"], split_file, folders, name)
     elif not has_test:
         splits = _hold_out(splits["train"], test_fraction, seed)
     for dataset in splits.values():
         dataset.info.dataset_name = name
-    return Splits(splits, unreadable=unreadable, folders=None if has_test else classes)
+    return Splits(splits, unreadable=unreadable, folders=None if has_test else folders)
 
 
 def _read(location: str) -> DatasetDict:

@@ -159,3 +159,14 @@ def test_a_small_part_is_any_folder(tmp_path, folder):
         "image",
         "label",
     ]
+
+
+def test_renditions_stay_with_their_images_when_some_are_left_out(tmp_path, folder):
+    copy = tmp_path / "imagenet-r"
+    shutil.copytree(folder, copy)
+    for synset in SYNSETS[::3]:
+        (copy / synset / "art_1.jpg").write_bytes(b"")
+    with pytest.warns(UserWarning, match="67 of the 1,000 images"):
+        splits = load_source(str(copy), skip_unreadable_images=True)
+    for dataset in splits.values():
+        assert [re.split("[/_]", key)[1] for key in file_keys(dataset)] == dataset["rendition"][:]
