@@ -99,19 +99,19 @@ def load_source(
     folders = splits["train"].features["label"].names
     if is_imagenet_r(folders, name):
         splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}
+    is_divided = "test" in splits
+    if split_file:
+        if is_divided:
+            raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
+        splits = _by_list(splits["train"], split_file, folders, name)
     unreadable = {}
     if not source.is_sound and not is_cifar100(Path(name).expanduser()):
         splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
-    has_test = "test" in splits
-    if has_test and split_file:
-        raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
-    if split_file:
-        splits = _by_list(splits["train"], split_file, folders, name)
-    elif not has_test:
+    if "test" not in splits:
         splits = _hold_out(splits["train"], test_fraction, seed)
     for dataset in splits.values():
         dataset.info.dataset_name = name
-    return Splits(splits, unreadable=unreadable, folders=None if has_test else folders)
+    return Splits(splits, unreadable=unreadable, folders=None if is_divided else folders)
 
 
 def _read(location: str) -> DatasetDict:
@@ -240,7 +240,7 @@ def _readable(
     """The splits without the images that cannot be read, and these with the reasons."""
     unreadable, readable = {}, {}
     for split, dataset in splits.items():
-        found = find_unreadable(dataset, f"{what} {split}")
+        found = find_unreadable(dataset, what)
         paths = image_paths(dataset)
         unreadable |= {paths[row].as_py() or f"{split}, row {row}": reason for row, reason in found.items()}
         rows = np.setdiff1d(np.arange(len(dataset)), list(found)) if found else None

@@ -46,7 +46,7 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
 
     Args:
         dataset: with a column `image`.
-        what: names the data set, split and column; what was found of the same `what` before is remembered.
+        what: names the data set and the column; what was read of the same `what` before is remembered.
     """
     rows = dataset.select_columns(["image"]).with_format("arrow")
     identities = _identities(dataset, what)
@@ -59,7 +59,7 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
         unreadable = dict(_check(rows, new))
         if len(unreadable) < len(new):
             # whole or not at all
-            np.save(f"{file}.new.npy", np.delete(identities, list(unreadable)))
+            np.save(f"{file}.new.npy", np.union1d(known, np.delete(identities, list(unreadable))))
             os.replace(f"{file}.new.npy", file)
     return unreadable
 

@@ -161,6 +161,19 @@ def test_a_small_part_is_any_folder(tmp_path, folder):
     ]
 
 
+def test_a_list_may_name_images_that_cannot_be_read(tmp_path, folder):
+    copy = tmp_path / "imagenet-r"
+    shutil.copytree(folder, copy)
+    listed = [f"{synset}/{name}" for synset in SYNSETS for name in FILES[:4]]
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump({"data": listed}))
+    for name in (FILES[0], FILES[4]):
+        (copy / SYNSETS[7] / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="2 of the 1,000 images"):
+        splits = load_source(str(copy), split_file=str(tmp_path / "list.yaml"), skip_unreadable_images=True)
+    assert len(splits["train"]) == 799 and len(splits["test"]) == 199
+    assert f"{SYNSETS[7]}/{FILES[0]}" not in splits.split_list()
+
+
 def test_renditions_stay_with_their_images_when_some_are_left_out(tmp_path, folder):
     copy = tmp_path / "imagenet-r"
     shutil.copytree(folder, copy)

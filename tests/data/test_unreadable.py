@@ -188,6 +188,15 @@ def test_second_start_opens_no_image(folder, decoded):
     assert len(decoded) == 10, "one has changed, one is new"
 
 
+def test_another_division_opens_no_image(folder, decoded, tmp_path):
+    load_source(str(folder))
+    for listed in (GOOD[:3], GOOD[1:]):
+        data = [f"{name}/{file}" for name in "ab" for file in listed]
+        (tmp_path / "split.yaml").write_text(json.dumps({"data": data}))
+        load_source(str(folder), split_file=str(tmp_path / "split.yaml"))
+    assert len(decoded) == 8
+
+
 def test_what_cannot_be_read_is_tried_again(folder, decoded):
     cut(folder / "a" / "x.jpg")
     for start in range(2):
