@@ -98,7 +98,7 @@ class DistillationArguments:
 class TrainingArguments:
     """The run."""
 
-    num_epochs: int = _argument(5, "Epochs of each stage", min=1)
+    num_epochs: int = _argument(4, "Epochs of each stage", min=1)
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
     gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
