@@ -202,11 +202,14 @@ def _with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datas
     values = sorted({value for column in columns.values() for value in pc.unique(column.drop_null()).to_pylist()})
     feature = ClassLabel(names=[str(value) for value in values])
     return {
-        split: dataset.remove_columns("label").add_column(
-            "label", pc.index_in(columns[split], pa.array(values, columns[split].type)), feature=feature
-        )
+        split: _with_labels(dataset, pc.index_in(columns[split], pa.array(values, columns[split].type)), feature)
         for split, dataset in splits.items()
     }
+
+
+def _with_labels(dataset: Dataset, labels: pa.ChunkedArray, feature: ClassLabel) -> Dataset:
+    """Other labels, (n,); `cast_column` would write the whole table anew, images and all."""
+    return dataset.remove_columns("label").add_column("label", labels, feature=feature)
 
 
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
@@ -258,4 +261,5 @@ def _readable(
 
 def _as_imagenet_r(dataset: Dataset) -> Dataset:
     names = readable_names(dataset.features["label"].names)
-    return add_rendition(dataset.cast_column("label", ClassLabel(names=names)))
+    labels = dataset.with_format("arrow")["label"][:]
+    return add_rendition(_with_labels(dataset, labels, ClassLabel(names=names)))
