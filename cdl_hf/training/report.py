@@ -21,7 +21,16 @@ def describe_models(trainer: ContinualDistillationTrainer, learners: Learners) -
     processor = learners.image_processor
     side = processor.crop_size["height"]
     pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
-    return "\n".join([*reversed(lines), f"images: {side}x{side}, pixels {pixels}"])
+    lines = [*reversed(lines), f"images: {side}x{side}, pixels {pixels}"]
+    made_with = {
+        role: [list(b.pretrained_cfg[key]) for key in ("mean", "std")] for role, b in learners.backbones.items()
+    }
+    if processor.do_normalize and len(made_with) == 2 and made_with["teacher"] != made_with["student"]:
+        mean, std = made_with["teacher"]
+        lines.append(
+            f"note: the teacher's weights were made with mean {mean}, std {std}, and now see the student's pixels"
+        )
+    return "\n".join(lines)
 
 
 def results(trainer: ContinualDistillationTrainer, arguments: dict[str, Any]) -> dict[str, Any]:
