@@ -35,7 +35,7 @@ def main() -> None:
         accelerator = accelerators.build_accelerator(args, folder.path)
 
         # What: the stream, teacher and student
-        stream = build.build_stream(stream_args, args.seed)
+        stream = build.build_stream(stream_args)
         accelerator.print(stream)
         learners = build.build_learners(stream, model_args, distillation_args, args)
         trainer = ContinualDistillationTrainer(
@@ -52,6 +52,7 @@ def main() -> None:
         if args.resume:
             trainer.resume()
         folder.create().write_arguments(arguments.given, to_yaml(arguments))
+        folder.write_split(stream.split_list())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 

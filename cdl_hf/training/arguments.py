@@ -33,7 +33,10 @@ class StreamArguments:
     classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
     first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)
     class_order: str = _argument(
-        "natural", "natural, seeded (drawn with the seed), or all labels or class names separated by commas"
+        "natural", "natural, seeded (drawn with stream_seed), or all labels or class names separated by commas"
+    )
+    stream_seed: int = _argument(
+        0, "Seed of the class order and of the images held out or kept: runs with other seeds share a stream", min=0
     )
     validation_fraction: float = _argument(
         0.0, "Share of each class's training images to hold out; the run then tests on them instead", min=0, max=0.9
@@ -115,7 +118,7 @@ class TrainingArguments:
     teacher_from: str | None = _argument(
         None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
     )
-    seed: int = _argument(0, "Seed of all randomness", min=0)
+    seed: int = _argument(0, "Seed of all randomness but the stream's", min=0)
     num_workers: int = _argument(0, "Processes that read images, for each training process", min=0)
     output_dir: str | None = _argument(
         None, "Folder for everything the run leaves; a new one under runs/ if not given"

@@ -33,7 +33,7 @@ class Learners:
     backbones: dict[str, PretrainedBackbone]
 
 
-def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
+def build_stream(stream_args: StreamArguments) -> TaskStream:
     """The stream of tasks.
 
     Raises:
@@ -46,7 +46,7 @@ def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
         test_fraction=stream_args.test_fraction,
         split_file=stream_args.split_file,
         skip_unreadable_images=stream_args.skip_unreadable_images,
-        seed=seed,
+        seed=stream_args.stream_seed,
     )
     order: str | list = stream_args.class_order
     if order not in ("natural", "seeded"):
@@ -58,7 +58,7 @@ def build_stream(stream_args: StreamArguments, seed: int) -> TaskStream:
         classes_per_task=stream_args.classes_per_task,
         first_task_classes=stream_args.first_task_classes,
         class_order=order,
-        seed=seed,
+        seed=stream_args.stream_seed,
         validation_fraction=stream_args.validation_fraction,
         max_samples_per_class=stream_args.max_samples_per_class,
     )

@@ -73,7 +73,15 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files."""
-        names = {ARGUMENTS, "args_given.json", "metrics.jsonl", "results.json", "accuracy.png", "matrices.png"}
+        names = {
+            ARGUMENTS,
+            "args_given.json",
+            "metrics.jsonl",
+            "results.json",
+            "accuracy.png",
+            "matrices.png",
+            "split.yaml",
+        }
         folders = {"checkpoints", "states", "teacher", "student", "logs"}
         strange = sorted(p.name for p in self.path.iterdir() if p.name not in names | folders)
         if strange:
@@ -87,6 +95,11 @@ class RunFolder:
         if self.processes.is_main_process:
             write_json(self.path / "args_given.json", given)
             (self.path / ARGUMENTS).write_text(resolved_yaml, encoding="utf-8")
+
+    def write_split(self, split_list: str | None) -> None:
+        """The list of training images that `--split_file` takes, where the images were divided for this run."""
+        if self.processes.is_main_process and split_list is not None:
+            (self.path / "split.yaml").write_text(split_list, encoding="utf-8")
 
     def log(self, **values: Any) -> None:
         """Adds a line to `metrics.jsonl`."""
