@@ -35,7 +35,9 @@ class CompareArguments:
     presets: str = field(
         default=str(TRAIN.parent / "quickdraw100"), metadata={"help": "folder of the presets, <prompt method>.yaml"}
     )
-    extra: str = field(default="", metadata={"help": "further arguments of train.py, in one text"})
+    extra: str = field(
+        default="", metadata={"help": "further arguments of train.py, in one text: --extra='--num_tasks 5'"}
+    )
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments, resumes it, and compares its end with that of an uninterrupted run.
 
-    python recipes/crash_test.py --kills 20 --extra "--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5"
+    python recipes/crash_test.py --kills 20 --extra="--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5"
 
 Each trial starts a run, kills it at a moment drawn from the seed, and resumes it to its end. Equal means equal in
 every bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
@@ -29,7 +29,7 @@ class CrashTestArguments:
     seed: int = field(default=0, metadata={"help": "seed of the moments", "min": 0})
     extra: str = field(
         default="--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5",
-        metadata={"help": "arguments of train.py, in one text"},
+        metadata={"help": "arguments of train.py, in one text: --extra='--num_tasks 5'"},
     )
 
 
