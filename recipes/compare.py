@@ -61,8 +61,11 @@ def main() -> None:
                 folder_of(grid, method, distillation, seed),
                 [*preset, "--stages", "student", "--distillation", distillation, *taught],
             )
-    table = compare(grid)
+    floors = nearest_class_mean(grid)
+    table = compare(grid, floors)
     (Path(grid.output_dir) / "table.md").write_text(table + "\n", encoding="utf-8")
+    for method in grid.prompt_methods:
+        picture(grid, method, floors)
     print(table)
 
 
@@ -82,21 +85,65 @@ def run(folder: Path, arguments: list[str]) -> None:
         sys.exit(f"Stopped: the run above failed (exit code {done.returncode}); the finished ones are kept.")
 
 
-def compare(grid: CompareArguments) -> str:
+def read(grid: CompareArguments, prompt_method: str, learner: str) -> list[dict]:
+    """`results.json` of every seed."""
+    folders = [folder_of(grid, prompt_method, learner, seed) for seed in grid.seeds]
+    return [json.loads((folder / "results.json").read_text()) for folder in folders]
+
+
+def nearest_class_mean(grid: CompareArguments) -> dict[str, float]:
+    """Accuracy (%) on the frozen backbones without prompts: what learning must beat."""
+    from probe import probe
+
+    from cdl_hf.models import load_backbone
+
+    args = read(grid, grid.prompt_methods[0], "teacher")[0]["args"]
+    return {
+        f"{role}'s backbone": probe(load_backbone(args[role]).module, args["dataset"])["nearest_class_mean"]
+        for role in ("teacher", "student")
+    }
+
+
+def compare(grid: CompareArguments, floors: dict[str, float]) -> str:
     """A Markdown table: mean and standard deviation over the seeds."""
     lines = ["| prompts | learner | A_N (%) | forgetting (cdl, points) | seeds |", "|---|---|---:|---:|---:|"]
     for method in grid.prompt_methods:
         for learner in ("teacher", *grid.distillation):
             role = "teacher" if learner == "teacher" else "student"
-            results = [
-                json.loads((folder_of(grid, method, learner, seed) / "results.json").read_text())[role]
-                for seed in grid.seeds
-            ]
+            results = [result[role] for result in read(grid, method, learner)]
             accuracy = spread([r["average_accuracy"] for r in results])
             forgetting = spread([r["forgetting"]["cdl"] for r in results])
-            name = "teacher" if role == "teacher" else f"student, {learner}"
-            lines.append(f"| {method} | {name} | {accuracy} | {forgetting} | {len(results)} |")
+            lines.append(f"| {method} | {label(learner)} | {accuracy} | {forgetting} | {len(results)} |")
+    lines += [f"| none | nearest class mean, {name} | {value:.2f} | | |" for name, value in floors.items()]
     return "\n".join(lines)
+
+
+def picture(grid: CompareArguments, prompt_method: str, floors: dict[str, float]) -> None:
+    """Accuracy over the tasks of every learner, all seeds' answers counted together."""
+    from cdl_hf.evaluation import AccuracyMatrix
+    from cdl_hf.evaluation.plots import plot_accuracy_over_tasks
+
+    curves = {}
+    for learner in ("teacher", *grid.distillation):
+        role = "teacher" if learner == "teacher" else "student"
+        for result in read(grid, prompt_method, learner):
+            stream = result["stream"]
+            matrix = curves.setdefault(label(learner), AccuracyMatrix(stream["num_tasks"]))
+            for after, row in enumerate(result[role]["accuracy_matrix"]):
+                for task, accuracy in enumerate(row):
+                    total = stream[result["tested_on"]][task]
+                    matrix.update(after, task, round(accuracy * total / 100), total)
+    plot_accuracy_over_tasks(
+        curves,
+        Path(grid.output_dir) / f"{prompt_method}.png",
+        f"{stream['source']}: {prompt_method}, mean of {len(grid.seeds)} seeds",
+        classes_per_task=stream["classes_per_task"],
+        references={f"class means, {name}": value for name, value in floors.items()},
+    )
+
+
+def label(learner: str) -> str:
+    return {"teacher": "teacher", "none": "student alone"}.get(learner, f"student, {learner}")
 
 
 def spread(values: list[float]) -> str:

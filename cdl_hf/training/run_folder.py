@@ -126,7 +126,9 @@ class RunFolder:
         if self.processes.is_main_process:
             write_json(self.path / "results.json", results)
             stream, args = results["stream"], results["args"]
-            title = f"{stream['source']}: {args['prompt_method']}, distillation {args['distillation']}"
+            title = f"{stream['source']}: {args['prompt_method']}"
+            if "student" in matrices:
+                title += f", distillation {args['distillation']}"
             plot_accuracy_over_tasks(
                 matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
             )
