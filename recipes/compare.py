@@ -77,7 +77,7 @@ def run(folder: Path, arguments: list[str]) -> None:
     """One run of train.py, unless it is finished; a stopped one goes on from its checkpoint."""
     if (folder / "results.json").is_file():
         return
-    begun = (folder / "checkpoints").is_dir()
+    begun = (folder / "args.yaml").is_file()
     command = [sys.executable, str(TRAIN), *arguments, "--output_dir", str(folder)]
     print(shlex.join(command), flush=True)
     done = subprocess.run([*command, "--resume" if begun else "--overwrite"])
