@@ -1,11 +1,15 @@
 """Frozen timm Vision Transformers: made by name, or loaded with their pre-trained weights."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 
@@ -33,6 +37,14 @@ class PretrainedBackbone:
     pretrained_cfg: dict[str, Any]
     source: str
     hub_name: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """See [`backbone_digest`]."""
+        return backbone_digest(self.module)
+
+    def is_the_same_as(self, other: "PretrainedBackbone") -> bool:
+        return (self.name, self.args, self.digest) == (other.name, other.args, other.digest)
 
 
 def create_backbone(name: str, **args) -> VisionTransformer:
@@ -88,6 +100,48 @@ def load_backbone(
         name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
     hub_name = str(source).split(":", 1)[1] if ":" in str(source) else module.pretrained_cfg.get("hf_hub_id")
     return PretrainedBackbone(name, args, module, module.pretrained_cfg, str(source), hub_name if pretrained else None)
+
+
+def find_backbone(
+    source: str, digest: str, args: dict[str, Any], given: Sequence[PretrainedBackbone] = ()
+) -> PretrainedBackbone:
+    """The transformer with this digest: one of `given`, or else the one that its source names.
+
+    Args:
+        source, args: What [`load_backbone`] takes.
+
+    Raises:
+        ValueError: It cannot be loaded, or the source holds other weights now.
+    """
+    for backbone in given:
+        if backbone.digest == digest:
+            return backbone
+    advice = "give the right ones: from_pretrained(..., backbones=[load_backbone(...)])"
+    try:
+        found = load_backbone(source, **args)
+    except ValueError as error:
+        raise ValueError(
+            f"the model was saved without the weights of {source}, which cannot be loaded here: {error}; {advice}"
+        ) from error
+    if found.digest != digest:
+        raise ValueError(
+            f"the weights found for {source} are not those that the prompts were learnt for (SHA-256 "
+            f"{found.digest[:12]}..., not {digest[:12]}...); {advice}"
+        )
+    return found
+
+
+def backbone_digest(module: VisionTransformer) -> str:
+    """SHA-256 over the weights of a frozen transformer, by which a checkpoint names it.
+
+    Without the position embeddings: timm resamples them to the size of the images, not to the same bit everywhere.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if name != "pos_embed":
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _create(name: str, shown_name: str, args: dict[str, Any], **kwargs) -> VisionTransformer:

@@ -32,6 +32,12 @@ class PromptViTConfig(PreTrainedConfig):
             timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
             model's own backbone without prompts. A teacher in CDL takes its student's backbone.
         query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
+        backbone_weights (`dict`, *optional*):
+            Where the transformer's weights are from: `{"source": what load_backbone takes, "sha256": their digest}`.
+        query_backbone_weights (`dict`, *optional*): The same of the query backbone.
+        left_out (`list[str]`, *optional*):
+            Transformers whose weights are not in the checkpoint (`"backbone"`, `"query_backbone"`): `from_pretrained`
+            takes them from their sources.
         classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
         tasks_seen (`int`, defaults to 0): Tasks whose training has begun; the first `seen_classes` outputs compete.
         prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"` or `"apt"`.
@@ -53,11 +59,15 @@ class PromptViTConfig(PreTrainedConfig):
     """
 
     model_type = "prompt_vit"
+    _auto_class = "AutoConfig"  # its code travels with a checkpoint, for `trust_remote_code=True`
 
     backbone: str = "vit_tiny_patch16_224"
     backbone_args: dict[str, Any] = field(default_factory=dict)
     query_backbone: str | None = None
     query_backbone_args: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: dict[str, str] = field(default_factory=dict)
+    query_backbone_weights: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     classes_per_task: list[int] = field(default_factory=lambda: [10] * 10)
     tasks_seen: int = 0
     prompt_method: str = "coda_prompt"

@@ -1,7 +1,9 @@
 """A frozen Vision Transformer steered by learnt prompts, with a head that grows task by task."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones import PretrainedBackbone, create_backbone
+from .backbones import PretrainedBackbone, create_backbone, find_backbone
 from .configuration_prompt_vit import PromptViTConfig
 from .kd_branches import BRANCHES
 from .prefix_attention import cls_features, embed, final_norm, run_block
@@ -83,6 +85,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = False
+    _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
     _no_split_modules = ["Block"]
     _supports_sdpa = True
 
@@ -103,6 +106,7 @@ class PromptViTForImageClassification(PreTrainedModel):
             self.kd_branch = BRANCHES[config.kd_branch](config, width, query_width, depth)
             self.kd_head = head(width, config.num_classes)
         self._freeze()
+        self._keys_to_ignore_on_load_missing = [_left_out(name) for name in config.left_out]
         self.post_init()
 
     @classmethod
@@ -120,14 +124,89 @@ class PromptViTForImageClassification(PreTrainedModel):
         Raises:
             ValueError: The fields do not fit each other or the transformers.
         """
+        if query_backbone is not None and query_backbone.is_the_same_as(backbone):
+            query_backbone = None
         config = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
+        config.backbone_weights = _name_weights(backbone)
         if query_backbone is not None:
             config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
+            config.query_backbone_weights = _name_weights(query_backbone)
         model = cls(config)
         model.backbone.load_state_dict(backbone.module.state_dict())
         if query_backbone is not None:
             model.query_backbone.load_state_dict(query_backbone.module.state_dict())
         return model
+
+    def save_pretrained(self, save_directory: str | PathLike, *, save_backbone: bool = True, **kwargs) -> None:
+        """As `PreTrainedModel.save_pretrained`.
+
+        Args:
+            save_backbone: `False` leaves out the weights of the frozen transformers, by far the largest part. The
+                checkpoint names them by source and digest, and [`from_pretrained`] puts them back.
+
+        Raises:
+            ValueError: They are to be left out, but nothing tells where they are from.
+        """
+        if save_backbone:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        left_out = [name for name in ("backbone", "query_backbone") if getattr(self, name) is not None]
+        for name in left_out:
+            if not getattr(self.config, f"{name}_weights"):
+                raise ValueError(
+                    f"the {name}'s weights cannot be left out: nothing tells where they are from, since the model was "
+                    "not made with from_backbone"
+                )
+        is_left_out = re.compile("|".join(map(_left_out, left_out)))
+        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
+        kept = {name: tensor for name, tensor in state_dict.items() if not is_left_out.match(name)}
+        self.config.left_out = left_out
+        try:
+            super().save_pretrained(save_directory, state_dict=kept, **kwargs)
+        finally:
+            self.config.left_out = []  # this model has them
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike,
+        *model_args,
+        backbones: Sequence[PretrainedBackbone] = (),
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """As `PreTrainedModel.from_pretrained`, also of what was saved with `save_backbone=False`.
+
+        Args:
+            backbones: Outputs of [`load_backbone`] that take the place of weights left out, where these cannot be
+                loaded by their names alone (a folder, a file, no network).
+
+        Raises:
+            ValueError: A transformer left out cannot be loaded, or is not the one that the prompts were learnt for.
+        """
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model._put_back(backbones)
+        return (model, loading_info) if output_loading_info else model
+
+    def _put_back(self, backbones: Sequence[PretrainedBackbone]) -> None:
+        """Loads the weights that the checkpoint does not hold."""
+        config = self.config
+        weights = {name: getattr(config, f"{name}_weights") for name in config.left_out}
+        digests = {named["sha256"] for named in weights.values()}
+        strange = [backbone for backbone in backbones if backbone.digest not in digests]
+        if strange:
+            lacking = " and ".join(f"{w['source']} (SHA-256 {w['sha256'][:12]}...)" for w in weights.values())
+            raise ValueError(
+                f"the model does not stand on {strange[0].source} (SHA-256 {strange[0].digest[:12]}...); "
+                f"it lacks {lacking or 'no weights'}"
+            )
+        for name, named in weights.items():
+            found = find_backbone(named["source"], named["sha256"], getattr(config, f"{name}_args"), backbones)
+            tensors = {key: tensor for key, tensor in found.module.state_dict().items() if key != "pos_embed"}
+            getattr(self, name).load_state_dict(tensors, strict=False)
+        config.left_out = []
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -276,6 +355,15 @@ class PromptViTForImageClassification(PreTrainedModel):
             current = self.config.current_columns
             return F.cross_entropy(logits[:, current].float(), labels - current.start)
         return F.cross_entropy(logits.float(), labels)
+
+
+def _name_weights(backbone: PretrainedBackbone) -> dict[str, str]:
+    return {"source": backbone.source, "sha256": backbone.digest}
+
+
+def _left_out(name: str) -> str:
+    """Pattern of the tensors of a transformer that a checkpoint may leave out; see `backbone_digest`."""
+    return rf"^{name}\.(?!pos_embed$)"
 
 
 __all__ = ["PromptViTForImageClassification", "PromptViTOutput"]

@@ -11,7 +11,6 @@ from ..data import TaskStream, image_processor_for, load_source
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
-from .checkpointing import backbone_digest
 from .parser import ParsedArguments, to_dict
 from .seeds import derive_seed
 
@@ -152,7 +151,7 @@ def fingerprint(
     """Everything that decides the result of a run, to refuse a checkpoint of another one."""
     decisive = {name: value for name, value in to_dict(arguments).items() if name not in _FREE}
     sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
-    digests = {f"weights of the {role}": backbone_digest(b.module) for role, b in learners.backbones.items()}
+    digests = {f"weights of the {role}": b.digest for role, b in learners.backbones.items()}
     return {
         **decisive,
         **sizes,

@@ -41,15 +41,6 @@ def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     module.load_state_dict(state, strict=False)
 
 
-def backbone_digest(module: nn.Module) -> str:
-    """SHA-256 over the weights of a frozen transformer, by which a checkpoint names it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     """Writes `state` (tensors and plain values) as checkpoint `number` and removes all but the newest [`KEPT`].
 
