@@ -1,8 +1,10 @@
 """A tiny pair of random backbones, a small data set on disk, and the command line run in this process."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import PIL.Image
@@ -46,9 +48,7 @@ def drawings(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def command(pair, drawings) -> list[str]:
-    """The arguments of a small run: three tasks of two classes, two epochs of three steps."""
+def arguments(pair: tuple[Path, Path], drawings: Path) -> list[str]:
     teacher, student = pair
     return [
         *("--dataset", str(drawings), "--teacher", str(teacher), "--student", str(student), "--num_tasks", "3"),
@@ -57,14 +57,35 @@ def command(pair, drawings) -> list[str]:
 
 
 @pytest.fixture
-def train(monkeypatch):
-    """Runs recipes/train.py with the given arguments."""
-    spec = importlib.util.spec_from_file_location("train_recipe", ROOT / "recipes" / "train.py")
+def command(pair, drawings) -> list[str]:
+    """The arguments of a small run: three tasks of two classes, two epochs of three steps."""
+    return arguments(pair, drawings)
+
+
+def load_recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = recipe  # where dataclasses look for their annotations
     spec.loader.exec_module(recipe)
+    return recipe
 
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        recipe.main()
 
-    return run
+def run_recipe(name: str, *arguments: object) -> None:
+    """Runs recipes/<name>.py in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        load_recipe(name).main()
+
+
+@pytest.fixture
+def train():
+    """Runs recipes/train.py with the given arguments."""
+    return functools.partial(run_recipe, "train")
+
+
+@pytest.fixture(scope="session")
+def finished_run(pair, drawings, tmp_path_factory) -> Path:
+    """The output folder of the small run, to read from."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_recipe("train", *arguments(pair, drawings), "--output_dir", folder)
+    return folder

@@ -50,7 +50,7 @@ def read_image_folder(path: Path) -> DatasetDict:
 
 def _image_files(root: Path, others: Counter) -> Iterator[tuple[str, str]]:
     """(class, file) of every image, sorted; the class is the first folder below `root`. Counts other suffixes."""
-    suffixes = _suffixes()
+    suffixes = image_suffixes()
     for name in sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
         for folder, subfolders, files in os.walk(root / name):
             subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
@@ -69,7 +69,7 @@ def _image_files(root: Path, others: Counter) -> Iterator[tuple[str, str]]:
                 yield name, path
 
 
-def _suffixes() -> set[str]:
+def image_suffixes() -> set[str]:
     """Of the kinds of image that Pillow opens; a file without a suffix may be any."""
     return {
         suffix

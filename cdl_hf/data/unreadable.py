@@ -21,6 +21,7 @@ from .views import image_paths
 
 # What Pillow is known to raise on files that are damaged, or no images at all.
 FAILURES = (
+    OSError,  # PIL.UnidentifiedImageError among them
     ValueError,
     SyntaxError,
     EOFError,
@@ -113,13 +114,16 @@ def _reason(image: dict | None) -> str | None:
         elif not image["bytes"]:
             return "empty"
         decode(image).load()
-    except PIL.UnidentifiedImageError:
-        return "not an image, or of a kind that Pillow does not read"
-    except OSError as error:
-        return error.strerror or str(error)
     except FAILURES as error:
-        return f"{type(error).__name__}: {error}"
+        return explain(error)
     return None
+
+
+def explain(error: Exception) -> str:
+    """Why an image cannot be read, from one of [`FAILURES`]."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image, or of a kind that Pillow does not read"
+    return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _identities(dataset: Dataset, what: str) -> np.ndarray | None:

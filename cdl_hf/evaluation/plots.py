@@ -1,4 +1,4 @@
-"""Pictures of accuracy matrices, through matplotlib's objects alone: no pyplot, no display, no global state."""
+"""Pictures of what learners come to, through matplotlib's objects alone: no pyplot, no display, no global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from os import PathLike
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -136,3 +137,49 @@ def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | P
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
+def plot_confusion(
+    matrix: np.ndarray,
+    path: str | PathLike,
+    title: str,
+    *,
+    class_names: Sequence[str],
+    classes_per_task: Sequence[int],
+) -> None:
+    """Draw which classes are taken for which, each row in shares of the true class's images; lines part the tasks.
+
+    Args:
+        matrix: (C, C) counts: row is the true class, column the answer.
+        path: file to write; its suffix chooses the format.
+        title: above the picture.
+        class_names: C names, written up to 120 classes; with more, the tasks are numbered.
+        classes_per_task: add up to C.
+    """
+    shares = 100 * matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    count = len(class_names)
+    side = min(max(0.2 * count, 3.0), 9.0)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.add_subplot()
+    # the square root lets a tenth of a class be seen beside the whole of another
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    stops = np.cumsum(classes_per_task)
+    for stop in stops[:-1]:
+        axes.axhline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
+        axes.axvline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
+    if count <= 120:
+        places, names, size = np.arange(count), list(class_names), min(9.0, 50 * side / count)
+    else:
+        places, names, size = stops - np.array(classes_per_task) / 2 - 0.5, [*range(1, len(stops) + 1)], 8.0
+    axes.set_xticks(places, names, rotation=90, fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("Answer" if count <= 120 else "Answer, by task")
+    axes.set_ylabel("True class" if count <= 120 else "True class, by task")
+    axes.set_title(title, fontsize=11)
+    bar = figure.colorbar(image, ax=axes, aspect=40, pad=0.01, ticks=[0, 5, 10, 25, 50, 75, 100])
+    bar.set_label("Share of the class's images (%)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    figure.savefig(path, dpi=200)

@@ -4,6 +4,7 @@
 
 Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
 each optionally `| None`; its metadata hold "help" and, where they apply, "choices", "min" and "max" (both inclusive).
+With "positional" its value may come without its name, before all arguments with one; a list, the last, takes the rest.
 What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
 
 Only the standard library and yaml are imported, so that `--help` answers at once.
@@ -113,6 +114,7 @@ class _Argument:
     choices: tuple[Any, ...] | None = None
     min: float | None = None
     max: float | None = None
+    positional: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -172,15 +174,14 @@ def _read_command_line(
     command_line: list[str], arguments: dict[str, _Argument]
 ) -> tuple[str | None, dict[str, _Entry]]:
     """The path that --config gives, and the other entries; of an argument given twice the last one counts."""
-    given: list[tuple[str, list[str]]] = []
-    for token in command_line:
+    first_named = next((i for i, token in enumerate(command_line) if token.startswith("--")), len(command_line))
+    given = _by_position(command_line[:first_named], arguments)
+    for token in command_line[first_named:]:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
             given.append((name, [value] if equals else []))
-        elif given:
-            given[-1][1].append(token)
         else:
-            refuse(f"{token!r} is not an argument: write --name value. --help lists all arguments.")
+            given[-1][1].append(token)
 
     config_file, entries = None, {}
     for name, values in given:
@@ -205,6 +206,19 @@ def _read_command_line(
             nearest = _nearest(name, (*arguments, "config"), prefix="--")
             refuse(f"unknown argument --{name}.{nearest} --help lists all arguments.")
     return config_file, entries
+
+
+def _by_position(values: list[str], arguments: dict[str, _Argument]) -> list[tuple[str, list[str]]]:
+    """The values that come before all names, each with the name of its argument."""
+    given, rest = [], list(values)
+    for name, argument in arguments.items():
+        if argument.positional and rest:
+            taken = len(rest) if argument.is_list else 1
+            given.append((name, rest[:taken]))
+            rest = rest[taken:]
+    if rest:
+        refuse(f"{rest[0]!r} is not an argument: write --name value. --help lists all arguments.")
+    return given
 
 
 def _read_yaml(path: str, arguments: dict[str, _Argument]) -> dict[str, _Entry]:
@@ -305,8 +319,13 @@ def _title(argument_class: type) -> str:
 
 def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], description: str | None) -> str:
     """argparse only lays out the page: as a parser it would take `-1e-3` for an option."""
+    positional = [
+        f"{name.upper()}{' ...' if argument.is_list else ''}"
+        for name, argument in arguments.items()
+        if argument.positional
+    ]
     page = argparse.ArgumentParser(
-        usage="%(prog)s [--config FILE.yaml] [--argument value ...]",
+        usage=" ".join(["%(prog)s", *positional, "[--config FILE.yaml] [--argument value ...]"]),
         description=description,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=119),
     )
@@ -317,6 +336,7 @@ def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], d
             argument = arguments[f.name]
             notes = [f"one of {', '.join(map(str, argument.choices))}"] if argument.choices else []
             notes += [argument.range] if argument.range else []
+            notes += ["its name may be left out"] if argument.positional else []
             notes += ["required" if argument.default is MISSING else f"default: {_shown(argument.default)}"]
             text = f"{argument.help} ({'; '.join(notes)})".replace("%", "%%")
             if argument.is_switch:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cdl_hf.evaluation import AccuracyMatrix
-from cdl_hf.evaluation.plots import _spread, plot_accuracy_matrices, plot_accuracy_over_tasks
+from cdl_hf.evaluation.plots import _spread, plot_accuracy_matrices, plot_accuracy_over_tasks, plot_confusion
 
 
 def matrix(num_tasks, start=80, slope=2, seen=None):
@@ -135,3 +135,18 @@ def test_the_suffix_chooses_the_format(tmp_path):
 )
 def test_spread(heights, expected):
     assert _spread(heights, gap=0.1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("sizes", "ticks"), [([3, 2], 5), ([1], 1), ([50, 75], 2)])
+def test_confusion(tmp_path, drawn, sizes, ticks):
+    count = sum(sizes)
+    counts = np.eye(count, dtype=int) * 4
+    counts[0, -1] += 12
+    names = [f"class {i}" for i in range(count)]
+    plot_confusion(counts, tmp_path / "confusion.png", "mine", class_names=names, classes_per_task=sizes)
+    (axes, bar) = drawn[0].axes
+    shares = np.asarray(axes.images[0].get_array())
+    assert shares[0, -1] == (75 if count > 1 else 100) and shares[-1, -1] == 100
+    assert len(axes.get_xticks()) == len(axes.get_yticks()) == ticks
+    assert len(axes.lines) == 2 * (len(sizes) - 1)
+    assert colours_in(tmp_path / "confusion.png") > 2

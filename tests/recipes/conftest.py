@@ -1,3 +1,3 @@
-from tiny_runs import command, drawings, pair, train
+from tiny_runs import command, drawings, finished_run, pair, train
 
-__all__ = ["command", "drawings", "pair", "train"]
+__all__ = ["command", "drawings", "finished_run", "pair", "train"]

@@ -313,6 +313,51 @@ def test_reads_the_process_own_command_line(monkeypatch):
     assert model.pool_size == 3
 
 
+@dataclass
+class FileArguments:
+    """What is read."""
+
+    checkpoint: str = field(metadata={"help": "a model", "positional": True})
+    files: list[str] = field(metadata={"help": "images", "positional": True})
+    top_k: int = field(default=5, metadata={"help": "answers an image"})
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["model", "a.png", "b.png", "--top_k", "3"],
+        ["model", "--top_k", "3", "--files", "a.png", "b.png"],
+        ["--top_k", "3", "--files", "a.png", "b.png", "--checkpoint", "model"],
+        ["other", "--checkpoint", "model", "--files", "a.png", "b.png", "--top_k", "3"],  # the last one counts
+    ],
+)
+def test_positional_arguments(argv):
+    (args,) = parse((FileArguments,), argv)
+    assert args == FileArguments("model", ["a.png", "b.png"], 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "--checkpoint is required: a model."),
+        (["model"], "--files is required: images."),
+        (["model", "--top_k", "3", "a.png"], "--top_k takes one value, but 2 are given: 3 a.png."),
+    ],
+)
+def test_missing_positional_arguments(argv, told, capsys):
+    with pytest.raises(SystemExit):
+        parse((FileArguments,), argv)
+    assert told in capsys.readouterr().err
+
+
+def test_help_shows_positional_arguments(capsys):
+    with pytest.raises(SystemExit):
+        parse((FileArguments,), ["--help"])
+    page = capsys.readouterr().out
+    assert "CHECKPOINT FILES ... [--config FILE.yaml]" in page
+    assert "a model (its name may be left out; required)" in page
+
+
 def test_two_classes_may_not_share_a_name():
     with pytest.raises(TypeError, match=r"ModelArguments\.teacher: another argument has this name"):
         parse((ModelArguments, ModelArguments), [])

@@ -1,0 +1,56 @@
+"""Image files without labels."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import PIL.Image
+import torch
+
+from .decoding import open_image
+from .image_folder import image_suffixes
+from .source_error import SourceError
+from .unreadable import FAILURES, explain
+
+
+def find_image_files(paths: Iterable[str | Path]) -> list[str]:
+    """The files themselves, and of folders the images in them and below, sorted, by their suffix; hidden ones not.
+
+    Raises:
+        SourceError: There is no such file or folder, or no image in it.
+    """
+    files, suffixes = [], image_suffixes()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
+            found = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+            if not found:
+                raise SourceError(f"'{path}' holds no files whose names are those of images.")
+            files += map(str, sorted(found))
+        elif path.exists():
+            files.append(str(path))
+        else:
+            raise SourceError(f"there is no file or folder '{path}'.")
+    return files
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """Samples (file, tensor (3, H, W), None), or (file, None, reason) where the file cannot be read.
+
+    Args:
+        files: paths.
+        transform: PIL image -> tensor.
+    """
+
+    def __init__(self, files: list[str], transform: Callable[[PIL.Image.Image], torch.Tensor]):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None, str | None]:
+        file = self.files[index]
+        try:
+            image = open_image(file)
+        except FAILURES as error:
+            return file, None, explain(error)
+        return file, self.transform(image), None

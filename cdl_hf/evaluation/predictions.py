@@ -1,0 +1,43 @@
+"""What models answer on a set of images, and how sure they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of each image the column answered, and the probability that the model gives it, each (n,)."""
+
+    columns: np.ndarray
+    confidences: np.ndarray
+
+
+@torch.inference_mode()
+def predict(models: dict[str, torch.nn.Module], loader: DataLoader) -> tuple[dict[str, Predictions], np.ndarray]:
+    """Every model's answers in one pass over the images, in float32.
+
+    Args:
+        models: Name -> model, in evaluation mode.
+        loader: Batches with `pixel_values` and `labels`.
+
+    Returns:
+        Name -> answers, and the labels (n,).
+    """
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in models}
+    confidences: dict[str, list[torch.Tensor]] = {name: [] for name in models}
+    labels = []
+    for batch in tqdm(loader, desc="images", unit="batch", leave=False):
+        labels.append(batch["labels"])
+        for name, model in models.items():
+            logits = model(batch["pixel_values"].to(model.device)).logits
+            highest = logits.float().softmax(1).max(1)
+            confidences[name].append(highest.values.cpu())
+            columns[name].append(highest.indices.cpu())
+    answers = {
+        name: Predictions(torch.cat(columns[name]).numpy(), torch.cat(confidences[name]).numpy()) for name in models
+    }
+    return answers, torch.cat(labels).numpy()

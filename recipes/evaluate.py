@@ -1,0 +1,261 @@
+"""How good a saved model is: accuracy by task and class, confusion, calibration, latency and throughput.
+
+    python recipes/evaluate.py runs/my_run                              # teacher and student on their own test images
+    python recipes/evaluate.py my_run/student --dataset my_images/ --output_dir evaluation
+
+Classes of a data set are matched by their names. All classes that the model has seen compete; no task is given.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.training.parser import parse, refuse
+
+SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
+
+
+@dataclass
+class EvaluateArguments:
+    """Model and data."""
+
+    checkpoint: str = field(
+        metadata={"help": "folder of a saved model, its name on the Hub, or the folder of a run", "positional": True}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "as for train.py; for a run its own stream if not given"}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the labels, where it is not clear"})
+    split_file: str | None = field(
+        default=None, metadata={"help": "list of the images that are not for the test, such as a run has left"}
+    )
+    skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
+    batch_size: int = field(default=128, metadata={"help": "images a step, and in measuring throughput", "min": 1})
+    num_workers: int = field(default=0, metadata={"help": "processes that read images", "min": 0})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for evaluation.json and a picture of each confusion; only a table if not given"},
+    )
+
+
+def main() -> None:
+    (args,) = parse((EvaluateArguments,), description=__doc__)
+
+    import torch
+    from torch.utils.data import ConcatDataset, DataLoader
+
+    from cdl_hf.data import test_transform
+    from cdl_hf.evaluation.figures import figures
+    from cdl_hf.evaluation.predictions import predict
+    from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model
+
+    try:
+        saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
+        first = next(iter(saved.values()))
+        views = test_views(args)
+        images, left_out = matched(views, first.class_names, test_transform(first.image_processor))
+        if args.output_dir is not None:
+            make_folder(Path(args.output_dir))
+    except ValueError as error:
+        refuse(str(error))
+    for note in left_out:
+        print(f"note: {note}")
+
+    models = {name: each.model for name, each in saved.items()}
+    loader = DataLoader(ConcatDataset(images), batch_size=args.batch_size, num_workers=args.num_workers)
+    predictions, labels = predict(models, loader)
+    batch = next(iter(loader))["pixel_values"].to(first.model.device)
+    config = first.model.config
+    classes_per_task = config.classes_per_task[: config.tasks_seen]
+    results = {
+        name: {
+            **figures(predictions[name], labels, first.class_names, classes_per_task),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **speed(model, batch),
+        }
+        for name, model in models.items()
+    }
+    report = {
+        "checkpoint": args.checkpoint,
+        "dataset": args.dataset or views[0].info.dataset_name,
+        "left_out": left_out,
+        "class_names": first.class_names,
+        "classes_per_task": classes_per_task,
+        "device": describe_device(first.model.device),
+        "batch_size": len(batch),
+        "torch": torch.__version__,
+        "models": results,
+    }
+    print(table(report))
+    if args.output_dir is not None:
+        write(report, Path(args.output_dir))
+        print(f"\nIn {args.output_dir}: evaluation.json and a picture of each confusion.")
+
+
+def test_views(args: EvaluateArguments) -> list:
+    """Test images, the data set's or those of each task of the run's stream.
+
+    Raises:
+        ValueError: The data set is not to be had, or none is named.
+    """
+    from cdl_hf.data import load_source
+    from cdl_hf.hub.saved_models import is_run
+    from cdl_hf.training.build import build_stream
+
+    if args.dataset is not None:
+        options = ("image_column", "label_column", "split_file", "skip_unreadable_images")
+        splits = load_source(args.dataset, **{option: getattr(args, option) for option in options})
+        return [splits["test"]]
+    if not is_run(args.checkpoint):
+        raise ValueError("--dataset is needed: a saved model does not say where its images are, only a run does")
+    classes = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments)
+    stream_args = next(iter(parse(classes, ["--config", str(Path(args.checkpoint) / "args.yaml")])))
+    return [task.test for task in build_stream(stream_args)]
+
+
+test_views.__test__ = False
+
+
+def matched(views: list, class_names: list[str], transform) -> tuple[list, list[str]]:
+    """Images of the classes that the model knows, as its columns number them; and notes on what is left out.
+
+    Raises:
+        ValueError: The model knows none of the classes.
+    """
+    from cdl_hf.data import TaskImages
+    from cdl_hf.data.labels import read_labels
+    from cdl_hf.data.views import select_rows
+
+    names = views[0].features["label"].names
+    column_of = {name: column for column, name in enumerate(class_names)}
+    columns = np.array([column_of.get(name, -1) for name in names])
+    unknown = [name for name in names if name not in column_of]
+    images, dropped = [], 0
+    for view in views:
+        known = columns[read_labels(view)] >= 0
+        dropped += int((~known).sum())
+        if known.any():
+            images.append(TaskImages(select_rows(view, np.flatnonzero(known)), columns, transform))
+    if not images:
+        raise ValueError(
+            f"the model knows none of the data set's classes: it knows {listed(class_names)}; they are {listed(names)}"
+        )
+    notes = (
+        [f"{dropped:,} images of {len(unknown)} classes that the model has not seen are left out: "] if dropped else []
+    )
+    return images, [note + listed(unknown) for note in notes]
+
+
+def speed(model, batch) -> dict[str, float]:
+    """Latency (ms) of one image and throughput (images/s) of the batch."""
+    from cdl_hf.evaluation.speed import latency
+
+    return {
+        "latency_ms": latency(model, batch[:1]),
+        "images_per_second": 1000 * len(batch) / latency(model, batch, repeats=5),
+    }
+
+
+def describe_device(device) -> str:
+    import torch
+
+    return (
+        f"CPU, torch with {torch.get_num_threads()} thread(s)"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures in words."""
+    models = report["models"]
+    images, classes = next(iter(models.values()))["images"], len(report["class_names"])
+    lines = [f"{images:,} test images of {report['dataset']}; {classes} classes compete, no task is given."]
+
+    def section(title: str, rows: list[tuple[str, list[str]]]) -> None:
+        width = max(len(label) for label in [title, *(label for label, _ in rows)])
+        lines.append("\n" + title.ljust(width) + "".join(f"{name:>12}" for name in models))
+        lines.extend(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows)
+
+    def row(label: str, text: str, value) -> tuple[str, list[str]]:
+        return label, [text.format(value(figures)) for figures in models.values()]
+
+    batch = report["batch_size"]
+    calibration = "calibration"
+    section(
+        "over all",
+        [
+            row("accuracy, mean over the tasks", "{:.2f} %", lambda f: f["average_accuracy"]),
+            row("accuracy, mean over the images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
+            row("confidence in the answers, mean", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
+            row("calibration error (ECE), points", "{:.2f}", lambda f: f[calibration]["expected_calibration_error"]),
+            row("latency of one image, ms", "{:.2f}", lambda f: f["latency_ms"]),
+            row(f"images a second, in batches of {batch}", "{:,.0f}", lambda f: f["images_per_second"]),
+            row("parameters", "{:,}", lambda f: f["parameters"]),
+        ],
+    )
+    lines.append(f"(measured on: {report['device']}; the query pass is included)")
+    tasks, start = [], 0
+    for task, size in enumerate(report["classes_per_task"]):
+        names = report["class_names"][start : start + size]
+        start += size
+        values = [shown(figures["accuracy_by_task"][task]) for figures in models.values()]
+        tasks.append((f"  {task + 1:>2}  {listed(names, 3)}", values))
+    section("by task", tasks)
+    last = list(models)[-1]
+    by_class = [(name, a) for name, a in models[last]["accuracy_by_class"].items() if a is not None]
+    hardest = sorted(by_class, key=lambda pair: pair[1])[:SHOWN]
+    section(
+        "hardest classes" + (f" of the {last}" if len(models) > 1 else ""),
+        [(f"  {name}", [shown(f["accuracy_by_class"][name]) for f in models.values()]) for name, _ in hardest],
+    )
+    for name, figures in models.items():
+        lines.append(f"\nmost frequent mistakes of the {name}")
+        lines.extend(
+            f"  {pair['images']:>4} x  {pair['class']} taken for {pair['taken_for']}"
+            for pair in figures["worst_pairs"][:SHOWN]
+        )
+    return "\n".join(lines)
+
+
+def shown(accuracy: float | None) -> str:
+    return "no images" if accuracy is None else f"{accuracy:.1f} %"
+
+
+def listed(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def make_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: The folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.json").touch()
+    except OSError as error:
+        raise ValueError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    from cdl_hf.evaluation.plots import plot_confusion
+    from cdl_hf.training.checkpointing import write_json
+
+    write_json(folder / "evaluation.json", report)
+    for name, figures in report["models"].items():
+        plot_confusion(
+            np.array(figures["confusion"]),
+            folder / f"confusion_{name}.png",
+            f"{report['dataset']}: what the {name} takes for what",
+            class_names=report["class_names"],
+            classes_per_task=report["classes_per_task"],
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a saved model sees in images.
+
+    python recipes/predict.py runs/my_run/student drawing.png photographs/ --output answers.csv --top_k 3
+
+Folders are searched with all that is below them. Files that cannot be read are named and counted, and the others are
+answered. Images are opened as in training: upright, 16-bit grey scaled to 8 bits.
+"""
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cdl_hf.training.parser import parse, refuse
+
+
+@dataclass
+class PredictArguments:
+    """Model and images."""
+
+    checkpoint: str = field(metadata={"help": "folder of a saved model, or its name on the Hub", "positional": True})
+    files: list[str] = field(metadata={"help": "images, and folders of images", "positional": True})
+    output: str | None = field(
+        default=None, metadata={"help": "file to write, .csv or .json; if not given, the CSV goes to the terminal"}
+    )
+    top_k: int = field(default=5, metadata={"help": "answers an image, the most probable first", "min": 1})
+    batch_size: int = field(default=64, metadata={"help": "images a step", "min": 1})
+    num_workers: int = field(default=0, metadata={"help": "processes that read images", "min": 0})
+
+    def __post_init__(self):
+        if self.output is not None and Path(self.output).suffix not in (".csv", ".json"):
+            raise ValueError("output must end in .csv or .json")
+        if self.output is not None and not Path(self.output).parent.is_dir():
+            raise ValueError(f"output cannot be written: there is no folder {Path(self.output).parent}")
+
+
+def main() -> None:
+    (args,) = parse((PredictArguments,), description=__doc__)
+
+    from cdl_hf.data import test_transform
+    from cdl_hf.data.files import ImageFiles, find_image_files
+    from cdl_hf.hub.saved_models import load_saved_model
+
+    try:
+        files = find_image_files(args.files)
+        saved = load_saved_model(args.checkpoint)
+    except ValueError as error:
+        refuse(str(error))
+    answers, unreadable = predict(saved, ImageFiles(files, test_transform(saved.image_processor)), args)
+    if args.output is None:
+        print(as_csv(answers), end="")
+    else:
+        is_json = args.output.endswith(".json")
+        content = {"checkpoint": args.checkpoint, "answers": answers, "unreadable": unreadable}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else as_csv(answers)
+        try:
+            Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        except OSError as error:
+            refuse(f"output {args.output} cannot be written: {error.strerror}")
+    for file, reason in unreadable.items():
+        print(f"{file}: {reason}", file=sys.stderr)
+    left_out = f"; {len(unreadable):,} cannot be read" if unreadable else ""
+    print(f"{len(answers):,} of {len(files):,} images answered{left_out}.", file=sys.stderr)
+    sys.exit(0 if answers else 1)
+
+
+def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str, str]]:
+    """Of each readable file its most probable classes, and the reason for each other file."""
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    names, answers, unreadable = saved.class_names, [], {}
+    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, collate_fn=list)
+    with torch.inference_mode():
+        for batch in tqdm(loader, unit="batch", leave=False):
+            unreadable |= {file: reason for file, _, reason in batch if reason is not None}
+            readable = [(file, pixels) for file, pixels, reason in batch if reason is None]
+            if not readable:
+                continue
+            pixel_values = torch.stack([pixels for _, pixels in readable]).to(saved.model.device)
+            probabilities = saved.model(pixel_values).logits.float().softmax(1)
+            top = probabilities.topk(min(args.top_k, len(names)), dim=1)
+            for (file, _), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
+                best = [
+                    {"label": names[column], "score": score} for column, score in zip(columns, scores, strict=True)
+                ]
+                answers.append({"file": file, "classes": best})
+    return answers, unreadable
+
+
+def as_csv(answers: list[dict]) -> str:
+    """A line an image: file, label_1, score_1, label_2, ..."""
+    count = len(answers[0]["classes"]) if answers else 0
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", *(f"{what}_{k + 1}" for k in range(count) for what in ("label", "score"))])
+    for answer in answers:
+        cells = [cell for each in answer["classes"] for cell in (each["label"], f"{each['score']:.6f}")]
+        writer.writerow([answer["file"], *cells])
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    main()

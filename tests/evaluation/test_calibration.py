@@ -1,0 +1,88 @@
+"""Figures of hand-made answers."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from cdl_hf.evaluation.calibration import expected_calibration_error, reliability
+from cdl_hf.evaluation.confusion import confusion_matrix, worst_pairs
+from cdl_hf.evaluation.figures import figures
+from cdl_hf.evaluation.predictions import Predictions, predict
+
+
+def test_calibration_error_by_hand():
+    # (0, 0.5]: two answers, mean confidence 0.4, one right: gap 0.1; (0.5, 1]: three, 0.8, all right: gap 0.2
+    confidences, correct = [0.3, 0.5, 0.7, 0.8, 0.9], [True, False, True, True, True]
+    assert expected_calibration_error(confidences, correct, bins=2) == pytest.approx(100 * (2 / 5 * 0.1 + 3 / 5 * 0.2))
+    low, high = reliability(confidences, correct, bins=2)
+    assert low == {"upper_bound": 0.5, "count": 2, "confidence": pytest.approx(0.4), "accuracy": 0.5}
+    assert high == {"upper_bound": 1.0, "count": 3, "confidence": pytest.approx(0.8), "accuracy": 1.0}
+
+
+def test_an_interval_has_its_upper_bound_and_zero_is_in_the_first():
+    groups = reliability([0.0, 0.25, 0.2500001, 1.0], [False] * 4, bins=4)
+    assert [(group["upper_bound"], group["count"]) for group in groups] == [(0.25, 2), (0.5, 1), (1.0, 1)]
+
+
+@pytest.mark.parametrize(("confidence", "share_right", "error"), [(1.0, 1.0, 0), (1.0, 0.0, 100), (0.75, 0.75, 0)])
+def test_calibration_error_at_its_ends(confidence, share_right, error):
+    correct = np.arange(100) < 100 * share_right
+    assert expected_calibration_error(np.full(100, confidence), correct) == pytest.approx(error)
+
+
+@pytest.mark.parametrize("confidences", [[], [1.2], [-0.1], [float("nan")]])
+def test_what_is_no_probability_is_refused(confidences):
+    with pytest.raises(ValueError, match="answers|probabilities"):
+        expected_calibration_error(confidences, [True] * len(confidences))
+
+
+def test_confusion_by_hand():
+    matrix = confusion_matrix(np.array([0, 0, 0, 1, 2, 2]), np.array([0, 1, 1, 1, 0, 2]), 3)
+    assert matrix.tolist() == [[1, 2, 0], [0, 1, 0], [1, 0, 1]]
+    assert worst_pairs(matrix, 5) == [(0, 1, 2), (2, 0, 1)]
+    assert worst_pairs(matrix, 1) == [(0, 1, 2)]
+    assert worst_pairs(np.diag([3, 4]), 5) == []
+
+
+def test_figures_by_hand():
+    # tasks (a, b), (c, d); no image of d
+    labels, answers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 3, 2])
+    told = figures(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [2, 2])
+    assert told["accuracy_by_task"] == [50.0, 100.0]
+    assert told["average_accuracy"] == 75.0 and told["average_accuracy_by_image"] == pytest.approx(60.0)
+    assert told["accuracy_by_class"] == {"a": 50.0, "b": 50.0, "c": 100.0, "d": None}
+    assert told["worst_pairs"] == [
+        {"class": "a", "taken_for": "b", "images": 1},
+        {"class": "b", "taken_for": "d", "images": 1},
+    ]
+    assert told["calibration"]["expected_calibration_error"] == pytest.approx(10.0)
+    task_without_images = figures(Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [2, 2])
+    assert task_without_images["accuracy_by_task"] == [50.0, None]
+    assert task_without_images["average_accuracy"] == 50.0
+
+
+class Fixed(torch.nn.Module):
+    """Answers the given logits, image after image."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, pixel_values):
+        output = type("Output", (), {})()
+        output.logits = self.logits[pixel_values[:, 0, 0, 0].long()]
+        return output
+
+
+def test_predictions_over_batches():
+    samples = [{"pixel_values": torch.full((3, 2, 2), float(i)), "labels": i % 2} for i in range(3)]
+    even = Fixed([[0.0, np.log(3)], [np.log(4), 0.0], [0.0, 0.0]])
+    odd = Fixed([[1.0, 0.0]] * 3)
+    answers, labels = predict({"even": even, "odd": odd}, DataLoader(samples, batch_size=2))
+    assert labels.tolist() == [0, 1, 0]
+    assert answers["even"].columns.tolist() == [1, 0, 0]
+    assert answers["even"].confidences == pytest.approx([0.75, 0.8, 0.5])
+    assert answers["odd"].columns.tolist() == [0, 0, 0]

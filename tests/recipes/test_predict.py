@@ -1,0 +1,86 @@
+"""recipes/predict.py on a tiny model."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from tiny_runs import run_recipe
+from transformers import pipeline
+
+import cdl_hf  # noqa: F401
+
+
+@pytest.fixture
+def folder(drawings, tmp_path):
+    """Four images, one of them of 16 bits, and a broken file."""
+    place = tmp_path / "images"
+    (place / "more").mkdir(parents=True)
+    for i in range(3):
+        shutil.copy(drawings / "test" / f"class_{i}" / "0.png", place / "more" / f"{i}.png")
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint16)
+    PIL.Image.fromarray(grey * 257).save(place / "deep.png")
+    (place / "broken.png").write_text("no image")
+    return place
+
+
+def predict(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run_recipe("predict", *arguments)
+    return stop.value.code
+
+
+def test_answers_are_those_of_the_pipeline(finished_run, folder, tmp_path, capsys):
+    arguments = (finished_run / "student", folder, "--top_k", "2", "--batch_size", "3")
+    assert predict(*arguments, "--output", tmp_path / "answers.json") == 0
+    told = json.loads((tmp_path / "answers.json").read_text())
+    assert told["unreadable"] == {str(folder / "broken.png"): "not an image, or of a kind that Pillow does not read"}
+    answers = {answer["file"]: answer["classes"] for answer in told["answers"]}
+    assert list(answers) == [str(folder / name) for name in ("deep.png", "more/0.png", "more/1.png", "more/2.png")]
+    classify = pipeline("image-classification", model=str(finished_run / "student"), device="cpu")
+    for name in ("more/0.png", "more/1.png"):
+        for ours, theirs in zip(answers[str(folder / name)], classify(str(folder / name), top_k=2), strict=True):
+            assert ours["label"] == theirs["label"] and ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+    errors = capsys.readouterr().err
+    assert "broken.png: not an image" in errors and "4 of 5 images answered; 1 cannot be read." in errors
+
+    shallow = folder / "shallow.png"  # the same image in 8 bits
+    PIL.Image.fromarray((np.asarray(PIL.Image.open(folder / "deep.png")) // 257).astype(np.uint8)).save(shallow)
+    assert predict(finished_run / "student", shallow, "--output", tmp_path / "shallow.json") == 0
+    (same,) = json.loads((tmp_path / "shallow.json").read_text())["answers"]
+    assert same["classes"][0]["score"] == pytest.approx(answers[str(folder / "deep.png")][0]["score"])
+
+
+def test_csv_to_a_file_and_to_the_terminal(finished_run, folder, tmp_path, capsys):
+    assert predict(finished_run / "student", folder, "--output", tmp_path / "answers.csv", "--top_k", "9") == 0
+    rows = list(csv.DictReader((tmp_path / "answers.csv").open()))
+    assert len(rows) == 4 and len(rows[0]) == 1 + 2 * 6  # six classes, not nine
+    for row in rows:
+        scores = [float(row[f"score_{k}"]) for k in range(1, 7)]
+        assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
+    capsys.readouterr()
+    assert predict(finished_run / "student", folder, "--top_k", "9") == 0
+    assert capsys.readouterr().out == (tmp_path / "answers.csv").read_text()
+
+
+def test_nothing_readable_is_a_failure(finished_run, folder, capsys):
+    assert predict(finished_run / "student", folder / "broken.png") == 1
+    assert "0 of 1 images answered; 1 cannot be read." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{run}/student"], "--files is required"),
+        (["{run}/student", "nowhere.png"], "no file or folder 'nowhere.png'"),
+        (["{run}", "{run}/accuracy.png"], "folder of a run"),
+        (["{run}/student", "{run}/accuracy.png", "--output", "answers.txt"], ".csv or .json"),
+        (["{run}/student", "{run}/accuracy.png", "--output", "nowhere/answers.csv"], "no folder nowhere"),
+        (["{run}/student", "{run}/accuracy.png", "--top_k", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_told(finished_run, capsys, arguments, told):
+    assert predict(*(argument.format(run=finished_run) for argument in arguments)) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
