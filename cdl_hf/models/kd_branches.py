@@ -61,7 +61,7 @@ class DeiTToken(KDBranch):
         init.zeros_(self.token)
 
     def add_token(self, x: Tensor) -> Tensor:
-        return torch.cat([self.token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        return torch.cat([self.token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
 
 
 class KDP(KDBranch):
@@ -88,7 +88,7 @@ class KDP(KDBranch):
             init.uniform_(self.prompts)
 
     def add_token(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+        return torch.cat([x, self.token.to(x.dtype).expand(x.shape[0], 1, -1)], dim=1)
 
     def surround(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int

@@ -27,7 +27,7 @@ class Prefix:
         """Keys and values of this prefix, then those of the other."""
         if other is None:
             return self
-        size = max(len(self.key), len(other.key))
+        size = max(self.key.shape[0], other.key.shape[0])  # not len(), which an export would fix
         pairs = ((self.key, other.key), (self.value, other.value))
         return Prefix(*(torch.cat([x.expand(size, -1, -1) for x in pair], dim=1) for pair in pairs))
 
