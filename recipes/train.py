@@ -4,7 +4,6 @@ accelerate launch recipes/train.py                                   # the bundl
 accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,15 +17,10 @@ def main() -> None:
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
     from cdl_hf.hub.model_card import ModelCardContent, write_model_card
-    from cdl_hf.training import (
-        ContinualDistillationTrainer,
-        RunFolder,
-        StageError,
-        Stopped,
-        accelerators,
-        build,
-        report,
-    )
+    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, accelerators, build, report
+    from cdl_hf.training.agreement import together
+    from cdl_hf.training.ending import ended_plainly
+    from cdl_hf.training.fingerprint import fingerprint
 
     try:
         # Where: the output folder, processes and devices
@@ -35,55 +29,52 @@ def main() -> None:
         accelerator = accelerators.build_accelerator(args, folder.path)
 
         # What: the stream, teacher and student
-        stream = build.build_stream(stream_args)
-        accelerator.print(stream)
-        learners = build.build_learners(stream, model_args, distillation_args, args)
-        trainer = ContinualDistillationTrainer(
-            stream,
-            learners.method,
-            learners.teacher,
-            learners.image_processor,
-            args,
-            folder=folder,
-            accelerator=accelerator,
-            fingerprint=build.fingerprint(arguments, stream, learners, accelerator),
-        )
-        accelerator.print(report.describe_models(trainer, learners))
-        if args.resume:
-            trainer.resume()
-        folder.create().write_arguments(arguments.given, to_yaml(arguments))
-        folder.write_split(stream.split_list())
+        with together():
+            stream = build.build_stream(stream_args)
+            learners = build.build_learners(stream, model_args, distillation_args, args)
+            trainer = ContinualDistillationTrainer(
+                stream,
+                learners.method,
+                learners.teacher,
+                learners.image_processor,
+                args,
+                folder=folder,
+                accelerator=accelerator,
+                fingerprint=fingerprint(arguments, stream, learners, accelerator),
+            )
+            accelerator.print(stream)
+            accelerator.print(report.describe_models(trainer, learners))
+            if args.resume:
+                trainer.resume()
+        with together():
+            folder.create().write_arguments(arguments.given, to_yaml(arguments))
+            folder.write_split(stream.split_list())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 
-    # The continual learning
     accelerator.print(f"output: {folder.path}")
     accelerators.start_trackers(accelerator, args, to_dict(arguments))
-    try:
+    with ended_plainly(folder, accelerator):
+        # The continual learning
         trainer.train()
-    except Stopped:
-        accelerator.print(f"Told to stop. The run is saved; go on with --output_dir {folder.path} --resume")
-        sys.exit(os.EX_TEMPFAIL)
-    except StageError as error:
-        sys.exit(f"Stopped: {error}. The last checkpoint is in {folder.checkpoints}.")
-    accelerator.end_training()
+        accelerator.end_training()
 
-    # What it came to: results, pictures, models and their cards
-    results = report.results(trainer, to_dict(arguments))
-    folder.write_results(results, trainer.matrices)
-    trainer.save_models()
-    if accelerator.is_main_process:
-        for role in trainer.models:
-            backbone = learners.backbones[role]
-            card = ModelCardContent(
-                role=role,
-                results=results,
-                backbones={role: backbone.source for role, backbone in learners.backbones.items()},
-                command=["accelerate", "launch", *sys.argv],
-                weights_licence=backbone.pretrained_cfg.get("license"),
-                base_model=backbone.hub_name,
-            )
-            write_model_card(folder.path / role, card)
+        # What it came to: results, pictures, models and their cards
+        results = report.results(trainer, to_dict(arguments))
+        folder.write_results(results, trainer.matrices)
+        trainer.save_models()
+        if accelerator.is_main_process:
+            for role in trainer.models:
+                backbone = learners.backbones[role]
+                card = ModelCardContent(
+                    role=role,
+                    results=results,
+                    backbones={role: backbone.source for role, backbone in learners.backbones.items()},
+                    command=["accelerate", "launch", *sys.argv],
+                    weights_licence=backbone.pretrained_cfg.get("license"),
+                    base_model=backbone.hub_name,
+                )
+                write_model_card(folder.path / role, card)
     accelerator.print(report.table(results))
     accelerator.print(f"\nEverything is in {folder.path}: results.json, accuracy.png, matrices.png, and the models.")
     accelerator.print("Use one of them:")

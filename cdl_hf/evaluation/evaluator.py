@@ -18,7 +18,8 @@ class Evaluator:
     """
 
     def __init__(self, accelerator: Accelerator, batch_size: int, num_workers: int = 0):
-        self.accelerator, self.batch_size, self.num_workers = accelerator, batch_size, num_workers
+        self.accelerator, self.num_workers = accelerator, num_workers
+        self.batch_size = max(batch_size // accelerator.num_processes, 1) * accelerator.num_processes
 
     @torch.inference_mode()
     def __call__(

@@ -17,7 +17,8 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     On a CPU each process takes its share of the cores: launchers leave it one thread.
 
     Raises:
-        ValueError: The package of the tracker that `report_to` names is not installed.
+        ValueError: The package of the tracker that `report_to` names is not installed, or a batch cannot be divided
+            over the processes.
     """
     if args.report_to != "none" and args.report_to not in [str(tracker.value) for tracker in get_available_trackers()]:
         raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
@@ -27,6 +28,12 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=folder / "logs",
     )
+    shares = accelerator.num_processes * args.gradient_accumulation_steps
+    if args.batch_size % shares:
+        raise ValueError(
+            f"batch_size ({args.batch_size}) must be a multiple of {shares}: of the {accelerator.num_processes} "
+            f"processes times gradient_accumulation_steps ({args.gradient_accumulation_steps})"
+        )
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))

@@ -105,6 +105,9 @@ class TrainingArguments:
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
     gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
+    auto_batch_size: bool = _argument(
+        False, "Before each stage, try in how many parts a batch fits into memory; batch_size stays as it is"
+    )
     learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
     crop_scale: list[float] = _argument([0.7, 1.0], "Range of a random crop's share of the image")
     horizontal_flip: float = _argument(0.5, "Probability of a mirrored training image", min=0, max=1)

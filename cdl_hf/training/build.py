@@ -1,9 +1,7 @@
 """From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
@@ -11,7 +9,6 @@ from ..data import TaskStream, image_processor_for, load_source
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
-from .parser import ParsedArguments, to_dict
 from .seeds import derive_seed
 
 
@@ -139,23 +136,3 @@ def build_learners(
         data_config["crop_pct"] = model_args.crop_pct
     processor = image_processor_for(data_config, normalization=model_args.normalization)
     return Learners(teacher, method, processor, backbones)
-
-
-# What a run may be resumed with differently: none of it changes the result.
-_FREE = {"output_dir", "overwrite", "resume", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
-
-
-def fingerprint(
-    arguments: ParsedArguments, stream: TaskStream, learners: Learners, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Everything that decides the result of a run, to refuse a checkpoint of another one."""
-    decisive = {name: value for name, value in to_dict(arguments).items() if name not in _FREE}
-    sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
-    digests = {f"weights of the {role}": b.digest for role, b in learners.backbones.items()}
-    return {
-        **decisive,
-        **sizes,
-        **digests,
-        "num_processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-    }

@@ -1,8 +1,10 @@
 """Checkpoints of a run: written whole or not at all, verified when read, the newest valid one is resumed from."""
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -45,18 +47,28 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     """Writes `state` (tensors and plain values) as checkpoint `number` and removes all but the newest [`KEPT`].
 
     It is written to a temporary folder, flushed to disk and renamed: a crash leaves the earlier ones untouched.
+
+    Raises:
+        OSError: It cannot be written, such as for want of space; nothing of it is left, and the earlier ones are.
     """
     target = folder / f"{number:09d}"
     temporary = folder / f".{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save(state, temporary / _STATE)
-    (temporary / _DIGEST).write_text(_file_digest(temporary / _STATE))
-    for path in (temporary / _STATE, temporary / _DIGEST, temporary):
-        _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _flush(folder)
+    for unfinished in folder.glob(".*"):  # of a run that was killed in a save
+        shutil.rmtree(unfinished)
+    # In memory first: the checksum is of what was meant, and torch's own writer tells of a full disk in riddles.
+    content = io.BytesIO()
+    torch.save(state, content)
+    try:
+        temporary.mkdir(parents=True)
+        _write_through(temporary / _STATE, content.getbuffer())
+        _write_through(temporary / _DIGEST, hashlib.sha256(content.getbuffer()).hexdigest().encode())
+        _flush(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _flush(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for old in _numbered(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -65,23 +77,31 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
 def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, or `None`; a damaged one is passed over with a warning.
 
-    Nothing but tensors and plain values is unpickled.
+    Nothing but tensors and plain values is unpickled: one with code in it counts as damaged.
     """
     for path in reversed(_numbered(folder)):
         try:
             if (path / _DIGEST).read_text() != _file_digest(path / _STATE):
                 raise ValueError("its checksum does not fit")
             return torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            reason = "it holds more than tensors and plain values"
         except (OSError, ValueError) as error:
-            warnings.warn(f"checkpoint {path} is damaged ({error}); trying the one before it", stacklevel=2)
+            reason = str(error)
+        warnings.warn(f"checkpoint {path} is damaged ({reason}); trying the one before it", stacklevel=2)
     return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -91,6 +111,13 @@ def _numbered(folder: Path) -> list[Path]:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_through(path: Path, content: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush(path: Path) -> None:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import time
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~", "")
 _COMMAND_LINE = "command line"
+# Launchers end all processes with the first that ends: for so many seconds the others let one of them speak.
+PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def to_yaml(instances: Iterable[Any]) -> str:
 def refuse(message: str) -> NoReturn:
     """Ends the process as every mistake of the user's does: one line on stderr, exit code 2, no traceback."""
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(PATIENCE)
     raise SystemExit(2)
 
 

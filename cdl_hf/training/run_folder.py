@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..evaluation import AccuracyMatrix
-from .checkpointing import write_json
+from .checkpointing import write_json, write_whole
 
 ARGUMENTS = "args.yaml"
 
@@ -72,7 +72,10 @@ class RunFolder:
         return self.path.is_dir() and any(self.path.iterdir())
 
     def _clear(self) -> None:
-        """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files."""
+        """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files.
+
+        Of a run that was killed, a file's name may begin with the dot of one that is being written.
+        """
         names = {
             ARGUMENTS,
             "args_given.json",
@@ -81,9 +84,10 @@ class RunFolder:
             "accuracy.png",
             "matrices.png",
             "split.yaml",
+            "writable",
         }
         folders = {"checkpoints", "states", "teacher", "student", "logs"}
-        strange = sorted(p.name for p in self.path.iterdir() if p.name not in names | folders)
+        strange = sorted(p.name for p in self.path.iterdir() if p.name.removeprefix(".") not in names | folders)
         if strange:
             raise ValueError(
                 f"output_dir {self.path} holds what no run has left ({', '.join(strange[:5])}); nothing was removed"
@@ -94,12 +98,12 @@ class RunFolder:
     def write_arguments(self, given: dict[str, Any], resolved_yaml: str) -> None:
         if self.processes.is_main_process:
             write_json(self.path / "args_given.json", given)
-            (self.path / ARGUMENTS).write_text(resolved_yaml, encoding="utf-8")
+            write_whole(self.path / ARGUMENTS, resolved_yaml)
 
     def write_split(self, split_list: str | None) -> None:
         """The list of training images that `--split_file` takes, where the images were divided for this run."""
         if self.processes.is_main_process and split_list is not None:
-            (self.path / "split.yaml").write_text(split_list, encoding="utf-8")
+            write_whole(self.path / "split.yaml", split_list)
 
     def log(self, **values: Any) -> None:
         """Adds a line to `metrics.jsonl`."""

@@ -15,10 +15,6 @@ from torch.utils.data import DataLoader, Sampler
 from ..data import TaskImages
 
 
-class StageError(RuntimeError):
-    """Training cannot go on; the message says where and what to do."""
-
-
 @dataclass(frozen=True)
 class StageSettings:
     """What a stage needs besides its module and images.
@@ -56,6 +52,18 @@ class StageState:
     images: int = 0
     sums: dict[str, dict[str, float]] = field(default_factory=dict)
     optimizers: dict[str, dict] = field(default_factory=dict)
+
+
+class StageError(RuntimeError):
+    """Training cannot go on, in any process; the message says where and what to do.
+
+    Args:
+        state: The stage before the step that failed, if its modules are still as they were.
+    """
+
+    def __init__(self, message: str, state: StageState | None):
+        super().__init__(message)
+        self.state = state
 
 
 class EpochSampler(Sampler[int]):
@@ -115,7 +123,7 @@ def run_stage(
             accuracy (%), and the epoch's learning rate and seconds.
 
     Raises:
-        StageError: The loss is not finite.
+        StageError: The loss is not finite; the step is not taken.
     """
     start = start or StageState()
     parts = accelerator.gradient_accumulation_steps
@@ -146,22 +154,32 @@ def run_stage(
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        done = averages.copy()  # as of the last optimizer step
         for batch in loader if step < sampler.steps else ():
             with accelerator.accumulate(*prepared.values()):
                 for name, module in prepared.items():
                     with accelerator.autocast():
                         output = module(pixel_values=batch["pixel_values"], labels=batch["labels"])
                     accelerator.backward(output["loss"])
+                    averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
+                    if accelerator.sync_gradients and not averages.is_finite(name):
+                        bar.close()
+                        unchanged = name == next(iter(modules))  # no module has taken this step
+                        raise StageError(
+                            f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step + 1}, "
+                            f"at learning rate {rate:g}",
+                            _take_state(epoch, step, done, optimizers) if unchanged else None,
+                        )
                     optimizers[name].step()
                     optimizers[name].zero_grad()
-                    averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
             averages.images += len(batch["labels"])
             if not accelerator.sync_gradients:
                 continue
             step += 1
             bar.update()
+            done = averages.copy()
             if step % 10 == 0 or step == sampler.steps:
-                _check_and_show(bar, averages, settings, epoch, step, rate)
+                _show(bar, averages)
             if on_step is not None:
                 on_step(partial(_take_state, epoch, step, averages, optimizers))
         if on_epoch is not None:
@@ -203,6 +221,16 @@ class _Averages:
         for key, value in values.items():
             sums[key] = sums.get(key, self._tensor(0.0)) + value
 
+    def copy(self) -> "_Averages":
+        other = _Averages(self.accelerator, [])
+        other.images, other.sums = self.images, {name: dict(sums) for name, sums in self.sums.items()}
+        return other
+
+    def is_finite(self, name: str) -> bool:
+        """Whether all losses were, of all processes. Asked in every step, it makes each wait for the device."""
+        finite = torch.isfinite(self.sums[name]["loss"]).long()
+        return int(self.accelerator.reduce(finite)) == self.accelerator.num_processes
+
     def local(self, name: str, key: str) -> float:
         """This process's average so far."""
         return float(self.sums[name][key] / self.images)
@@ -217,17 +245,8 @@ class _Averages:
         return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
 
 
-def _check_and_show(
-    bar: tqdm, averages: _Averages, settings: StageSettings, epoch: int, step: int, rate: float
-) -> None:
-    losses = {name: averages.local(name, "loss") for name in averages.sums}
-    for name, loss in losses.items():
-        if not math.isfinite(loss):
-            raise StageError(
-                f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step}, at learning "
-                f"rate {rate:g}: lower --learning_rate"
-            )
+def _show(bar: tqdm, averages: _Averages) -> None:
     bar.set_postfix(
-        loss=", ".join(f"{loss:.3f}" for loss in losses.values()),
-        accuracy=", ".join(f"{averages.local(name, 'accuracy'):.0f}%" for name in losses),
+        loss=", ".join(f"{averages.local(name, 'loss'):.3f}" for name in averages.sums),
+        accuracy=", ".join(f"{averages.local(name, 'accuracy'):.0f}%" for name in averages.sums),
     )

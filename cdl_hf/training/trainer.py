@@ -17,10 +17,12 @@ from ..models import PromptViTForImageClassification
 from .accelerators import build_accelerator
 from .arguments import TrainingArguments
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
+from .fingerprint import HARMLESS, ROUNDING, changes
+from .memory import parts_that_fit, possible_parts, shortage_told
 from .run_folder import RunFolder
 from .seeds import derive_seed
 from .signals import Stopped, StopRequest
-from .stage import StageSettings, StageState, run_stage
+from .stage import StageError, StageSettings, StageState, run_stage
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -70,6 +72,8 @@ class ContinualDistillationTrainer:
         self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
         self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
         self.seconds = dict.fromkeys([*map(" and ".join, self.stages), "evaluation"], 0.0)
+        # In how many parts each stage computes a batch.
+        self.parts = dict.fromkeys(map(" and ".join, self.stages), args.gradient_accumulation_steps)
         self._stop_request = StopRequest(self.accelerator)
         self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
@@ -88,6 +92,8 @@ class ContinualDistillationTrainer:
 
         Raises:
             Stopped: SIGTERM or SIGINT came; a checkpoint was saved.
+            StageError: A loss is not finite; a checkpoint of the state before it was saved.
+            NotEnoughMemory: A batch does not fit into the device's memory.
         """
         with self._stop_request:
             self._train()
@@ -132,21 +138,41 @@ class ContinualDistillationTrainer:
                 self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
-            run_stage(
-                self.accelerator,
-                {role: self.modules[role] for role in roles},
-                self._images_for_training(task),
-                settings,
-                start=state,
-                on_step=on_step,
-                on_epoch=on_epoch,
-            )
+            modules, images = {role: self.modules[role] for role in roles}, self._images_for_training(task)
+            if self.args.auto_batch_size and state is None:
+                self.parts[name] = parts_that_fit(
+                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
+                )
+            self.accelerator.gradient_accumulation_steps = self.parts[name]
+            with shortage_told(f"{settings.name}: {self._memory_advice(self.parts[name])}"):
+                try:
+                    run_stage(
+                        self.accelerator, modules, images, settings, start=state, on_step=on_step, on_epoch=on_epoch
+                    )
+                except StageError as error:
+                    if error.state is not None:
+                        self._checkpoint(task.index, stage, error.state)
+                    raise
             self._end_task(roles)
         for role in roles:
             self.modules[role].eval()
         self.seconds[name] += time.perf_counter() - began
         if stage + 1 < len(self.stages):
             self._checkpoint(task.index, stage + 1, None)
+
+    def _memory_advice(self, parts: int) -> str:
+        """What to try where a batch does not fit into memory in so many parts."""
+        batch_size, processes = self.args.batch_size, self.accelerator.num_processes
+        told = (
+            f"{batch_size // parts // processes} images at a time do not fit into {self.accelerator.device}'s memory"
+        )
+        further = possible_parts(batch_size, processes, parts + 1)
+        if not further:
+            return f"{told}; take smaller images or models"
+        return (
+            f"{told}; next to try are {batch_size // further[0] // processes} with --gradient_accumulation_steps "
+            f"{further[0]}, which trains on the same batches of {batch_size} (--auto_batch_size finds what fits)"
+        )
 
     def _end_task(self, roles: tuple[str, ...]) -> None:
         """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
@@ -158,7 +184,9 @@ class ContinualDistillationTrainer:
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
-        counts = self.evaluator(self.models, self._test_images[: task.index + 1])
+        smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
+        with shortage_told(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
+            counts = self.evaluator(self.models, self._test_images[: task.index + 1])
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
@@ -176,7 +204,10 @@ class ContinualDistillationTrainer:
 
     def results(self) -> dict[str, Any]:
         """Metrics and sizes of each model, under its role."""
-        results = {"seconds": {name: round(value, 2) for name, value in self.seconds.items()}}
+        results = {
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "gradient_accumulation_steps": self.parts,
+        }
         for role, module in self.modules.items():
             model = module.student
             module.train()
@@ -243,6 +274,7 @@ class ContinualDistillationTrainer:
                 "state": None if state is None else vars(state),
                 "steps": self.steps,
                 "seconds": self.seconds,
+                "parts": self.parts,
                 "logged_bytes": self.folder.logged_bytes(),
                 "matrices": {role: matrix.to_dict() for role, matrix in self.matrices.items()},
                 "class_names": {role: list(m.config.id2label.values()) for role, m in self.models.items()},
@@ -267,16 +299,7 @@ class ContinualDistillationTrainer:
             self.folder.cut_log(0)
             self.accelerator.print("There is no whole checkpoint yet: starting from the beginning.")
             return
-        differing = {
-            name: (state["fingerprint"].get(name), value)
-            for name, value in self.fingerprint.items()
-            if state["fingerprint"].get(name) != value
-        }
-        if differing:
-            listed = "; ".join(f"{name} was {old!r}, is now {new!r}" for name, (old, new) in differing.items())
-            raise ValueError(
-                f"the run in {self.folder.path} was made with other arguments, and cannot go on: {listed}"
-            )
+        self._compare(changes(state["fingerprint"], self.fingerprint))
         for role, module in self.modules.items():
             load_trained_state(module, state["modules"][role])
             config = module.student.config
@@ -287,6 +310,8 @@ class ContinualDistillationTrainer:
             module.eval()
         self.matrices = {role: AccuracyMatrix.from_dict(matrix) for role, matrix in state["matrices"].items()}
         self.seconds, self.steps = state["seconds"], state["steps"]
+        if self.args.auto_batch_size:
+            self.parts = state["parts"]
         self.folder.cut_log(state["logged_bytes"])
         position = None if state["state"] is None else StageState(**state["state"])
         if state["task"] == len(self.stream):
@@ -296,3 +321,16 @@ class ContinualDistillationTrainer:
             name = " and ".join(self.stages[state["stage"]])
             self.accelerator.print(f"Resuming in task {state['task'] + 1}, {name}{where}.")
         self._start = (state["task"], state["stage"], position)
+
+    def _compare(self, changed: dict[str, str]) -> None:
+        """Refuses what gives another result, and tells of what does not."""
+        decisive = [told for name, told in changed.items() if name not in HARMLESS | ROUNDING]
+        if decisive:
+            raise ValueError(
+                f"the run in {self.folder.path} was made with other arguments, and cannot go on: "
+                f"{'; '.join(decisive)}. Resume it with the old ones (args.yaml there), or choose another output_dir"
+            )
+        for names, effect in ((HARMLESS, "to no effect on the result"), (ROUNDING, "which may change its rounding")):
+            told = [told for name, told in changed.items() if name in names]
+            if told:
+                self.accelerator.print(f"Changed, {effect}: {'; '.join(told)}.")

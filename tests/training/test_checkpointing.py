@@ -1,8 +1,13 @@
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from cdl_hf.training import checkpointing
 from cdl_hf.training.checkpointing import (
     load_newest_checkpoint,
     load_trained_state,
@@ -55,9 +60,34 @@ def test_checkpoint_with_code_is_not_run(tmp_path):
         def __reduce__(self):
             return (pytest.fail, ("code of a checkpoint was run",))
 
-    save_checkpoint(tmp_path, 1, {"trap": Trap()})
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_newest_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, 1, {"task": 1})
+    save_checkpoint(tmp_path, 2, {"trap": Trap()})
+    with pytest.warns(UserWarning, match="more than tensors"):
+        assert load_newest_checkpoint(tmp_path)["task"] == 1
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "rename"])
+def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch, failing):
+    for number in (1, 2):
+        save_checkpoint(tmp_path, number, {"task": number})
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = {"write": (checkpointing, "_write_through"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[failing]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, 3, {"task": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000001", "000000002"]
+    assert load_newest_checkpoint(tmp_path)["task"] == 2
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".000000007").mkdir()
+    (tmp_path / ".000000007" / "state.pt").write_bytes(b"half of it")
+    save_checkpoint(tmp_path, 1, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["000000001"]
 
 
 def test_trained_state_leaves_the_backbone_out(module):

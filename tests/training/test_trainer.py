@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -126,29 +127,68 @@ def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after
 
 def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_path, monkeypatch):
     train(*command, "--output_dir", tmp_path / "whole")
-    check = stage_module._check_and_show
+    show = stage_module._show
 
-    def told_to_stop(*args):  # between two steps of the second task's teacher
-        if args[2].name == "task 2/3 teacher":
+    def told_to_stop(bar, averages):  # between two steps of the second task's teacher
+        if bar.desc.startswith("task 2/3 teacher"):
             signal.raise_signal(signal.SIGTERM)
-        return check(*args)
+        show(bar, averages)
 
-    monkeypatch.setattr(stage_module, "_check_and_show", told_to_stop)
+    monkeypatch.setattr(stage_module, "_show", told_to_stop)
     with pytest.raises(SystemExit) as stop:
         train(*command, "--output_dir", tmp_path / "stopped")
     assert stop.value.code == os.EX_TEMPFAIL
     assert not (tmp_path / "stopped" / "results.json").exists()
-    monkeypatch.setattr(stage_module, "_check_and_show", check)
+    monkeypatch.setattr(stage_module, "_show", show)
     train(*command, "--output_dir", tmp_path / "stopped", "--resume")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_resume_refuses_other_arguments(train, command, tmp_path, capsys):
+def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_path, capsys):
     train(*command, "--output_dir", tmp_path / "run")
+    before = results_without_times(tmp_path / "run")
     with pytest.raises(SystemExit) as stop:
-        train(*command, "--output_dir", tmp_path / "run", "--resume", "--learning_rate", "0.02")
+        train(*command, "--output_dir", tmp_path / "run", "--resume", "--learning_rate", "0.02", "--seed", "3")
     assert stop.value.code == 2
-    assert "learning_rate was 0.01, is now 0.02" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "learning_rate was 0.01, is now 0.02; seed was 0, is now 3" in message and "eval_batch_size" not in message
+
+    further = ("--eval_batch_size", "5", "--checkpoint_every", "7", "--gradient_accumulation_steps", "2")
+    train(*command, "--output_dir", tmp_path / "run", "--resume", *further)
+    told = capsys.readouterr().out
+    assert "no effect on the result: eval_batch_size was 128, is now 5; checkpoint_every was 1000, is now 7." in told
+    assert "rounding: gradient_accumulation_steps was 1, is now 2." in told
+    after = results_without_times(tmp_path / "run")
+    assert before.pop("gradient_accumulation_steps") and after.pop("gradient_accumulation_steps")
+    assert before == after
+
+
+def test_checkpoints_of_another_run_are_refused(train, command, tmp_path, capsys):
+    train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run")
+    train(
+        *command, "--num_epochs", "1", "--stream_seed", "5", "--class_order", "seeded", "--output_dir", tmp_path / "b"
+    )
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "b" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(SystemExit) as stop:
+        train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run", "--resume")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "stream_seed was 5, is now 0" in message and "class_names was" in message
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_checkpoints_do_not_grow_with_the_tasks_finished(train, command, tmp_path, monkeypatch):
+    """Beyond names of classes and counts: what is learnt has its full size from the start."""
+    sizes = []
+
+    def measure(*args):
+        path = save_checkpoint(*args)
+        sizes.append((path / "state.pt").stat().st_size)
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", measure)
+    train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run")
+    assert len(sizes) == 6 and max(sizes) - min(sizes) < 0.02 * min(sizes)
 
 
 def test_one_teacher_serves_further_students(train, command, tmp_path):

@@ -1,0 +1,84 @@
+"""Batches that do not fit into a device's memory, and the parts in which they do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import nn
+from torch.utils.data import default_collate
+
+from ..data import TaskImages
+
+
+class NotEnoughMemory(RuntimeError):
+    """This process's device is full; the message says where and what to do."""
+
+
+def is_memory_shortage(error: RuntimeError) -> bool:
+    """Whether torch says with it that a device's or the machine's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+@contextmanager
+def shortage_told(advice: str) -> Iterator[None]:
+    """A shortage of memory within is raised with this advice.
+
+    Raises:
+        NotEnoughMemory: There was one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_memory_shortage(error):
+            raise
+        raise NotEnoughMemory(advice) from error
+
+
+def possible_parts(batch_size: int, processes: int, least: int = 1) -> list[int]:
+    """Numbers of equal parts, at least `least`, in which each process can compute its share of a batch."""
+    share = batch_size // processes
+    return [parts for parts in range(least, share + 1) if share % parts == 0]
+
+
+def parts_that_fit(
+    accelerator: Accelerator, modules: dict[str, nn.Module], images: TaskImages, batch_size: int, least: int = 1
+) -> int:
+    """The fewest parts of a batch in which every process can train, found by trying; no state is changed by it.
+
+    Args:
+        accelerator: As in [`run_stage`].
+        modules: What is to be trained, one after the other.
+        images: The task's training images.
+        batch_size: Images of one optimizer step over all processes.
+        least: Parts to begin with.
+
+    Raises:
+        NotEnoughMemory: Not even one image fits.
+    """
+    for parts in possible_parts(batch_size, accelerator.num_processes, least):
+        count = min(batch_size // parts // accelerator.num_processes, len(images))
+        fits = all(_fits(accelerator, module.train(), images, count) for module in modules.values())
+        if accelerator.reduce(torch.tensor(float(fits), device=accelerator.device)) == accelerator.num_processes:
+            return parts
+    raise NotEnoughMemory(f"not even one image at a time fits into the memory of {accelerator.device}")
+
+
+def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count: int) -> bool:
+    """Whether this process can compute the gradients of `count` images."""
+    batch = default_collate(images.__getitems__(list(range(count))))
+    pixel_values, labels = (batch[name].to(accelerator.device) for name in ("pixel_values", "labels"))
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    fits = True
+    try:
+        with torch.random.fork_rng(devices), accelerator.autocast():
+            loss = module(pixel_values=pixel_values, labels=labels)["loss"]
+        loss.backward()
+    except RuntimeError as error:
+        if not is_memory_shortage(error):
+            raise
+        fits = False
+    module.zero_grad()
+    clear_device_cache(garbage_collection=True)
+    return fits
