@@ -54,13 +54,10 @@ def main() -> None:
             *shlex.split(grid.extra),
         ]
         teacher = folder_of(grid, method, "teacher", seed)
-        run(teacher, [*preset, "--stages", "teacher"])
+        run(teacher, [*preset, "--stages", "teacher", "--store_answers"])
         for distillation in grid.distillation:
-            taught = [] if distillation == "none" else ["--teacher_from", str(teacher)]
-            run(
-                folder_of(grid, method, distillation, seed),
-                [*preset, "--stages", "student", "--distillation", distillation, *taught],
-            )
+            taught = ["--stages", "student", "--teacher_from", str(teacher), "--distillation", distillation]
+            run(folder_of(grid, method, distillation, seed), [*preset, *taught])
     floors = nearest_class_mean(grid)
     table = compare(grid, floors)
     (Path(grid.output_dir) / "table.md").write_text(table + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """A task's images as tensors, each sample's augmentation fixed by seed, task, epoch and index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,6 +25,8 @@ class TaskImages(torch.utils.data.Dataset):
 
     Attributes:
         labels: column of each sample, (n,).
+        answers: name -> arrays (n, ...), one for each epoch from the first on, of what is already known of each
+            sample, such as its query; samples of these epochs carry their row of it under that name.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TaskImages(torch.utils.data.Dataset):
         self.transform = transform
         self.seed = seed
         self.task = task
+        self.answers: dict[str, Sequence[np.ndarray]] = {}
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
         # in shared memory, so that workers which outlive an epoch see the next one
@@ -58,8 +61,15 @@ class TaskImages(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """The samples of a batch, which torch's loader asks for at once: reading rows together is far cheaper."""
         images = self._rows[indices]["image"].to_pylist()
+        epoch = int(self._epoch)
+        known = {name: arrays[epoch] for name, arrays in self.answers.items() if epoch < len(arrays)}
         return [
-            {"pixel_values": self._pixel_values(index, image), "labels": int(self.labels[index]), "index": index}
+            {
+                "pixel_values": self._pixel_values(index, image),
+                "labels": int(self.labels[index]),
+                "index": index,
+                **{name: torch.tensor(rows[index]) for name, rows in known.items()},
+            }
             for index, image in zip(indices, images, strict=True)
         ]
 

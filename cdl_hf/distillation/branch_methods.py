@@ -53,6 +53,8 @@ class CDLPrompt(DeiT):
                 f"teacher_width={teacher.backbone.embed_dim}. Theirs are {shapes}, the student expects {expected}"
             )
 
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
         self.student.kd_branch.teacher_pool.load_state_dict(self.teacher.prompt_pool.state_dict())
-        return super().forward(pixel_values, labels)
+        return super().forward(pixel_values, labels, query, teacher_logits)

@@ -55,18 +55,22 @@ class KD(Supervised):
     def teacher(self) -> PromptViTForImageClassification:
         return self._teacher[0]
 
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        query = self.student.query(pixel_values)
-        taught = self._teach(pixel_values, query)
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        query = self.student.query(pixel_values) if query is None else query
+        current = self.student.config.current_columns
+        if teacher_logits is None or self.reads_tokens:
+            taught = self._teach(pixel_values, query)
+            teacher_logits = taught.logits[:, current]
         output = self.student(pixel_values, query=query, output_hidden_states=self.reads_tokens)
         logits, parts = self._hard_loss(output, labels)
         parts["cross_entropy"] = (1 - self.alpha) * parts["cross_entropy"]
-        current = self.student.config.current_columns
-        soft = self.soft_loss(self.soft_logits(output)[:, current], taught.logits[:, current], labels - current.start)
+        soft = self.soft_loss(self.soft_logits(output)[:, current], teacher_logits, labels - current.start)
         parts["soft_loss"] = self.alpha * soft
         if self.reads_tokens:
             parts["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
-        return {"loss": sum(parts.values()), "logits": logits, **parts}
+        return self._answer(parts, logits, query)
 
     @torch.no_grad()
     def _teach(self, pixel_values: Tensor, query: Tensor | None) -> PromptViTOutput:

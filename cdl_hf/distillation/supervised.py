@@ -2,7 +2,9 @@
 
 A method owns the student and its training-only modules as one `nn.Module` (what DistributedDataParallel wraps) and
 answers `method(pixel_values, labels)` with `{"loss": ..., "logits": ..., <named parts of the loss>}`. Labels are
-columns of the current task's classes; `logits` are the student's over those classes, (B, C_task).
+columns of the current task's classes; `logits` are the student's over those classes, (B, C_task). Where prompts take a
+query, (B, Dq), it is in the answer too. What frozen networks have answered to these images before need not be computed
+again: `query`, and `teacher_logits` (B, C_task) of the teacher.
 """
 
 from torch import Tensor, nn
@@ -23,10 +25,15 @@ class Supervised(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        output = self.student(pixel_values)
-        logits, parts = self._hard_loss(output, labels)
-        return {"loss": sum(parts.values()), "logits": logits, **parts}
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        query = self.student.query(pixel_values) if query is None else query
+        logits, parts = self._hard_loss(self.student(pixel_values, query=query), labels)
+        return self._answer(parts, logits, query)
+
+    def _answer(self, parts: dict[str, Tensor], logits: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": sum(parts.values()), "logits": logits, **parts, **({} if query is None else {"query": query})}
 
     def _hard_loss(self, output: PromptViTOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         current = self.student.config.current_columns

@@ -115,6 +115,11 @@ class AccuracyMatrix:
             "forgetting": {definition: self.forgetting(definition) for definition in FORGETTING},
         }
 
+    def counts(self, after_task: int) -> list[tuple[int, int]]:
+        """(correct, total) images of each task so far after training `after_task`."""
+        seen = slice(after_task + 1)
+        return list(zip(self._correct[after_task, seen].tolist(), self._total[after_task, seen].tolist(), strict=True))
+
     def to_dict(self) -> dict:
         """The counts, for a checkpoint."""
         return {"correct": self._correct.tolist(), "total": self._total.tolist()}

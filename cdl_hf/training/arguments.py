@@ -121,6 +121,9 @@ class TrainingArguments:
     teacher_from: str | None = _argument(
         None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
     )
+    store_answers: bool = _argument(
+        False, "Keep the teacher's answers to all training images: each student of teacher_from is spared its teacher"
+    )
     seed: int = _argument(0, "Seed of all randomness but the stream's", min=0)
     num_workers: int = _argument(0, "Processes that read images, for each training process", min=0)
     output_dir: str | None = _argument(
@@ -143,6 +146,12 @@ class TrainingArguments:
             )
         if self.teacher_from is not None and self.stages != "student":
             raise ValueError("teacher_from brings a trained teacher: it needs stages=student")
+        if self.store_answers and self.stages == "student":
+            raise ValueError(
+                "store_answers needs a teacher that is trained in this run: it does not go with stages=student"
+            )
+        if self.store_answers and (self.schedule == "same_step" or self.teacher_merge == "after_student"):
+            raise ValueError("store_answers needs a teacher that is done before its student's stage begins")
         if self.schedule == "same_step" and self.stages != "both":
             raise ValueError("schedule=same_step trains teacher and student together: it needs stages=both")
         if self.teacher_merge == "after_student" and self.stages != "both":

@@ -106,6 +106,7 @@ def run_stage(
     settings: StageSettings,
     *,
     start: StageState | None = None,
+    on_answer: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None,
     on_step: Callable[[Callable[[], StageState]], None] | None = None,
     on_epoch: Callable[[str, dict[str, float]], None] | None = None,
 ) -> None:
@@ -113,11 +114,13 @@ def run_stage(
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
-        modules: Name -> module, called as `module(pixel_values=, labels=)`; it answers with `loss`, `logits` over the
-            task's classes and named parts of the loss. Its trainable parameters are those with gradients now.
+        modules: Name -> module, called as `module(pixel_values=, labels=)` and with what else the samples carry; it
+            answers with `loss`, `logits` over the task's classes and named parts of the loss. Its trainable parameters
+            are those with gradients now.
         images: The task's training images.
         settings: See [`StageSettings`].
         start: Where to go on in a resumed stage.
+        on_answer: Called on every process with the epoch, the indices of its images and what a module has answered.
         on_step: Called on every process after each optimizer step, with a function that takes the stage's state.
         on_epoch: Called after each epoch with each module's name and its averages over all images: loss, parts,
             accuracy (%), and the epoch's learning rate and seconds.
@@ -126,13 +129,7 @@ def run_stage(
         StageError: The loss is not finite; the step is not taken.
     """
     start = start or StageState()
-    parts = accelerator.gradient_accumulation_steps
-    sampler = EpochSampler(len(images), settings.batch_size, settings.seed)
-    loader = accelerator.prepare_data_loader(
-        DataLoader(
-            images, batch_size=max(settings.batch_size // parts, 1), sampler=sampler, num_workers=settings.num_workers
-        )
-    )
+    sampler, loader = training_loader(accelerator, images, settings)
     prepared, optimizers = {}, {}
     for name, module in modules.items():
         optimizer = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate)
@@ -156,10 +153,11 @@ def run_stage(
                 group["lr"] = rate
         done = averages.copy()  # as of the last optimizer step
         for batch in loader if step < sampler.steps else ():
+            index = batch.pop("index")
             with accelerator.accumulate(*prepared.values()):
                 for name, module in prepared.items():
                     with accelerator.autocast():
-                        output = module(pixel_values=batch["pixel_values"], labels=batch["labels"])
+                        output = module(**batch)
                     accelerator.backward(output["loss"])
                     averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
                     if accelerator.sync_gradients and not averages.is_finite(name):
@@ -172,6 +170,8 @@ def run_stage(
                         )
                     optimizers[name].step()
                     optimizers[name].zero_grad()
+                    if on_answer is not None:
+                        on_answer(epoch, index, output)
             averages.images += len(batch["labels"])
             if not accelerator.sync_gradients:
                 continue
@@ -192,6 +192,16 @@ def run_stage(
     for module in prepared.values():
         accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     accelerator.free_memory()
+
+
+def training_loader(
+    accelerator: Accelerator, images: TaskImages, settings: StageSettings
+) -> tuple[EpochSampler, DataLoader]:
+    """Batches of a task's training images, the same in every stage, and the order in which they come."""
+    sampler = EpochSampler(len(images), settings.batch_size, settings.seed)
+    size = max(settings.batch_size // accelerator.gradient_accumulation_steps, 1)
+    loader = DataLoader(images, batch_size=size, sampler=sampler, num_workers=settings.num_workers)
+    return sampler, accelerator.prepare_data_loader(loader)
 
 
 def _take_state(epoch: int, step: int, averages: "_Averages", optimizers: dict) -> StageState:
@@ -215,7 +225,7 @@ class _Averages:
 
     def add(self, name: str, output: dict[str, Tensor], labels: Tensor) -> None:
         """Adds a batch; the labels are columns of the output's logits."""
-        values = {key: value.detach() * len(labels) for key, value in output.items() if key != "logits"}
+        values = {key: value.detach() * len(labels) for key, value in output.items() if not value.ndim}
         values["accuracy"] = 100 * (output["logits"].argmax(1) == labels).sum()
         sums = self.sums[name]
         for key, value in values.items():

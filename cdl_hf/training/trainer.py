@@ -1,12 +1,13 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor
 
 from ..data import Task, TaskImages, TaskStream, test_transform, train_transform
@@ -15,6 +16,7 @@ from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
 from .accelerators import build_accelerator
+from .answers import QueryStore
 from .arguments import TrainingArguments
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .fingerprint import HARMLESS, ROUNDING, changes
@@ -23,6 +25,7 @@ from .run_folder import RunFolder
 from .seeds import derive_seed
 from .signals import Stopped, StopRequest
 from .stage import StageError, StageSettings, StageState, run_stage
+from .task_states import TaskStates
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -79,8 +82,13 @@ class ContinualDistillationTrainer:
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
         self._start: tuple[int, int, StageState | None] = (0, 0, None)  # task, stage, where in it
-        if args.teacher_from is not None:
-            self._check_teacher_states()
+        self.states = {role: TaskStates(self.folder.path, role) for role in self.modules}
+        self._about = self._describe_for_students(teacher)
+        self._queries: QueryStore | None = None
+        self.given_teacher = args.teacher_from is not None
+        if self.given_teacher:
+            self.states[TEACHER] = TaskStates(Path(args.teacher_from), TEACHER)
+            self._check_given_teacher()
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -105,6 +113,7 @@ class ContinualDistillationTrainer:
                 self._train_stage(task, stage, state)
                 state = None
             first_stage = 0
+            self._queries = None
             self._evaluate(task)
             self._save_states(task)
             self._checkpoint(task.index + 1, 0, None)
@@ -116,17 +125,18 @@ class ContinualDistillationTrainer:
             for role in roles:
                 set_seed(derive_seed(self.args.seed, role, task.index))
                 self.models[role].start_task(task.class_names)
-        if roles == (TEACHER,) and self.args.teacher_from is not None:
-            self._load_teacher(task)
+        if roles == (TEACHER,) and self.given_teacher:
+            self.states[TEACHER].load(task.index, self.models[TEACHER])
         else:
-            settings = StageSettings(
-                name=f"task {task.index + 1}/{len(self.stream)} {name}",
-                num_epochs=self.args.num_epochs,
-                batch_size=self.args.batch_size,
-                learning_rate=self.args.learning_rate,
-                num_workers=self.args.num_workers,
-                seed=derive_seed(self.args.seed, "order", task.index),
-            )
+            images = self._images_for_training(task)
+            if roles == (STUDENT,):
+                images.answers = self._known_answers(task)
+            elif self._passes_queries_on() and state is None:
+                self._queries = QueryStore(len(images))
+
+            def on_answer(epoch, index, answer):
+                if self._queries is not None and roles == (TEACHER,):
+                    self._queries.add(epoch, index, answer["query"])
 
             def on_step(take_state):
                 self.steps += 1
@@ -138,7 +148,7 @@ class ContinualDistillationTrainer:
                 self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
-            modules, images = {role: self.modules[role] for role in roles}, self._images_for_training(task)
+            modules, settings = {role: self.modules[role] for role in roles}, self._settings(task, name)
             if self.args.auto_batch_size and state is None:
                 self.parts[name] = parts_that_fit(
                     self.accelerator, modules, images, self.args.batch_size, self.parts[name]
@@ -147,13 +157,22 @@ class ContinualDistillationTrainer:
             with shortage_told(f"{settings.name}: {self._memory_advice(self.parts[name])}"):
                 try:
                     run_stage(
-                        self.accelerator, modules, images, settings, start=state, on_step=on_step, on_epoch=on_epoch
+                        self.accelerator,
+                        modules,
+                        images,
+                        settings,
+                        start=state,
+                        on_answer=on_answer,
+                        on_step=on_step,
+                        on_epoch=on_epoch,
                     )
                 except StageError as error:
                     if error.state is not None:
                         self._checkpoint(task.index, stage, error.state)
                     raise
             self._end_task(roles)
+            if TEACHER in roles and self.args.store_answers:
+                self._store_answers(task)
         for role in roles:
             self.modules[role].eval()
         self.seconds[name] += time.perf_counter() - began
@@ -174,6 +193,16 @@ class ContinualDistillationTrainer:
             f"{further[0]}, which trains on the same batches of {batch_size} (--auto_batch_size finds what fits)"
         )
 
+    def _settings(self, task: Task, name: str) -> StageSettings:
+        return StageSettings(
+            name=f"task {task.index + 1}/{len(self.stream)} {name}",
+            num_epochs=self.args.num_epochs,
+            batch_size=self.args.batch_size,
+            learning_rate=self.args.learning_rate,
+            num_workers=self.args.num_workers,
+            seed=derive_seed(self.args.seed, "order", task.index),
+        )
+
     def _end_task(self, roles: tuple[str, ...]) -> None:
         """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
         for role in roles:
@@ -184,9 +213,12 @@ class ContinualDistillationTrainer:
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
+        models = {role: model for role, model in self.models.items() if role != TEACHER or not self.given_teacher}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with shortage_told(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
-            counts = self.evaluator(self.models, self._test_images[: task.index + 1])
+            counts = self.evaluator(models, self._test_images[: task.index + 1])
+        if self.given_teacher:
+            counts[TEACHER] = self.states[TEACHER].counts(task.index)
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
@@ -237,33 +269,77 @@ class ContinualDistillationTrainer:
         view = task.test if task.validation is None else task.validation
         return TaskImages(view, self.stream.label_to_column, test_transform(self.image_processor))
 
-    def _state_path(self, run: Path, role: str, task: Task) -> Path:
-        return run / "states" / role / f"task_{task.index:03d}.safetensors"
-
     def _save_states(self, task: Task) -> None:
         """What each model had learnt after the task: for further students of this teacher, and to look back."""
         if self.accelerator.is_main_process:
             for role, model in self.models.items():
-                path = self._state_path(self.folder.path, role, task)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file({k: v.contiguous() for k, v in trained_state(model).items()}, path)
+                if role != TEACHER or not self.given_teacher:
+                    self.states[role].save(task.index, model, self.matrices[role].counts(task.index), self._about)
 
-    def _check_teacher_states(self) -> None:
+    def _describe_for_students(self, teacher: PromptViTForImageClassification | None) -> dict[str, Any]:
+        """What the run of a further student must have in common with this one to take its teacher and its answers."""
+        args = self.args
+        networks = () if teacher is None else (teacher.backbone, teacher.query_backbone or teacher.backbone)
+        stream = self.stream.describe()
+        del stream["source"]  # the data may lie elsewhere by then
+        return {
+            "stream": stream,
+            "networks": [backbone_digest(network) for network in networks],
+            "images": [
+                args.seed,
+                args.num_epochs,
+                args.crop_scale,
+                args.horizontal_flip,
+                self.image_processor.to_dict(),
+            ],
+        }
+
+    def _check_given_teacher(self) -> None:
+        """
+        Raises:
+            ValueError: The run has no such teacher, or not of all tasks.
+        """
+        run, states = self.args.teacher_from, self.states[TEACHER]
         for task in self.stream:
-            path = self._state_path(Path(self.args.teacher_from), TEACHER, task)
+            path = states.path(task.index)
             if not path.is_file():
                 raise ValueError(f"teacher_from has no teacher of task {task.index + 1}: {path} is missing")
-        try:
-            self._load_teacher(self.stream[0])
-        except ValueError as error:
+        if not states.agrees(0, "stream", self._about["stream"]):
+            raise ValueError(f"the teacher of {run} has learnt another stream: take its data, tasks and stream_seed")
+        if not states.agrees(0, "networks", self._about["networks"]):
             raise ValueError(
-                f"the teacher of {self.args.teacher_from} is not the one configured here: {error}"
-            ) from error
+                f"the teacher of {run} stands on other weights, or takes its query from others: take its --teacher, "
+                "and the --student that it was trained for"
+            )
+        try:
+            states.load(0, self.models[TEACHER])
+        except ValueError as error:
+            raise ValueError(f"the teacher of {run} is not the one configured here: {error}") from error
 
-    def _load_teacher(self, task: Task) -> None:
-        load_trained_state(
-            self.models[TEACHER], load_file(self._state_path(Path(self.args.teacher_from), TEACHER, task))
+    def _passes_queries_on(self) -> bool:
+        """Whether the teacher's stage computes the very queries that the student's stage needs."""
+        models = self.models
+        return len(models) == len(self.stages) == 2 and models[STUDENT].shares_query_with(models[TEACHER])
+
+    def _store_answers(self, task: Task) -> None:
+        answers = self.states[TEACHER].answers(task.index)
+        settings = self._settings(task, "teacher's answers")
+        answers.write(self.accelerator, self.models[TEACHER], self._images_for_training(task), settings)
+
+    def _known_answers(self, task: Task) -> dict[str, Sequence[np.ndarray]]:
+        """What need not be computed again in the student's stage."""
+        if TEACHER not in self.models:
+            return {}
+        states = self.states[TEACHER]
+        stored = self.args.store_answers or (
+            self.given_teacher and states.agrees(task.index, "images", self._about["images"])
         )
+        known = dict(states.answers(task.index).read()) if stored else {}
+        if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
+            known.pop("query", None)
+        elif self._queries is not None:
+            known["query"] = self._queries.epochs
+        return known
 
     def _checkpoint(self, task_id: int, stage: int, state: StageState | None) -> None:
         """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way."""
