@@ -15,6 +15,7 @@ from ..distillation import Supervised
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
+from ..models.backbones import backbone_digest
 from .accelerators import build_accelerator
 from .answers import QueryStore
 from .arguments import TrainingArguments
@@ -284,7 +285,7 @@ class ContinualDistillationTrainer:
         del stream["source"]  # the data may lie elsewhere by then
         return {
             "stream": stream,
-            "networks": [backbone_digest(network) for network in networks],
+            "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
             "images": [
                 args.seed,
                 args.num_epochs,
