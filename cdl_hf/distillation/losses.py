@@ -44,11 +44,13 @@ def dkd_loss(
     classes = student.shape[1]
     if classes == 1:
         return student.sum() * 0
-    others = torch.ones_like(student, dtype=torch.bool).scatter_(1, labels[:, None], False)
+    # by their indices, not by a mask, for whose number of entries a device would have to be waited for
+    others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None])
     split, rest = [], []
     for log_probability in (student, teacher):
         target = log_probability.gather(1, labels[:, None])
-        other = log_probability[others].view(-1, classes - 1)
+        other = log_probability.gather(1, others)
         total = other.logsumexp(1, keepdim=True)  # not log(1 - p), which is log(0) where p rounds to 1
         split.append(torch.cat([target, total], dim=1))
         rest.append(other - total)
