@@ -80,7 +80,7 @@ def parse(
         try:
             instances.append(argument_class(**{name: values[name] for name in names if name in values}))
         except ValueError as error:
-            refuse(f"{error}{_origins(str(error), arguments, written | typed, values)}")
+            refuse(f"{_one_line(error)}{_origins(str(error), arguments, written | typed, values)}")
     config = {name: entry.raw for name, entry in written.items()} if config_file is not None else None
     return ParsedArguments(tuple(instances), command_line, config_file, config)
 
@@ -99,11 +99,12 @@ def to_yaml(instances: Iterable[Any]) -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """Ends the process as every mistake of the user's does: one line on stderr, exit code 2, no traceback."""
+    """Ends the process as every mistake of the user's does: a message on stderr, exit code 2, no traceback.
+
+    The message is one line, unless it has lines of its own, such as a list of files.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(PATIENCE)
+        print(f"{os.path.basename(sys.argv[0])}: error: {message.strip()}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -236,7 +237,7 @@ def _read_yaml(path: str, arguments: dict[str, _Argument]) -> dict[str, _Entry]:
     except UnicodeDecodeError:
         refuse(f"--config {path}: this file is not a text in UTF-8.")
     except yaml.YAMLError as error:
-        refuse(f"--config {path}: this file is not valid YAML ({error}).")
+        refuse(f"--config {path}: this file is not valid YAML ({_one_line(error)}).")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
@@ -309,6 +310,10 @@ def _origins(message: str, arguments: dict[str, _Argument], entries: dict[str, _
         elif name in arguments:
             told.append(f"{name} = {_shown(arguments[name].default)} (default)")
     return f" [{', '.join(told)}]" if told else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _shown(value: Any) -> str:

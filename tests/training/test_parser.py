@@ -257,6 +257,12 @@ def test_one_message_a_node(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_list_stays_a_list(capsys):
+    with pytest.raises(SystemExit):
+        refuse("2 images cannot be read:\n  a.png: empty;\n  b.png: truncated.")
+    assert capsys.readouterr().err.splitlines()[1:] == ["  a.png: empty;", "  b.png: truncated."]
+
+
 def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(
