@@ -19,6 +19,7 @@ def main() -> None:
     from cdl_hf.hub.model_card import ModelCardContent, write_model_card
     from cdl_hf.training import ContinualDistillationTrainer, RunFolder, accelerators, build, report
     from cdl_hf.training.agreement import together
+    from cdl_hf.training.dry_run import describe_run
     from cdl_hf.training.ending import ended_plainly
     from cdl_hf.training.fingerprint import fingerprint
 
@@ -27,6 +28,10 @@ def main() -> None:
         name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
         folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
         accelerator = accelerators.build_accelerator(args, folder.path)
+
+        if args.dry_run:
+            accelerator.print(describe_run(*arguments, folder.path, accelerator))
+            return
 
         # What: the stream, teacher and student
         with together():
@@ -43,7 +48,7 @@ def main() -> None:
                 fingerprint=fingerprint(arguments, stream, learners, accelerator),
             )
             accelerator.print(stream)
-            accelerator.print(report.describe_models(trainer, learners))
+            accelerator.print(report.describe_models(learners))
             if args.resume:
                 trainer.resume()
         with together():

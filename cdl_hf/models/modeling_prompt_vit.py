@@ -271,12 +271,16 @@ class PromptViTForImageClassification(PreTrainedModel):
         return cls_features(self.query_backbone or self.backbone, pixel_values)
 
     def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
-        """Whether one query pass serves both: both take a query, and their query networks have equal weights."""
+        """Whether one query pass serves both: both take a query, and their query networks have equal weights.
+
+        On the meta device, where there are no weights, equal shapes are enough.
+        """
         if not (self.prompt_pool.needs_query and other.prompt_pool.needs_query):
             return False
         ours, theirs = ((model.query_backbone or model.backbone).state_dict() for model in (self, other))
         return ours.keys() == theirs.keys() and all(
-            ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name].to(ours[name].device))
+            ours[name].shape == theirs[name].shape
+            and (ours[name].is_meta or torch.equal(ours[name], theirs[name].to(ours[name].device)))
             for name in ours
         )
 

@@ -129,6 +129,9 @@ class TrainingArguments:
     output_dir: str | None = _argument(
         None, "Folder for everything the run leaves; a new one under runs/ if not given"
     )
+    dry_run: bool = _argument(
+        False, "Tell the stream, the models, their steps and memory and what would be written, and stop there"
+    )
     overwrite: bool = _argument(False, "Replace what is in the output folder")
     resume: bool = _argument(False, "Continue the run of the output folder from its newest checkpoint")
     checkpoint_every: int = _argument(1000, "Optimizer steps between checkpoints, besides those after a stage", min=1)

@@ -60,18 +60,23 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
     )
 
 
-def load_pair(model_args: ModelArguments) -> tuple[PretrainedBackbone, PretrainedBackbone]:
+def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[PretrainedBackbone, PretrainedBackbone]:
     """Teacher's and student's backbones, for images of the same size.
+
+    Args:
+        pretrained: Whether to load their weights.
 
     Raises:
         ValueError: A backbone cannot be loaded.
     """
     size = {} if model_args.image_size is None else {"img_size": model_args.image_size}
-    student = load_backbone(model_args.student, weights=model_args.student_weights, **size)
+    weights = {"weights": model_args.student_weights, "pretrained": pretrained}
+    student = load_backbone(model_args.student, **weights, **size)
     side = student.module.patch_embed.img_size[0]
-    teacher = load_backbone(model_args.teacher, weights=model_args.teacher_weights, **size)
+    weights["weights"] = model_args.teacher_weights
+    teacher = load_backbone(model_args.teacher, **weights, **size)
     if teacher.module.patch_embed.img_size[0] != side:
-        teacher = load_backbone(model_args.teacher, weights=model_args.teacher_weights, img_size=side)
+        teacher = load_backbone(model_args.teacher, **weights, img_size=side)
     return teacher, student
 
 
@@ -80,8 +85,13 @@ def build_learners(
     model_args: ModelArguments,
     distillation_args: DistillationArguments,
     training_args: TrainingArguments,
+    *,
+    pretrained: bool = True,
 ) -> Learners:
     """Teacher, student, method and image processor, their new parameters drawn from the seed.
+
+    Args:
+        pretrained: Whether the backbones have their weights; without, nothing is downloaded.
 
     Raises:
         ValueError: A backbone cannot be loaded, or prompts and backbones do not fit; the message says why.
@@ -91,7 +101,7 @@ def build_learners(
         raise ValueError(
             f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_from"
         )
-    teacher_backbone, student_backbone = load_pair(model_args)
+    teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts = {
         "classes_per_task": stream.classes_per_task,
         "prompt_method": model_args.prompt_method,

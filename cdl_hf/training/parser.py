@@ -105,6 +105,8 @@ def refuse(message: str) -> NoReturn:
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
         print(f"{os.path.basename(sys.argv[0])}: error: {message.strip()}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(PATIENCE)
     raise SystemExit(2)
 
 

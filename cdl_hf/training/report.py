@@ -11,17 +11,18 @@ from .trainer import ContinualDistillationTrainer
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
 
 
-def describe_models(trainer: ContinualDistillationTrainer, learners: Learners) -> str:
+def describe_models(learners: Learners) -> str:
     """Which backbones learn, how large they are, what is trained and how images come in."""
     lines = []
-    for role, model in trainer.models.items():
+    for role, backbone in learners.backbones.items():
+        model = learners.teacher if role == "teacher" else learners.method.student
         total = sum(p.numel() for p in model.parameters())
         learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        lines.append(f"{role}: {learners.backbones[role].source}, {total:,} parameters, {learnt:,} of them learnt")
+        lines.append(f"{role}: {backbone.source}, {total:,} parameters, {learnt:,} of them learnt")
     processor = learners.image_processor
     side = processor.crop_size["height"]
     pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
-    lines = [*reversed(lines), f"images: {side}x{side}, pixels {pixels}"]
+    lines = [*lines, f"images: {side}x{side}, pixels {pixels}"]
     made_with = {
         role: [list(b.pretrained_cfg[key]) for key in ("mean", "std")] for role, b in learners.backbones.items()
     }

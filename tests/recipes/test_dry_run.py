@@ -1,0 +1,70 @@
+"""--dry_run tells what a run would be, offline and without weights."""
+
+import re
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PRESETS = [preset for data_set in ("cifar100", "imagenet_r") for preset in sorted((RECIPES / data_set).glob("*.yaml"))]
+
+
+@pytest.fixture
+def told(train, tmp_path, monkeypatch, capsys):
+    """What a dry run prints; it leaves nothing behind."""
+
+    def dry_run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        train("--dry_run", *arguments)
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().out
+
+    return dry_run
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_presets_come_to_the_download(train, preset, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train("--dry_run", "--config", preset)
+    message = capsys.readouterr().err
+    local = {"cifar100": "path/to/cifar-100-python", "imagenet_r": "path/to/imagenet-r"}[preset.parent.name]
+    assert stop.value.code == 2 and message.count("\n") == 1
+    assert "the Hub cannot be reached" in message and f"--dataset {local}" in message
+
+
+def test_a_preset_on_local_images_needs_no_weights(told, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for label in range(10):
+        for name, count in (("train", 3), ("test", 1)):
+            (folder / name / f"class_{label}").mkdir(parents=True)
+            for number in range(count):
+                PIL.Image.new("L", (8, 8), 20 * label).save(folder / name / f"class_{label}" / f"{number}.png")
+    out = told("--config", RECIPES / "cifar100" / "base_to_tiny.yaml", "--dataset", folder, "--batch_size", "2")
+    # a ViT-B of 85.8 million parameters and the ViT-T of 5.5 that makes its queries; CODA-Prompt's pool
+    pool = 5 * 100 * (8 * 768 + 2 * 192)
+    assert f"{85_798_656 + 5_524_416 + pool + 10 * 769:,} parameters, {pool + 10 * 769:,} of them learnt" in out
+    assert "10 classes in natural order, 10 tasks of 1" in out and "30 train" in out
+    # a step for each task's 3 images, 20 epochs; a test image more at each of 10 evaluations
+    assert "200 of 2 images" in out and "55 test images in 10 evaluations" in out
+    assert "224x224, pixels in [0, 1]" in out
+
+
+def test_each_stage_has_its_memory(told, command):
+    alone = told(*command, "--stages", "student", "--distillation", "none")
+    assert "training the student" in alone and "evaluating" in alone and "training the teacher" not in alone
+    assert "training the teacher and the student" in told(*command, "--schedule", "same_step")
+
+
+def test_memory_follows_the_part_of_a_batch(told, command):
+    half, other = (
+        re.search(r"training the teacher (.+?), ", told(*command, *more))[1]
+        for more in (("--batch_size", "2"), ("--gradient_accumulation_steps", "2"))
+    )
+    assert half == other
+
+
+def test_mistakes_are_found(train, command, capsys):
+    with pytest.raises(SystemExit):
+        train("--dry_run", *command, "--pool_size", "7")
+    assert "multiple of the number of tasks" in capsys.readouterr().err

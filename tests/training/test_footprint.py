@@ -1,0 +1,70 @@
+"""What a step costs on fake tensors is what it costs on real ones."""
+
+import pytest
+import torch
+from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, tiny_pair
+from torch.utils.flop_counter import FlopCounterMode
+
+from cdl_hf.distillation import Supervised
+from cdl_hf.training.footprint import CPU_ATTENTION, FakeSteps
+
+CPU = torch.device("cpu")
+
+
+def fake_steps(prompt_method, method):
+    with torch.device("meta"):
+        teacher, student = tiny_pair(prompt_method, method)
+    return FakeSteps({"teacher": Supervised(teacher), "student": student}, side=32, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("prompt_method", "method"), [pair for pair in PAIRS if pair[0] == "coda_prompt" or pair[1] == "kd"]
+)
+def test_a_real_step_computes_as_much(prompt_method, method):
+    _, student = tiny_pair(prompt_method, method)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        student.train()(images(4), labels_for(student.student, 4))["loss"].backward()
+    assert fake_steps(prompt_method, method).training(["student"], 4).flops == counter.get_total_flops() > 0
+
+
+def test_flops_are_those_of_the_formula():
+    """An un-prompted attention of 2 heads over n tokens: forward 4 n^2 D, backward twice that."""
+    batch, heads, n, width = 3, 2, 5, 8
+    query, key, value = (torch.rand(batch, heads, n, width // heads, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    assert counter.get_total_flops() == 3 * batch * 4 * n**2 * width
+
+
+def test_memory_grows_by_the_activations_of_an_image():
+    steps = fake_steps("coda_prompt", "kdp")
+    weights = sum(
+        tensor.nbytes for module in steps.modules.values() for tensor in (*module.parameters(), *module.buffers())
+    )
+    small, large, larger = (steps.training(["teacher"], size).peak_bytes for size in (8, 16, 24))
+    assert small > weights
+    assert larger - large == pytest.approx(large - small, rel=0.02)
+    assert (large - small) / 8 > 3 * 32 * 32 * 4  # more than the image itself
+    assert steps.evaluation(24).peak_bytes < larger
+
+
+def test_half_precision_halves_what_is_kept_for_the_backward_pass():
+    with torch.device("meta"):
+        teacher, student = tiny_pair("coda_prompt", "kdp")
+    steps = FakeSteps({"teacher": Supervised(teacher), "student": student}, 32, CPU, "bf16")
+    full = fake_steps("coda_prompt", "kdp")
+    halved, kept = (
+        each.training(["teacher"], 48).peak_bytes - each.training(["teacher"], 16).peak_bytes for each in (steps, full)
+    )
+    assert 0.45 < halved / kept < 0.8
+
+
+def test_the_last_task_takes_no_more_than_the_first():
+    peaks = []
+    for tasks in (1, len(CLASSES_PER_TASK)):
+        with torch.device("meta"):
+            teacher, student = tiny_pair("l2p", "kd", tasks)
+        peaks.append(
+            FakeSteps({"teacher": Supervised(teacher), "student": student}, 32, CPU).training(["student"], 16)
+        )
+    assert peaks[1].peak_bytes == pytest.approx(peaks[0].peak_bytes, rel=0.01)
