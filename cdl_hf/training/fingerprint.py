@@ -8,7 +8,7 @@ from ..data import TaskStream
 from .build import Learners
 from .parser import ParsedArguments, to_dict
 
-_OF_THE_CALL = {"overwrite", "resume"}  # not of the run
+_OF_THE_CALL = {"dry_run", "overwrite", "resume"}  # not of the run
 # What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
 HARMLESS = {"output_dir", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
 ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_batch_size"}
