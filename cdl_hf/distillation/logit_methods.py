@@ -62,7 +62,7 @@ class KD(Supervised):
         current = self.student.config.current_columns
         if teacher_logits is None or self.reads_tokens:
             taught = self._teach(pixel_values, query)
-            teacher_logits = taught.logits[:, current]
+            teacher_logits = taught.head_logits[:, current]
         output = self.student(pixel_values, query=query, output_hidden_states=self.reads_tokens)
         logits, parts = self._hard_loss(output, labels)
         parts["cross_entropy"] = (1 - self.alpha) * parts["cross_entropy"]

@@ -84,4 +84,29 @@ CITATIONS = {
   year      = {2021},
   note      = {arXiv:2012.12877},
 }""",
+    "simplecil": """\
+@article{zhou2024simplecil,
+  title   = {Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity are All You
+             Need},
+  author  = {Zhou, Da-Wei and Cai, Zi-Wen and Ye, Han-Jia and Zhan, De-Chuan and Liu, Ziwei},
+  journal = {International Journal of Computer Vision},
+  year    = {2024},
+  note    = {arXiv:2303.07338},
+}""",
+    "ranpac": """\
+@inproceedings{mcdonnell2023ranpac,
+  title     = {{RanPAC}: Random Projections and Pre-trained Models for Continual Learning},
+  author    = {McDonnell, Mark D. and Gong, Dong and Parvaneh, Amin and Abbasnejad, Ehsan and van den Hengel, Anton},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2023},
+  note      = {arXiv:2307.02251},
+}""",
+    "slca": """\
+@inproceedings{zhang2023slca,
+  title     = {{SLCA}: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model},
+  author    = {Zhang, Gengwei and Wang, Liyuan and Kang, Guoliang and Chen, Ling and Wei, Yunchao},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2023},
+  note      = {arXiv:2303.05118},
+}""",
 }

@@ -12,6 +12,11 @@ from .citations import CITATIONS
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 PROMPT_METHODS = {"l2p": "L2P", "dualprompt": "DualPrompt", "coda_prompt": "CODA-Prompt", "apt": "APT"}
+# What predicts in place of the trained heads, and the paper to cite.
+HEADS = {
+    "ncm": ("the nearest class mean of its features", "simplecil"),
+    "ranpac": ("ridge regression on random projections of its features (RanPAC)", "ranpac"),
+}
 # A name for people, and the papers to cite besides the prompt method's.
 DISTILLATION = {
     "none": ("no distillation", ("cdl",)),
@@ -133,7 +138,9 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
         papers = ("cdl",)
     return {
         "content": content,
-        "prompt_method": PROMPT_METHODS[args["prompt_method"]],
+        "prompt_method": PROMPT_METHODS.get(args["prompt_method"]),
+        "head": HEADS[args["head"]][0] if args["head"] != "linear" else None,
+        "aligned": args["classifier_alignment"],
         "distillation": distillation,
         "taught": content.role == "student" and args["distillation"] != "none",
         "backbones": {role: portable(name) for role, name in content.backbones.items()},
@@ -146,8 +153,15 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
         "comparison": _comparison([results[role] for role in roles]),
         "command": shlex.join(portable(word) for word in content.command),
         "versions": results["versions"],
-        "citations": [CITATIONS[key] for key in (args["prompt_method"], *papers)],
+        "citations": [CITATIONS[key] for key in _papers(args, papers)],
     }
+
+
+def _papers(args: dict[str, Any], of_distillation: tuple[str, ...]) -> list[str]:
+    """Keys of what to cite."""
+    prompts = [args["prompt_method"]] if args["prompt_method"] in PROMPT_METHODS else []
+    head = [HEADS[args["head"]][1]] if args["head"] != "linear" else []
+    return [*prompts, *of_distillation, *head, *(["slca"] if args["classifier_alignment"] else [])]
 
 
 def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
     "dualprompt": {"pool_size": None, "prompt_length": 20, "prompt_blocks": [2, 3, 4]},
     "coda_prompt": {"pool_size": 100, "prompt_length": 8, "prompt_blocks": [0, 1, 2, 3, 4]},
     "apt": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
+    "none": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
 }
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
+HEADS = ("linear", "ncm", "ranpac")
 
 
 @strict
@@ -40,7 +42,8 @@ class PromptViTConfig(PreTrainedConfig):
             takes them from their sources.
         classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
         tasks_seen (`int`, defaults to 0): Tasks whose training has begun; the first `seen_classes` outputs compete.
-        prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"` or `"apt"`.
+        prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"`, `"apt"` or
+            `"none"`: the frozen transformer as it is.
         pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
         prompt_length (`int`, *optional*): Tokens of a prompt; the first half are keys, the second values.
         prompt_blocks (`list[int]`, *optional*): Prompted blocks (DualPrompt: those of the E-prompts); APT: all.
@@ -49,6 +52,10 @@ class PromptViTConfig(PreTrainedConfig):
         g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
         ortho_weight (`float`, defaults to 0.0): Weight of CODA-Prompt's orthogonality loss.
         ema_decay (`float`, defaults to 0.7): Share of the merged prompts that APT keeps when it merges a new task's.
+        head (`str`, defaults to `"linear"`):
+            What a prediction is made with: the `"linear"` heads that are trained, or a classifier computed from the
+            features of all classes so far, `"ncm"` or `"ranpac"`.
+        ranpac_width (`int`, defaults to 2000): Random features of RanPAC.
         kd_branch (`str`, defaults to `"none"`):
             What a student carries besides its prompts: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
         kd_alpha (`float`, defaults to 0.5):
@@ -79,6 +86,8 @@ class PromptViTConfig(PreTrainedConfig):
     g_prompt_blocks: list[int] = field(default_factory=lambda: [0, 1])
     ortho_weight: float | int = 0.0
     ema_decay: float | int = 0.7
+    head: str = "linear"
+    ranpac_width: int = 2000
     kd_branch: str = "none"
     kd_alpha: float | int = 0.5
     kd_prompt_length: int = 6
@@ -147,6 +156,12 @@ class PromptViTConfig(PreTrainedConfig):
         if not self.ortho_weight >= 0:
             raise ValueError(f"ortho_weight must not be negative, got {self.ortho_weight}")
 
+    def validate_head(self):
+        if self.head not in HEADS:
+            raise ValueError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
+        if self.ranpac_width < 1:
+            raise ValueError(f"ranpac_width must be at least 1, got {self.ranpac_width}")
+
     def validate_kd_branch(self):
         if self.kd_branch not in KD_BRANCHES:
             raise ValueError(f"kd_branch is {self.kd_branch!r}; choose one of {', '.join(KD_BRANCHES)}")
@@ -155,9 +170,10 @@ class PromptViTConfig(PreTrainedConfig):
         if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
             raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
         if self.kd_branch == "cdl_prompt":
-            if self.prompt_method == "apt":
+            if self.prompt_method in ("apt", "none"):
+                has = "APT has neither" if self.prompt_method == "apt" else "there are none"
                 raise ValueError(
-                    "kd_branch 'cdl_prompt' maps prompt tokens chosen by the image's query, and APT has neither: "
+                    f"kd_branch 'cdl_prompt' maps prompt tokens chosen by the image's query, and {has}: "
                     "take another kd_branch or prompt_method"
                 )
             if self.teacher_width is None or self.teacher_width < 1:

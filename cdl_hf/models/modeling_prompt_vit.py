@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones import PretrainedBackbone, create_backbone, find_backbone
+from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
 from .kd_branches import BRANCHES
 from .prefix_attention import cls_features, embed, final_norm, run_block
@@ -30,6 +31,7 @@ class PromptViTOutput(ModelOutput):
             Cross-entropy of `logits` (in training over the current task's classes only) plus `prompt_loss`.
         logits (`torch.FloatTensor` of shape `(B, C_seen)`):
             In evaluation mode what a user predicts with, heads mixed; in training mode the model's own head alone.
+        head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): The own trained head's, which a student follows.
         kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): The KD head's, when there is a KD branch.
         prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The prompt method's own loss, if it has one.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
@@ -38,6 +40,7 @@ class PromptViTOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    head_logits: Tensor | None = None
     kd_logits: Tensor | None = None
     prompt_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -105,6 +108,10 @@ class PromptViTForImageClassification(PreTrainedModel):
         if config.kd_branch != "none":
             self.kd_branch = BRANCHES[config.kd_branch](config, width, query_width, depth)
             self.kd_head = head(width, config.num_classes)
+        self.classifier = self.kd_classifier = None  # what predicts in place of the heads, which train the prompts
+        if config.head != "linear":
+            self.classifier = CLASSIFIERS[config.head](config, width)
+            self.kd_classifier = None if self.kd_head is None else CLASSIFIERS[config.head](config, width)
         self._freeze()
         self._keys_to_ignore_on_load_missing = [_left_out(name) for name in config.left_out]
         self.post_init()
@@ -211,7 +218,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (PromptPool, LinearHead, *BRANCHES.values())):
+        if isinstance(module, (PromptPool, LinearHead, Classifier, *BRANCHES.values())):
             module.init_weights()
         elif isinstance(module, VisionTransformer):
             for parameter in (module.cls_token, module.reg_token, module.pos_embed):
@@ -255,6 +262,30 @@ class PromptViTForImageClassification(PreTrainedModel):
     def end_task(self) -> None:
         """Ends the training of the task begun last: APT merges its prompts."""
         self.prompt_pool.end_task(self.config.tasks_seen - 1)
+
+    @torch.no_grad()
+    def head_features(self, pixel_values: Tensor, query: Tensor | None = None) -> Tensor:
+        """What the heads read: (B, 1, D) of the head, or (B, 2, D) of the head and the KD head.
+
+        Args:
+            pixel_values: (B, 3, H, W)
+            query: (B, Dq), as in `forward`.
+        """
+        if query is None:
+            query = self.query(pixel_values)
+        features, kd_features, _, _ = self._encode(pixel_values, query, None)
+        return torch.stack([features] if kd_features is None else [features, kd_features], dim=1)
+
+    def fit_classifier(self, features: Tensor, labels: Tensor) -> None:
+        """Adds a task's images to the classifiers that predict in place of the heads, if the model has such.
+
+        Args:
+            features: (n, 1 or 2, D), outputs of [`head_features`] in evaluation mode.
+            labels: (n,), columns.
+        """
+        for i, classifier in enumerate((self.classifier, self.kd_classifier)):
+            if classifier is not None:
+                classifier.fit(features[:, i], labels)
 
     @torch.no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:
@@ -311,18 +342,22 @@ class PromptViTForImageClassification(PreTrainedModel):
             query = self.query(pixel_values)
         features, kd_features, prompt_loss, hidden_states = self._encode(pixel_values, query, output_hidden_states)
 
-        logits = self.head(features, self.config.seen_classes)
-        kd_logits = None
-        if self.kd_head is not None:
-            kd_logits = self.kd_head(kd_features, self.config.seen_classes)
-            if not self.training:
-                logits = torch.lerp(logits, kd_logits, self.kd_branch.kd_weight)
+        seen = self.config.seen_classes
+        logits = head_logits = self.head(features, seen)
+        kd_logits = None if self.kd_head is None else self.kd_head(kd_features, seen)
+        if not self.training:
+            kd_part = kd_logits
+            if self.classifier is not None:
+                logits = self.classifier(features, seen)
+                kd_part = None if self.kd_classifier is None else self.kd_classifier(kd_features, seen)
+            if kd_part is not None:
+                logits = torch.lerp(logits, kd_part, self.kd_branch.kd_weight)
         loss = None
         if labels is not None:
             loss = self._cross_entropy(logits, labels)
             if prompt_loss is not None:
                 loss = loss + prompt_loss
-        return PromptViTOutput(loss, logits, kd_logits, prompt_loss, hidden_states)
+        return PromptViTOutput(loss, logits, head_logits, kd_logits, prompt_loss, hidden_states)
 
     def _encode(
         self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None

@@ -206,7 +206,25 @@ class APT(PromptPool):
         return Prefix(cls_key=key, cls_value=value), None
 
 
-POOLS: dict[str, type[PromptPool]] = {"l2p": L2P, "dualprompt": DualPrompt, "coda_prompt": CodaPrompt, "apt": APT}
+class NoPrompts(PromptPool):
+    """The frozen transformer as it is: what prompts must improve on."""
+
+    needs_query = False
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""
+
+    def forward(self, query: Tensor | None, block: int, task_id: int) -> tuple[None, None]:
+        return None, None
+
+
+POOLS: dict[str, type[PromptPool]] = {
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "coda_prompt": CodaPrompt,
+    "apt": APT,
+    "none": NoPrompts,
+}
 
 
 def cosine(query: Tensor, keys: Tensor) -> Tensor:

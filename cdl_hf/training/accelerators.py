@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 
 from .arguments import TrainingArguments
 
@@ -25,6 +26,8 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+        # no buffer changes in training, and those of a classifier are large
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=folder / "logs",
     )

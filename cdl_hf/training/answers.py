@@ -105,7 +105,7 @@ class TeacherAnswers:
     @staticmethod
     def _ask(teacher: PromptViTForImageClassification, pixel_values: Tensor) -> dict[str, Tensor]:
         query = teacher.query(pixel_values)
-        logits = teacher(pixel_values, query=query).logits[:, teacher.config.current_columns]
+        logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_columns]
         answers = {"query": query, "teacher_logits": logits}
         return {name: values.float() for name, values in answers.items() if values is not None}
 

@@ -66,9 +66,15 @@ class ModelArguments:
     normalization: Literal["backbone", "none"] = _argument(
         "backbone", "Pixels with the mean and deviation of the student's weights, or in [0, 1] as the papers ran"
     )
-    prompt_method: Literal["l2p", "dualprompt", "coda_prompt", "apt"] = _argument(
-        "coda_prompt", "How prompts are made, in teacher and student"
+    prompt_method: Literal["l2p", "dualprompt", "coda_prompt", "apt", "none"] = _argument(
+        "coda_prompt", "How prompts are made, in teacher and student; none: frozen transformers, a baseline"
     )
+    head: Literal["linear", "ncm", "ranpac"] = _argument(
+        "linear",
+        "What predicts: the trained heads, or a classifier computed from all classes' features (nearest class mean, "
+        "or ridge regression on random features)",
+    )
+    ranpac_width: int = _argument(2000, "RanPAC: random features", min=1)
     pool_size: int | None = _argument(None, "Prompts or components in the pool; the paper's if not given", min=1)
     prompt_length: int | None = _argument(None, "Tokens of a prompt, half keys, half values; the paper's", min=2)
     prompt_blocks: list[int] | None = _argument(None, "Prompted blocks; the paper's if not given")
@@ -101,7 +107,7 @@ class DistillationArguments:
 class TrainingArguments:
     """The run."""
 
-    num_epochs: int = _argument(4, "Epochs of each stage", min=1)
+    num_epochs: int = _argument(4, "Epochs of each stage; 0 where only a computed head is wanted", min=0)
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
     gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
@@ -120,6 +126,12 @@ class TrainingArguments:
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
     teacher_from: str | None = _argument(
         None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
+    )
+    student_from: str | None = _argument(
+        None, "The same of its student, for another head: nothing is trained, only classifiers are computed"
+    )
+    classifier_alignment: bool = _argument(
+        False, "After each task, train the heads anew on features drawn from what is remembered of all classes (SLCA)"
     )
     store_answers: bool = _argument(
         False, "Keep the teacher's answers to all training images: each student of teacher_from is spared its teacher"
@@ -147,8 +159,12 @@ class TrainingArguments:
                 f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
-        if self.teacher_from is not None and self.stages != "student":
+        if self.teacher_from is not None and self.stages == "both":
             raise ValueError("teacher_from brings a trained teacher: it needs stages=student")
+        if self.student_from is not None and self.stages != "student":
+            raise ValueError("student_from brings a trained student: it needs stages=student")
+        if self.store_answers and self.teacher_from is not None:
+            raise ValueError("store_answers needs a teacher that is trained in this run, not one of teacher_from")
         if self.store_answers and self.stages == "student":
             raise ValueError(
                 "store_answers needs a teacher that is trained in this run: it does not go with stages=student"

@@ -8,6 +8,7 @@ from transformers import BaseImageProcessor
 from ..data import TaskStream, image_processor_for, load_source
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
+from ..models.prompt_pools import POOLS
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
 from .seeds import derive_seed
 
@@ -97,7 +98,8 @@ def build_learners(
         ValueError: A backbone cannot be loaded, or prompts and backbones do not fit; the message says why.
     """
     stages, distillation = training_args.stages, distillation_args.distillation
-    if stages == "student" and distillation != "none" and training_args.teacher_from is None:
+    is_given = training_args.student_from is not None
+    if stages == "student" and distillation != "none" and training_args.teacher_from is None and not is_given:
         raise ValueError(
             f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_from"
         )
@@ -113,12 +115,15 @@ def build_learners(
         "g_prompt_blocks": model_args.g_prompt_blocks,
         "ortho_weight": model_args.ortho_weight,
         "ema_decay": model_args.ema_decay,
+        "head": model_args.head,
+        "ranpac_width": model_args.ranpac_width,
     }
     teacher = method = None
     backbones = {}
     if stages != "student" or training_args.teacher_from is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
-        query = student_backbone if model_args.query == "student" and model_args.prompt_method != "apt" else None
+        takes_students = model_args.query == "student" and POOLS[model_args.prompt_method].needs_query
+        query = student_backbone if takes_students else None
         teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, query, **prompts)
         backbones["teacher"] = teacher_backbone
     if stages != "teacher":
@@ -133,8 +138,8 @@ def build_learners(
             kd_prompt_blocks=distillation_args.kd_prompt_blocks,
             teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
         )
-        if distillation == "none":
-            method = method_class(student)
+        if distillation == "none" or is_given:
+            method = Supervised(student)
         else:
             method = method_class(
                 student, teacher, alpha=distillation_args.alpha, temperature=distillation_args.temperature

@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     Raises:
         OSError: It cannot be written, such as for want of space; nothing of it is left, and the earlier ones are.
     """
-    target = folder / f"{number:09d}"
+    target = folder / f"{number:012d}"
     temporary = folder / f".{target.name}"
     for unfinished in folder.glob(".*"):  # of a run that was killed in a save
         shutil.rmtree(unfinished)

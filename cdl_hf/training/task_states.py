@@ -1,7 +1,7 @@
 """What a run leaves of a model after each task, from which other runs can take a teacher."""
 
-import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from .answers import TeacherAnswers
 from .checkpointing import load_trained_state, trained_state
 
 Counts = list[tuple[int, int]]
+_CLASSIFIER = re.compile(r"(kd_)?classifier\.")
 
 
 class TaskStates:
@@ -31,30 +32,38 @@ class TaskStates:
 
         Args:
             counts: (right, all) test images of each task so far.
-            about: What another run must have in common with this one, by name.
+            about: What another run must have in common with this one, by name; values of JSON.
         """
         path = self.path(task)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}")
-        metadata = {"counts": json.dumps(counts), **{name: digest(value) for name, value in about.items()}}
+        metadata = {name: json.dumps(value) for name, value in {**about, "counts": counts}.items()}
         save_file({k: v.contiguous() for k, v in trained_state(model).items()}, unfinished, metadata)
         unfinished.replace(path)
 
-    def load(self, task: int, model: PromptViTForImageClassification) -> None:
+    def load(self, task: int, model: PromptViTForImageClassification, *, classifier: bool = True) -> None:
         """Puts the state after a task into `model`.
+
+        Args:
+            classifier: Whether that of a classifier which predicts in place of the heads is taken too.
 
         Raises:
             ValueError: It is of another model.
         """
-        load_trained_state(model, load_file(self.path(task)))
+        state = load_file(self.path(task))
+        if not classifier:
+            own = {name: value for name, value in trained_state(model).items() if _CLASSIFIER.match(name)}
+            state = {name: value for name, value in state.items() if not _CLASSIFIER.match(name)} | own
+        load_trained_state(model, state)
 
     def counts(self, task: int) -> Counts:
         """(right, all) test images of each task so far."""
-        return [tuple(count) for count in json.loads(self._metadata(task)["counts"])]
+        return [tuple(count) for count in self.about(task)["counts"]]
 
-    def agrees(self, task: int, name: str, value: Any) -> bool:
-        """Whether the run that saved the state had this value of what it was saved with under `name`."""
-        return self._metadata(task)[name] == digest(value)
+    def about(self, task: int) -> dict[str, Any]:
+        """What the state was saved with."""
+        with safe_open(self.path(task), "pt") as file:
+            return {name: json.loads(value) for name, value in file.metadata().items()}
 
     def answers(self, task: int) -> TeacherAnswers:
         """Where the answers to the task's training images are, or may be written."""
@@ -62,12 +71,3 @@ class TaskStates:
 
     def path(self, task: int) -> Path:
         return self.run / "states" / self.role / f"task_{task:03d}.safetensors"
-
-    def _metadata(self, task: int) -> dict[str, str]:
-        with safe_open(self.path(task), "pt") as file:
-            return file.metadata()
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a value of JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,13 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
@@ -22,6 +24,7 @@ from .arguments import TrainingArguments
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .fingerprint import HARMLESS, ROUNDING, changes
 from .memory import parts_that_fit, possible_parts, shortage_told
+from .refit import ClassifierAlignment, head_features
 from .run_folder import RunFolder
 from .seeds import derive_seed
 from .signals import Stopped, StopRequest
@@ -84,12 +87,14 @@ class ContinualDistillationTrainer:
         self._test_images = [self._images_for_test(task) for task in stream]
         self._start: tuple[int, int, StageState | None] = (0, 0, None)  # task, stage, where in it
         self.states = {role: TaskStates(self.folder.path, role) for role in self.modules}
-        self._about = self._describe_for_students(teacher)
         self._queries: QueryStore | None = None
-        self.given_teacher = args.teacher_from is not None
-        if self.given_teacher:
-            self.states[TEACHER] = TaskStates(Path(args.teacher_from), TEACHER)
-            self._check_given_teacher()
+        # Models that an earlier run has trained; of these, the kept ones are taken with its classifiers and counts.
+        runs = {TEACHER: args.teacher_from, STUDENT: args.student_from}
+        self.given = {role: TaskStates(Path(run), role) for role, run in runs.items() if run is not None}
+        self.kept = {role for role in self.given if self._check_given(role)}
+        self.alignments = {
+            role: ClassifierAlignment() for role in self.modules if args.classifier_alignment and role not in self.kept
+        }
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -115,6 +120,7 @@ class ContinualDistillationTrainer:
                 state = None
             first_stage = 0
             self._queries = None
+            self._refit(task)
             self._evaluate(task)
             self._save_states(task)
             self._checkpoint(task.index + 1, 0, None)
@@ -126,8 +132,8 @@ class ContinualDistillationTrainer:
             for role in roles:
                 set_seed(derive_seed(self.args.seed, role, task.index))
                 self.models[role].start_task(task.class_names)
-        if roles == (TEACHER,) and self.given_teacher:
-            self.states[TEACHER].load(task.index, self.models[TEACHER])
+        if len(roles) == 1 and name in self.given:
+            self._load_given(task, name)
         else:
             images = self._images_for_training(task)
             if roles == (STUDENT,):
@@ -180,6 +186,18 @@ class ContinualDistillationTrainer:
         if stage + 1 < len(self.stages):
             self._checkpoint(task.index, stage + 1, None)
 
+    @torch.no_grad()
+    def _load_given(self, task: Task, role: str) -> None:
+        """Takes what an earlier run has learnt of a task; of heads that are aligned here, the newest classes' rows."""
+        model = self.models[role]
+        heads = [head for head in (model.head, model.kd_head) if head is not None]
+        aligned = [tensor.clone() for head in heads for tensor in (head.weight, head.bias)]
+        self.given[role].load(task.index, model, classifier=role in self.kept)
+        if role in self.alignments:
+            earlier = slice(task.columns.start)
+            for tensor, before in zip((t for head in heads for t in (head.weight, head.bias)), aligned, strict=True):
+                tensor[earlier] = before[earlier]
+
     def _memory_advice(self, parts: int) -> str:
         """What to try where a batch does not fit into memory in so many parts."""
         batch_size, processes = self.args.batch_size, self.accelerator.num_processes
@@ -212,14 +230,29 @@ class ContinualDistillationTrainer:
         if STUDENT in roles and self.args.teacher_merge == "after_student" and TEACHER in self.models:
             self.models[TEACHER].end_task()
 
+    def _refit(self, task: Task) -> None:
+        """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
+        began = time.perf_counter()
+        for role, model in self.models.items():
+            if role in self.kept or (model.classifier is None and role not in self.alignments):
+                continue
+            images = TaskImages(task.train, self.stream.label_to_column, test_transform(self.image_processor))
+            args = self.args
+            features, labels = head_features(self.accelerator, model, images, args.eval_batch_size, args.num_workers)
+            model.fit_classifier(features, labels)
+            if role in self.alignments:
+                self.alignments[role].add(features, labels)
+                self.alignments[role].align(model, derive_seed(args.seed, "alignment", role, task.index))
+            self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
+            began = time.perf_counter()
+
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
-        models = {role: model for role, model in self.models.items() if role != TEACHER or not self.given_teacher}
+        models = {role: model for role, model in self.models.items() if role not in self.kept}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with shortage_told(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
             counts = self.evaluator(models, self._test_images[: task.index + 1])
-        if self.given_teacher:
-            counts[TEACHER] = self.states[TEACHER].counts(task.index)
+        counts |= {role: self.given[role].counts(task.index) for role in self.kept}
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
@@ -274,48 +307,58 @@ class ContinualDistillationTrainer:
         """What each model had learnt after the task: for further students of this teacher, and to look back."""
         if self.accelerator.is_main_process:
             for role, model in self.models.items():
-                if role != TEACHER or not self.given_teacher:
-                    self.states[role].save(task.index, model, self.matrices[role].counts(task.index), self._about)
+                if role not in self.kept:
+                    counts = self.matrices[role].counts(task.index)
+                    self.states[role].save(task.index, model, counts, self._describe_for_others(role))
 
-    def _describe_for_students(self, teacher: PromptViTForImageClassification | None) -> dict[str, Any]:
-        """What the run of a further student must have in common with this one to take its teacher and its answers."""
-        args = self.args
-        networks = () if teacher is None else (teacher.backbone, teacher.query_backbone or teacher.backbone)
+    def _describe_for_others(self, role: str) -> dict[str, Any]:
+        """What another run must have in common with this one to take a model of it, and a teacher's answers."""
+        args, model = self.args, self.models[role]
+        networks = (model.backbone, model.query_backbone or model.backbone)
         stream = self.stream.describe()
         del stream["source"]  # the data may lie elsewhere by then
-        return {
+        images = [args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, self.image_processor.to_dict()]
+        about = {
             "stream": stream,
             "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
-            "images": [
-                args.seed,
-                args.num_epochs,
-                args.crop_scale,
-                args.horizontal_flip,
-                self.image_processor.to_dict(),
-            ],
+            "images": images,
+            "head": [model.config.head, model.config.ranpac_width, args.classifier_alignment],
         }
+        return json.loads(json.dumps(about))  # as it is read again
 
-    def _check_given_teacher(self) -> None:
-        """
+    def _check_given(self, role: str) -> bool:
+        """Whether a given model's predictions are this run's too, because they are made by the same classifier.
+
         Raises:
-            ValueError: The run has no such teacher, or not of all tasks.
+            ValueError: The run has no such model, or not of all tasks.
         """
-        run, states = self.args.teacher_from, self.states[TEACHER]
+        states = self.given[role]
         for task in self.stream:
-            path = states.path(task.index)
-            if not path.is_file():
-                raise ValueError(f"teacher_from has no teacher of task {task.index + 1}: {path} is missing")
-        if not states.agrees(0, "stream", self._about["stream"]):
-            raise ValueError(f"the teacher of {run} has learnt another stream: take its data, tasks and stream_seed")
-        if not states.agrees(0, "networks", self._about["networks"]):
+            if not states.path(task.index).is_file():
+                raise ValueError(
+                    f"{role}_from has no {role} of task {task.index + 1}: {states.path(task.index)} is missing"
+                )
+        theirs, ours = states.about(0), self._describe_for_others(role)
+        if theirs["stream"] != ours["stream"]:
             raise ValueError(
-                f"the teacher of {run} stands on other weights, or takes its query from others: take its --teacher, "
-                "and the --student that it was trained for"
+                f"the {role} of {states.run} has learnt another stream: take its data, tasks and stream_seed"
             )
+        if theirs["networks"] != ours["networks"]:
+            raise ValueError(
+                f"the {role} of {states.run} stands on other weights, or takes its query from others: take its "
+                "--teacher, and its --student"
+            )
+        if theirs["head"] != ours["head"] and theirs["head"][-1]:
+            raise ValueError(
+                f"the heads of the {role} of {states.run} are aligned, and no longer as they were trained: take a run "
+                "without classifier_alignment"
+            )
+        kept = theirs["head"] == ours["head"]
         try:
-            states.load(0, self.models[TEACHER])
+            states.load(0, self.models[role], classifier=kept)
         except ValueError as error:
-            raise ValueError(f"the teacher of {run} is not the one configured here: {error}") from error
+            raise ValueError(f"the {role} of {states.run} is not the one configured here: {error}") from error
+        return kept
 
     def _passes_queries_on(self) -> bool:
         """Whether the teacher's stage computes the very queries that the student's stage needs."""
@@ -331,11 +374,12 @@ class ContinualDistillationTrainer:
         """What need not be computed again in the student's stage."""
         if TEACHER not in self.models:
             return {}
-        states = self.states[TEACHER]
-        stored = self.args.store_answers or (
-            self.given_teacher and states.agrees(task.index, "images", self._about["images"])
-        )
-        known = dict(states.answers(task.index).read()) if stored else {}
+        known, states = {}, self.given.get(TEACHER, self.states[TEACHER])
+        if self.args.store_answers or (
+            TEACHER in self.given
+            and states.about(task.index)["images"] == self._describe_for_others(TEACHER)["images"]
+        ):
+            known = dict(states.answers(task.index).read())
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             known.pop("query", None)
         elif self._queries is not None:
@@ -357,10 +401,12 @@ class ContinualDistillationTrainer:
                 "class_names": {role: list(m.config.id2label.values()) for role, m in self.models.items()},
                 "tasks_seen": {role: m.config.tasks_seen for role, m in self.models.items()},
                 "modules": {role: trained_state(module) for role, module in self.modules.items()},
+                "alignments": {role: alignment.state() for role, alignment in self.alignments.items()},
                 "fingerprint": self.fingerprint,
             }
             # The number grows with the run: a finished stage comes after the last step within it.
-            save_checkpoint(self.folder.checkpoints, 10 * self.steps + 2 * (state is None) + stage, content)
+            place = (self.steps * (len(self.stream) + 1) + task_id) * 2 + (state is None)
+            save_checkpoint(self.folder.checkpoints, 2 * place + stage, content)
         self.accelerator.wait_for_everyone()
         if self._stop_request.made():
             raise Stopped
@@ -386,6 +432,8 @@ class ContinualDistillationTrainer:
                 config.label2id = {name: i for i, name in config.id2label.items()}
             module.eval()
         self.matrices = {role: AccuracyMatrix.from_dict(matrix) for role, matrix in state["matrices"].items()}
+        for role, alignment in self.alignments.items():
+            alignment.load_state(state["alignments"][role])
         self.seconds, self.steps = state["seconds"], state["steps"]
         if self.args.auto_batch_size:
             self.parts = state["parts"]

@@ -40,7 +40,13 @@ RESULTS = {
         "validation": [0, 0],
         "test": [40, 240],
     },
-    "args": {"prompt_method": "coda_prompt", "distillation": "kdp", "output_dir": "/home/somebody/secret"},
+    "args": {
+        "prompt_method": "coda_prompt",
+        "distillation": "kdp",
+        "head": "linear",
+        "classifier_alignment": False,
+        "output_dir": "/home/somebody/secret",
+    },
     "versions": {"cdl_hf": "0.1.0", "torch": "2.14.1"},
     "tested_on": "test",
     "teacher": TEACHER,
@@ -101,7 +107,7 @@ def test_hub_names_go_into_the_metadata(tmp_path):
 def test_tells_the_run(card):
     for text in (
         "# quickdraw100-coda_prompt-kdp-student\n",
-        "(vit_nano_quickdraw) steered by CODA-Prompt prompts, which learnt 14 classes in\n2 tasks",
+        "(vit_nano_quickdraw) steered by CODA-Prompt prompts, which learnt\n14 classes in 2 tasks",
         "A teacher (vit_micro_quickdraw) learnt every task before it",
         "4,800 images for training,\n280 for test",
         "| 1 | a\\|b, snow\\_man | 80.00 | 61.25 |\n",
@@ -179,7 +185,7 @@ def test_every_method_has_a_name_and_papers(tmp_path):
         for distillation in METHODS:
             page = content(prompt_method=prompt_method, distillation=distillation)
             card = write_model_card(tmp_path, page).read_text(encoding="utf-8")
-            assert CITATIONS[prompt_method] in card and CITATIONS["cdl"] in card
+            assert CITATIONS.get(prompt_method, "") in card and CITATIONS["cdl"] in card
             assert CITATIONS.get(distillation, "") in card
 
 
@@ -189,6 +195,20 @@ def test_students_cite_what_taught_them(tmp_path):
         for name in ("none", "kd", "kdp", "dkd")
     }
     assert kd == {"none": False, "kd": True, "kdp": True, "dkd": False}
+
+
+@pytest.mark.parametrize(
+    ("args", "told", "cited"),
+    [
+        ({"head": "ranpac"}, "ridge regression on random projections", "ranpac"),
+        ({"head": "ncm", "prompt_method": "none"}, "nearest class mean", "simplecil"),
+        ({"classifier_alignment": True}, "trained anew on features drawn", "slca"),
+    ],
+)
+def test_what_predicts_in_place_of_the_heads_is_told(tmp_path, card, args, told, cited):
+    text = write_model_card(tmp_path, content(**args)).read_text(encoding="utf-8")
+    assert told in " ".join(text.split()) and CITATIONS[cited] in text
+    assert told not in " ".join(card.split()) and CITATIONS[cited] not in card
 
 
 @pytest.mark.parametrize(
@@ -204,6 +224,9 @@ def test_students_cite_what_taught_them(tmp_path):
         ("fitnets", "1412.6550"),
         ("reviewkd", "2104.09044"),
         ("deit", "2012.12877"),
+        ("simplecil", "2303.07338"),
+        ("ranpac", "2307.02251"),
+        ("slca", "2303.05118"),
     ],
 )
 def test_citations_are_whole(key, arxiv):

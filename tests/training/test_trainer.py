@@ -112,11 +112,21 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
     assert metrics_without_times(tmp_path / "a") != metrics_without_times(tmp_path / "c")
 
 
-def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint):
+@pytest.mark.parametrize(
+    ("extra", "checkpoints"),
+    [
+        ([], (1, 8, 11)),
+        (["--classifier_alignment"], (11,)),
+        (["--head", "ranpac", "--ranpac_width", "24"], (11,)),
+        (["--prompt_method", "none", "--head", "ncm", "--num_epochs", "0"], (3,)),
+    ],
+    ids=["linear", "aligned", "ranpac", "nothing trained"],
+)
+def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint, extra, checkpoints):
     """Checkpoints every 2 steps and after each stage: 1 lies within a teacher's stage, 8 and 11 in later ones."""
-    command = [*command, "--checkpoint_every", "2"]
+    command = [*command, "--checkpoint_every", "2", *extra]
     train(*command, "--output_dir", tmp_path / "whole")
-    for checkpoint in (1, 8, 11):
+    for checkpoint in checkpoints:
         kill_after_checkpoint(checkpoint)
         with pytest.raises(Killed):
             train(*command, "--output_dir", tmp_path / "killed", "--overwrite")

@@ -1,0 +1,137 @@
+"""Classifiers that are computed after a task, or trained anew."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from cdl_hf.models import PromptViTForImageClassification, load_backbone
+from cdl_hf.training.refit import SHRINKAGE, ClassifierAlignment
+
+
+def results_of(folder: Path, role: str = "student") -> dict:
+    return json.loads((folder / "results.json").read_text())[role]
+
+
+def weights_of(folder: Path, role: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(folder / role / "model.safetensors")
+
+
+def test_alignment_remembers_means_and_covariances():
+    alignment = ClassifierAlignment()
+    features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [0.0, 9.0], [3.0, 7.0]])[:, None]
+    alignment.add(features, torch.tensor([0, 0, 1, 1, 1]))
+    assert torch.equal(torch.cat(alignment.means), torch.tensor([[2.0, 0.0], [1.0, 7.0]]))
+    first, second = (c[0] for c in alignment.covariances)
+    assert torch.allclose(first, torch.tensor([[2.0, 0.0], [0.0, 0.0]]) + SHRINKAGE * torch.eye(2))
+    assert torch.allclose(second, torch.tensor([[3.0, 0.0], [0.0, 4.0]]) + 3.5 * SHRINKAGE * torch.eye(2))
+
+
+@pytest.mark.parametrize("prompt_method", ["coda_prompt", "apt"])
+def test_aligned_heads_tell_classes_of_different_tasks_apart(prompt_method):
+    torch.manual_seed(0)
+    model = tiny_model(prompt_method, "kdp", tasks=2)  # five classes
+    centres = 4 * torch.eye(5, 32)[:, None].repeat(1, 2, 1)
+    labels = torch.arange(5).repeat(30)
+    features = centres[labels] + torch.randn(150, 2, 32)
+    with torch.no_grad():
+        for head in (model.head, model.kd_head):  # each task's classes are told apart, but one task always wins
+            head.weight.copy_(torch.eye(9, 32) * torch.tensor([0.3] * 3 + [1.0] * 6)[:, None])
+            head.bias.copy_(torch.tensor([0.0] * 3 + [2.0] * 6))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    alignment = ClassifierAlignment()
+    alignment.add(features, labels)
+    alignment.align(model, seed=0)
+    for i, head in enumerate((model.head, model.kd_head)):
+        assert (head(features[:, i], 5).argmax(1) == labels).float().mean() > 0.95
+        assert head.weight.grad is None  # nothing is left over for the next stage's first step
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.weight", "head.bias", "kd_head.weight", "kd_head.bias"}
+    assert torch.equal(model.head.weight[5:], before["head.weight"][5:])  # classes not seen yet
+    again = tiny_model(prompt_method, "kdp", tasks=2)
+    again.load_state_dict(before)
+    alignment.align(again, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_path):
+    from cdl_hf import TaskStream, load_source
+    from cdl_hf.data import TaskImages, image_processor_for, test_transform
+
+    extra = ("--prompt_method", "none", "--distillation", "none", "--head", "ncm", "--num_epochs", "0")
+    train(*command, *extra, "--output_dir", tmp_path / "run")
+    stream = TaskStream(load_source(str(drawings)), num_tasks=3)
+    transform = test_transform(
+        image_processor_for(load_backbone(str(pair[1])).pretrained_cfg | {"input_size": (3, 16, 16)})
+    )
+    for role, folder in zip(("teacher", "student"), pair, strict=True):
+        backbone = load_backbone(str(folder)).module.eval()
+        with torch.no_grad():
+            unit, labels = [], []
+            for split in ("train", "test"):
+                batches = [
+                    next(iter(torch.utils.data.DataLoader(TaskImages(view, stream.label_to_column, transform), 99)))
+                    for view in (getattr(task, split) for task in stream)
+                ]
+                features = [backbone.forward_features(batch["pixel_values"])[:, 0] for batch in batches]
+                unit.append(torch.nn.functional.normalize(torch.cat(features), dim=1))
+                labels.append(torch.cat([batch["labels"] for batch in batches]))
+        means = torch.stack([unit[0][labels[0] == column].mean(0) for column in range(6)])
+        right = (unit[1] @ torch.nn.functional.normalize(means, dim=1).T).argmax(1) == labels[1]
+        assert results_of(tmp_path / "run", role)["average_accuracy"] == pytest.approx(
+            100 * right.float().mean().item()
+        )
+
+
+@pytest.mark.parametrize("head", ["ncm", "ranpac"])
+def test_a_computed_head_is_saved_and_changes_no_training(train, command, tmp_path, head):
+    train(*command, "--output_dir", tmp_path / "linear")
+    train(*command, "--head", head, "--ranpac_width", "24", "--output_dir", tmp_path / "computed")
+    linear, computed = (weights_of(tmp_path / name) for name in ("linear", "computed"))
+    assert all(torch.equal(tensor, computed[name]) for name, tensor in linear.items())
+    extra = computed.keys() - linear.keys()
+    assert extra and all(name.startswith(("classifier.", "kd_classifier.")) for name in extra)
+    model = PromptViTForImageClassification.from_pretrained(tmp_path / "computed" / "student").eval()
+    logits = model(torch.randn(5, 3, 16, 16)).logits
+    assert logits.shape == (5, 6) and logits.std() > 0
+    features = model.head_features(torch.zeros(2, 3, 16, 16))
+    mixed = (model.classifier(features[:, 0], 6) + model.kd_classifier(features[:, 1], 6)) / 2  # kd_alpha 0.5
+    assert torch.allclose(model(torch.zeros(2, 3, 16, 16)).logits, mixed, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [["--head", "ranpac", "--ranpac_width", "24"], ["--classifier_alignment"]])
+def test_a_finished_run_gets_another_head(train, command, tmp_path, extra):
+    """Without training again, and the same as if it had been trained with it."""
+    train(*command, "--output_dir", tmp_path / "linear")
+    train(*command, *extra, "--output_dir", tmp_path / "trained")
+    given = ("--stages", "student", "--teacher_from", tmp_path / "linear", "--student_from", tmp_path / "linear")
+    train(*command, *extra, *given, "--output_dir", tmp_path / "given")
+    for role in ("teacher", "student"):
+        assert results_of(tmp_path / "given", role) == results_of(tmp_path / "trained", role)
+        one, other = (weights_of(tmp_path / name, role) for name in ("given", "trained"))
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert results_of(tmp_path / "linear") != results_of(tmp_path / "given")
+
+
+def test_a_kept_teacher_is_neither_fitted_nor_evaluated_again(train, command, tmp_path):
+    head = ("--head", "ncm")
+    train(*command, *head, "--output_dir", tmp_path / "both")
+    given = ("--stages", "student", "--teacher_from", tmp_path / "both")
+    train(*command, *head, *given, "--output_dir", tmp_path / "student")
+    for role in ("teacher", "student"):
+        assert results_of(tmp_path / "both", role) == results_of(tmp_path / "student", role)
+    teachers = (weights_of(tmp_path / name, "teacher") for name in ("both", "student"))
+    assert all(torch.equal(*tensors) for tensors in zip(*(t.values() for t in teachers), strict=True))
+
+
+def test_aligned_heads_cannot_be_taken_back(train, command, tmp_path, capsys):
+    train(*command, "--classifier_alignment", "--output_dir", tmp_path / "aligned")
+    with pytest.raises(SystemExit) as stop:
+        train(
+            *command, "--stages", "student", "--teacher_from", tmp_path / "aligned", "--output_dir", tmp_path / "new"
+        )
+    assert stop.value.code == 2
+    assert "are aligned" in capsys.readouterr().err
