@@ -32,7 +32,7 @@ def test_newest_checkpoint_is_read_back(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for number in range(5):
         save_checkpoint(tmp_path, number, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000003", "000000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000003", "000000000004"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "no checksum", "no state"])
@@ -79,7 +79,7 @@ def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch, failin
         patch.setattr(*target, full)
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path, 3, {"task": 3})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000001", "000000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000001", "000000000002"]
     assert load_newest_checkpoint(tmp_path)["task"] == 2
 
 
@@ -87,7 +87,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     (tmp_path / ".000000007").mkdir()
     (tmp_path / ".000000007" / "state.pt").write_bytes(b"half of it")
     save_checkpoint(tmp_path, 1, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["000000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000001"]
 
 
 def test_trained_state_leaves_the_backbone_out(module):
