@@ -46,9 +46,10 @@ def main() -> None:
     (args,) = parse((EvaluateArguments,), description=__doc__)
 
     import torch
-    from torch.utils.data import ConcatDataset, DataLoader
+    from torch.utils.data import DataLoader
 
     from cdl_hf.data import test_transform
+    from cdl_hf.data.known_classes import known_classes
     from cdl_hf.evaluation.figures import figures
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model
@@ -57,27 +58,26 @@ def main() -> None:
         saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
         first = next(iter(saved.values()))
         views = test_views(args)
-        images, left_out = matched(views, first.class_names, test_transform(first.image_processor))
+        images, left_out = known_classes(views, first.class_names, test_transform(first.image_processor))
         if args.output_dir is not None:
             make_folder(Path(args.output_dir))
     except ValueError as error:
         refuse(str(error))
-    for note in left_out:
-        print(f"note: {note}")
+    if left_out is not None:
+        print(f"note: {left_out}")
 
-    models = {name: each.model for name, each in saved.items()}
-    loader = DataLoader(ConcatDataset(images), batch_size=args.batch_size, num_workers=args.num_workers)
-    predictions, labels = predict(models, loader)
+    loader = DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers)
+    predictions, labels = predict({name: each.logits for name, each in saved.items()}, loader)
     batch = next(iter(loader))["pixel_values"].to(first.model.device)
     config = first.model.config
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     results = {
         name: {
             **figures(predictions[name], labels, first.class_names, classes_per_task),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            **speed(model, batch),
+            "parameters": sum(p.numel() for p in each.model.parameters()),
+            **speed(each.logits, batch),
         }
-        for name, model in models.items()
+        for name, each in saved.items()
     }
     report = {
         "checkpoint": args.checkpoint,
@@ -118,36 +118,6 @@ def test_views(args: EvaluateArguments) -> list:
 
 
 test_views.__test__ = False
-
-
-def matched(views: list, class_names: list[str], transform) -> tuple[list, list[str]]:
-    """Images of the classes that the model knows, as its columns number them; and notes on what is left out.
-
-    Raises:
-        ValueError: The model knows none of the classes.
-    """
-    from cdl_hf.data import TaskImages
-    from cdl_hf.data.labels import read_labels
-    from cdl_hf.data.views import select_rows
-
-    names = views[0].features["label"].names
-    column_of = {name: column for column, name in enumerate(class_names)}
-    columns = np.array([column_of.get(name, -1) for name in names])
-    unknown = [name for name in names if name not in column_of]
-    images, dropped = [], 0
-    for view in views:
-        known = columns[read_labels(view)] >= 0
-        dropped += int((~known).sum())
-        if known.any():
-            images.append(TaskImages(select_rows(view, np.flatnonzero(known)), columns, transform))
-    if not images:
-        raise ValueError(
-            f"the model knows none of the data set's classes: it knows {listed(class_names)}; they are {listed(names)}"
-        )
-    notes = (
-        [f"{dropped:,} images of {len(unknown)} classes that the model has not seen are left out: "] if dropped else []
-    )
-    return images, [note + listed(unknown) for note in notes]
 
 
 def speed(model, batch) -> dict[str, float]:

@@ -74,20 +74,16 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
 
     names, answers, unreadable = saved.class_names, [], {}
     loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, collate_fn=list)
-    with torch.inference_mode():
-        for batch in tqdm(loader, unit="batch", leave=False):
-            unreadable |= {file: reason for file, _, reason in batch if reason is not None}
-            readable = [(file, pixels) for file, pixels, reason in batch if reason is None]
-            if not readable:
-                continue
-            pixel_values = torch.stack([pixels for _, pixels in readable]).to(saved.model.device)
-            probabilities = saved.model(pixel_values).logits.float().softmax(1)
-            top = probabilities.topk(min(args.top_k, len(names)), dim=1)
-            for (file, _), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
-                best = [
-                    {"label": names[column], "score": score} for column, score in zip(columns, scores, strict=True)
-                ]
-                answers.append({"file": file, "classes": best})
+    for batch in tqdm(loader, unit="batch", leave=False):
+        unreadable |= {file: reason for file, _, reason in batch if reason is not None}
+        readable = [(file, pixels) for file, pixels, reason in batch if reason is None]
+        if not readable:
+            continue
+        probabilities = saved.logits(torch.stack([pixels for _, pixels in readable])).softmax(1)
+        top = probabilities.topk(min(args.top_k, len(names)), dim=1)
+        for (file, _), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
+            best = [{"label": names[column], "score": score} for column, score in zip(columns, scores, strict=True)]
+            answers.append({"file": file, "classes": best})
     return answers, unreadable
 
 

@@ -1,9 +1,11 @@
 """What models answer on a set of images, and how sure they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,25 +18,25 @@ class Predictions:
     confidences: np.ndarray
 
 
-@torch.inference_mode()
-def predict(models: dict[str, torch.nn.Module], loader: DataLoader) -> tuple[dict[str, Predictions], np.ndarray]:
-    """Every model's answers in one pass over the images, in float32.
+def predict(
+    models: dict[str, Callable[[Tensor], Tensor]], loader: DataLoader
+) -> tuple[dict[str, Predictions], np.ndarray]:
+    """Every model's answers in one pass over the images.
 
     Args:
-        models: Name -> model, in evaluation mode.
+        models: Name -> what gives logits (B, C) for pixel values (B, 3, H, W) on the CPU.
         loader: Batches with `pixel_values` and `labels`.
 
     Returns:
         Name -> answers, and the labels (n,).
     """
-    columns: dict[str, list[torch.Tensor]] = {name: [] for name in models}
-    confidences: dict[str, list[torch.Tensor]] = {name: [] for name in models}
+    columns: dict[str, list[Tensor]] = {name: [] for name in models}
+    confidences: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
     for batch in tqdm(loader, desc="images", unit="batch", leave=False):
         labels.append(batch["labels"])
         for name, model in models.items():
-            logits = model(batch["pixel_values"].to(model.device)).logits
-            highest = logits.float().softmax(1).max(1)
+            highest = model(batch["pixel_values"]).softmax(1).max(1)
             confidences[name].append(highest.values.cpu())
             columns[name].append(highest.indices.cpu())
     answers = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import CLIPImageProcessor, PreTrainedConfig
 
 from ..models import PromptViTConfig, PromptViTForImageClassification
@@ -24,6 +25,11 @@ class SavedModel:
     def class_names(self) -> list[str]:
         """Names of the classes seen, by column."""
         return [self.model.config.id2label[column] for column in range(self.model.config.seen_classes)]
+
+    @torch.inference_mode()
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) on any device -> (B, C_seen) in float32."""
+        return self.model(pixel_values.to(self.model.device)).logits.float()
 
 
 def is_run(folder: str | Path) -> bool:

@@ -62,26 +62,14 @@ def test_figures_by_hand():
     assert task_without_images["average_accuracy"] == 50.0
 
 
-class Fixed(torch.nn.Module):
-    """Answers the given logits, image after image."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, pixel_values):
-        output = type("Output", (), {})()
-        output.logits = self.logits[pixel_values[:, 0, 0, 0].long()]
-        return output
-
-
 def test_predictions_over_batches():
     samples = [{"pixel_values": torch.full((3, 2, 2), float(i)), "labels": i % 2} for i in range(3)]
-    even = Fixed([[0.0, np.log(3)], [np.log(4), 0.0], [0.0, 0.0]])
-    odd = Fixed([[1.0, 0.0]] * 3)
-    answers, labels = predict({"even": even, "odd": odd}, DataLoader(samples, batch_size=2))
+
+    def fixed(logits):
+        return lambda pixel_values: torch.tensor(logits)[pixel_values[:, 0, 0, 0].long()]
+
+    models = {"even": fixed([[0.0, np.log(3)], [np.log(4), 0.0], [0.0, 0.0]]), "odd": fixed([[1.0, 0.0]] * 3)}
+    answers, labels = predict(models, DataLoader(samples, batch_size=2))
     assert labels.tolist() == [0, 1, 0]
     assert answers["even"].columns.tolist() == [1, 0, 0]
     assert answers["even"].confidences == pytest.approx([0.75, 0.8, 0.5])

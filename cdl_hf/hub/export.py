@@ -1,0 +1,95 @@
+"""Models for programs without this package: ONNX, with int8 weights if wanted, and `torch.export`.
+
+A file takes `pixel_values` (B, 3, H, W), any B, as the image processor makes them, and gives `logits` (B, C_seen):
+query pass and selection of prompts are inside, for each image by itself. It carries the class names as a JSON list,
+`labels`, and the image processor's configuration, `preprocessor_config`. Needs the extra `[export]`.
+"""
+
+import json
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxscript.optimizer import optimize_ir
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from .saved_models import SavedModel
+
+MOST_BYTES = 2**31 - 2**24  # of a protobuf; beyond it the weights of an ONNX file go into a second one
+
+
+class _Logits(nn.Module):
+    """Of all that the model gives, what a program needs."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values).logits
+
+
+def export_program(saved: SavedModel) -> ExportedProgram:
+    """The model's computation as one graph on the CPU, for batches of any size."""
+    crop = saved.image_processor.crop_size
+    images = torch.zeros(2, 3, crop["height"], crop["width"])
+    with torch.no_grad():
+        return torch.export.export(
+            _Logits(saved.model.cpu()).eval(),
+            (images,),
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}},
+        )
+
+
+def save_program(program: ExportedProgram, saved: SavedModel, path: Path) -> None:
+    """Writes the graph for `torch.export.load(path, extra_files={"labels": "", "preprocessor_config": ""})`."""
+    torch.export.save(program, path, extra_files=_description(saved))
+
+
+def save_onnx(program: ExportedProgram, saved: SavedModel, path: Path) -> None:
+    """Writes the graph as ONNX; weights of more than 2 GB go into a file beside it, `<name>.data`."""
+    onnx_program = torch.onnx.export(
+        program, input_names=["pixel_values"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    # Large transposed weights are folded as well: int8 takes only weights that are constants.
+    optimize_ir(onnx_program.model, input_size_limit=MOST_BYTES, output_size_limit=MOST_BYTES)
+    onnx_program.model.metadata_props.update(_description(saved))
+    weights = sum(p.numel() * p.element_size() for p in saved.model.parameters())
+    onnx_program.save(path, external_data=weights > MOST_BYTES)
+
+
+def save_int8(onnx_path: Path, path: Path) -> None:
+    """Writes an ONNX model with 8-bit weights in its linear layers; activations are quantised as they come."""
+    model = onnx.load(onnx_path)
+    del model.graph.value_info[:]  # shapes from before folding, by which onnxruntime would be misled
+    quantize_dynamic(
+        model,
+        path,
+        op_types_to_quantize=["MatMul", "Gemm"],  # convolutions would become slower
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        use_external_data_format=Path(f"{onnx_path}.data").exists(),
+    )
+
+
+class OnnxModel:
+    """An ONNX file in onnxruntime on the CPU, with as many threads as torch has: pixel values in, logits out."""
+
+    def __init__(self, path: Path):
+        options = SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        (logits,) = self.session.run(["logits"], {"pixel_values": pixel_values.numpy()})
+        return torch.from_numpy(logits)
+
+
+def _description(saved: SavedModel) -> dict[str, str]:
+    return {
+        "labels": json.dumps(saved.class_names, ensure_ascii=False),
+        "preprocessor_config": json.dumps(saved.image_processor.to_dict()),
+    }

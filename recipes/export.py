@@ -1,0 +1,141 @@
+"""A saved model as files for programs without this package: ONNX and torch.export, query and prompts inside.
+
+    python recipes/export.py runs/my_run/student --output_dir exported
+    python recipes/export.py runs/my_run/student --output_dir exported --int8 --dataset quickdraw100
+
+Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx, each for batches of any size; compares their logits
+with the model's on batches of several sizes, and tells their size and speed on the CPU. Needs the extra [export].
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from cdl_hf.training.parser import parse, refuse
+
+TOLERANCE = 1e-4  # of a logit
+BATCHES = (1, 2, 7, 32)
+
+
+@dataclass
+class ExportArguments:
+    """Model and files."""
+
+    checkpoint: str = field(metadata={"help": "folder of a saved model, or its name on the Hub", "positional": True})
+    output_dir: str = field(metadata={"help": "folder for the files"})
+    int8: bool = field(default=False, metadata={"help": "also write ONNX with 8-bit weights in the linear layers"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "compare on its test images, and measure the accuracy of every file"}
+    )
+
+    def __post_init__(self):
+        if self.int8 and self.dataset is None:
+            raise ValueError("int8 changes the answers: give a dataset to measure what it costs")
+
+
+def main() -> None:
+    (args,) = parse((ExportArguments,), description=__doc__)
+    missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
+    if missing:
+        refuse(f"{', '.join(missing)} not installed: pip install 'cdl_hf[export]'")
+
+    import torch
+    from torch.utils.data import DataLoader
+
+    from cdl_hf.data import load_source, test_transform
+    from cdl_hf.data.known_classes import known_classes
+    from cdl_hf.evaluation.predictions import predict
+    from cdl_hf.evaluation.speed import latency
+    from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program
+    from cdl_hf.hub.saved_models import load_saved_model
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which constants it does not fold
+    logging.getLogger().addFilter(lambda record: "pre-processing before quantization" not in record.getMessage())
+    folder = Path(args.output_dir)
+    try:
+        saved = load_saved_model(args.checkpoint)
+        images = None
+        if args.dataset is not None:
+            views = [load_source(args.dataset)["test"]]
+            images, left_out = known_classes(views, saved.class_names, test_transform(saved.image_processor))
+            if left_out is not None:
+                print(f"note: {left_out}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.onnx").touch()
+    except OSError as error:
+        refuse(f"output_dir {folder} cannot be written to: {error.strerror}")
+    except ValueError as error:
+        refuse(str(error))
+
+    program = export_program(saved)  # moves the model to the CPU, where all are compared
+    save_program(program, saved, folder / "model.pt2")
+    save_onnx(program, saved, folder / "model.onnx")
+    exported = torch.export.load(folder / "model.pt2").module()
+    models = {
+        "PyTorch": saved.logits,
+        "model.pt2": torch.inference_mode()(exported),
+        "model.onnx": OnnxModel(folder / "model.onnx"),
+    }
+    if args.int8:
+        save_int8(folder / "model.onnx", folder / "model_int8.onnx")
+        models["model_int8.onnx"] = OnnxModel(folder / "model_int8.onnx")
+
+    batches = comparison_batches(saved, images)
+    expected = [saved.logits(batch) for batch in batches]
+    differences = {
+        name: max((model(batch) - logits).abs().max().item() for batch, logits in zip(batches, expected, strict=True))
+        for name, model in models.items()
+    }
+    accuracies = {}
+    if images is not None:
+        predictions, labels = predict(models, DataLoader(images, 64))
+        accuracies = {name: 100 * (p.columns == labels).mean() for name, p in predictions.items()}
+
+    print(f"\n{'':<16}{'MB':>8}{'difference':>13}{'1 image, ms':>14}{'images/s':>11}{'accuracy, %':>14}")
+    for name, model in models.items():
+        cells = [
+            f"{size(folder, name) / 1e6:.2f}" if name != "PyTorch" else "",
+            f"{differences[name]:.1e}" if name != "PyTorch" else "",
+            f"{latency(model, batches[0]):.2f}",
+            f"{1000 * BATCHES[-1] / latency(model, batches[-1]):,.0f}",
+            f"{accuracies[name]:.2f}" if accuracies else "",
+        ]
+        print(f"{name:<16}" + "".join(c.rjust(w) for c, w in zip(cells, (8, 13, 14, 11, 14), strict=True)))
+    print(
+        f"(difference: the largest of a logit, on batches of {', '.join(map(str, BATCHES))}; speed: on the CPU with "
+        f"{torch.get_num_threads()} thread(s), images/s in batches of {BATCHES[-1]})"
+    )
+    stop_if_wrong({name: differences[name] for name in ("model.pt2", "model.onnx")})
+
+
+def stop_if_wrong(differences: dict[str, float]) -> None:
+    """Ends the process with code 1 where a file's logits are not the model's."""
+    wrong = [name for name, difference in differences.items() if not difference <= TOLERANCE]
+    if wrong:
+        sys.exit(f"{' and '.join(wrong)} differ from the model by more than {TOLERANCE}: do not use them.")
+
+
+def comparison_batches(saved, images) -> list:
+    """Pixel values in batches of several sizes: of test images evenly from the whole stream, or random ones."""
+    import torch
+
+    count = sum(BATCHES)
+    if images is None:
+        crop = saved.image_processor.crop_size
+        pixel_values = torch.randn(count, 3, crop["height"], crop["width"], generator=torch.Generator().manual_seed(0))
+    else:
+        order = torch.linspace(0, len(images) - 1, count).round().long()
+        order = order[torch.randperm(count, generator=torch.Generator().manual_seed(0))]  # tasks mixed in each batch
+        pixel_values = torch.stack([images[i]["pixel_values"] for i in order.tolist()])
+    return list(pixel_values.split(BATCHES))
+
+
+def size(folder: Path, name: str) -> int:
+    """Bytes of a file and of the second one that holds its weights, if they are large."""
+    return sum(path.stat().st_size for path in folder.glob(f"{name}*"))
+
+
+if __name__ == "__main__":
+    main()
