@@ -24,6 +24,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from cdl_hf.data.sketch import centre
+
 SEED = 100
 STREAM_CLASSES = 100
 TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
@@ -45,16 +47,6 @@ def read_tarball(path: Path) -> dict[str, np.ndarray]:
                 drawings = np.array([json.loads(line) for line in lines if line], np.float64).reshape(-1, 28, 28)
                 classes[Path(member.name).name.removesuffix(".ndjson.gz")] = np.rint(drawings * 255).astype(np.uint8)
     return classes
-
-
-def centre(drawing: np.ndarray) -> np.ndarray:
-    """Moves the ink's bounding box to the middle (the drawings come pushed against the top or left edge)."""
-    centred = drawing
-    for axis in (0, 1):
-        inked = np.flatnonzero(drawing.any(axis=1 - axis))
-        if inked.size:
-            centred = np.roll(centred, (drawing.shape[axis] - 1 - inked[-1] - inked[0]) // 2, axis)
-    return centred
 
 
 def encode_png(drawing: np.ndarray) -> bytes:

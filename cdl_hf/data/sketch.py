@@ -1,0 +1,96 @@
+"""Drawings as the bundled data set has them: white lines on black, one pixel wide, 28x28, in the middle."""
+
+import numpy as np
+import PIL.Image
+
+SIDE = 28
+TOLERANCE = 2 / 255  # of the drawing's longer side, by which Quick, Draw! simplified its strokes
+
+
+def draw(strokes: list[list[tuple[float, float]]]) -> PIL.Image.Image | None:
+    """The image (28x28, mode L) of a drawing, whatever its place and size; None if nothing is drawn.
+
+    As Quick, Draw! did, the strokes are scaled to fill the square with their longer side and simplified (Ramer,
+    Douglas, Peucker); then they are drawn with lines that share each step between two pixels (Wu).
+
+    Args:
+        strokes: of each the points (x, y), y downwards.
+    """
+    lines = [np.array(stroke, np.float64).reshape(-1, 2) for stroke in strokes if len(stroke)]
+    if not lines:
+        return None
+    points = np.concatenate(lines)
+    low, extent = points.min(0), np.ptp(points, axis=0).max() or 1.0
+    canvas = np.zeros((SIDE, SIDE))
+    for line in lines:
+        corners = _simplify((line - low) / extent) * (SIDE - 1)
+        for start, end in zip(corners[:-1], corners[1:], strict=True):
+            _line(canvas, start, end)
+        for x, y in np.rint(corners[1:-1] if len(corners) > 2 else corners[:1]).astype(int):
+            canvas[y, x] = 1
+    return PIL.Image.fromarray(np.rint(255 * centre(canvas)).astype(np.uint8))
+
+
+def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
+    """An image of a drawing (28x28, mode L), be it dark on light or light on dark; None if nothing is on it.
+
+    What differs clearly from the border's brightness is ink. Lines keep their own width.
+    """
+    grey = np.asarray(image.convert("L"), np.float64)
+    border = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    ink = border - grey if border > 127 else grey - border
+    inked = ink > 0.25 * 255
+    if not inked.any():
+        return None
+    rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+    if grey.shape != (SIDE, SIDE):
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].clip(0)
+        scale = SIDE / max(ink.shape)
+        size = [max(round(scale * side), 1) for side in reversed(ink.shape)]
+        part = PIL.Image.fromarray(ink.astype(np.float32)).resize(size, PIL.Image.Resampling.BOX)
+        ink = np.zeros((SIDE, SIDE))
+        ink[: part.height, : part.width] = np.asarray(part)
+        ink = centre(ink) * 255 / ink.max()
+    return PIL.Image.fromarray(np.rint(ink.clip(0, 255)).astype(np.uint8))
+
+
+def centre(drawing: np.ndarray) -> np.ndarray:
+    """Moves the ink's bounding box to the middle of the square, by whole pixels."""
+    centred = drawing
+    for axis in (0, 1):
+        inked = np.flatnonzero(drawing.any(axis=1 - axis))
+        if inked.size:
+            centred = np.roll(centred, (drawing.shape[axis] - 1 - inked[-1] - inked[0]) // 2, axis)
+    return centred
+
+
+def _simplify(line: np.ndarray) -> np.ndarray:
+    """Those of the points (n, 2) without which the line would move by more than the tolerance."""
+    if len(line) < 3:
+        return line
+    direction = line[-1] - line[0]
+    length, offset = np.hypot(*direction), line - line[0]
+    if length:
+        distance = np.abs(direction[0] * offset[:, 1] - direction[1] * offset[:, 0]) / length
+    else:
+        distance = np.hypot(*offset.T)
+    far = int(distance.argmax())
+    if distance[far] <= TOLERANCE:
+        return line[[0, -1]]
+    return np.concatenate([_simplify(line[: far + 1])[:-1], _simplify(line[far:])])
+
+
+def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    """Draws a line of full coverage at every step along its longer axis; the brighter of two lines is seen."""
+    steep = abs(end[1] - start[1]) > abs(end[0] - start[0])
+    pixels = canvas if steep else canvas.T  # [along, across]
+    (from_along, from_across), (to_along, to_across) = (p[::-1] if steep else p for p in (start, end))
+    first, last = sorted((round(from_along), round(to_along)))
+    for along in range(first, last + 1):
+        share = (along - from_along) / (to_along - from_along) if to_along != from_along else 0.0
+        across = np.clip(from_across + min(max(share, 0), 1) * (to_across - from_across), 0, SIDE - 1)
+        low = int(across)
+        rest = across - low
+        pixels[along, low] = max(pixels[along, low], 1 - rest)
+        if rest:
+            pixels[along, low + 1] = max(pixels[along, low + 1], rest)

@@ -1,0 +1,354 @@
+"""A page on which a run's teacher and student answer side by side, as they would have after each task.
+
+    python recipes/demo.py runs/my_run                     # opens http://127.0.0.1:7860
+    python recipes/demo.py runs/my_run --space my_space    # writes a folder that can be pushed as a Space
+
+Draw (models of the bundled data set) or drop an image; the slider goes back to what both knew after any task. Needs
+the extra [demo]; nothing is fetched from elsewhere.
+"""
+
+import html
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from cdl_hf.training.parser import parse, refuse
+
+TOP = 5
+COLOURS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
+DRAWINGS = "quickdraw100"  # the data set whose models take drawings
+PACKAGES = (  # that a Space needs besides gradio
+    *("accelerate", "datasets", "filelock", "httpx2", "huggingface_hub", "numpy", "pyyaml", "safetensors", "timm"),
+    *("torch", "torchvision", "transformers"),
+)
+
+
+@dataclass
+class DemoArguments:
+    """The run, and where its page goes."""
+
+    run: str = field(metadata={"help": "output folder of a finished run", "positional": True})
+    port: int = field(default=7860, metadata={"help": "of this machine, where the page is", "min": 1, "max": 65535})
+    space: str | None = field(
+        default=None, metadata={"help": "new folder to write as a Space of the Hub, instead of opening the page"}
+    )
+
+
+def main() -> None:
+    (args,) = parse((DemoArguments,), description=__doc__)
+    try:
+        if args.space is not None:
+            write_space(Path(args.run), Path(args.space))
+            print(f"{args.space} is ready: upload it with `hf upload <name> {args.space} --repo-type space`")
+            return
+        demo = Demo(Path(args.run))
+    except ValueError as error:
+        refuse(str(error))
+    try:
+        launch(build_page(demo), server_port=args.port)
+    except OSError:
+        refuse(f"port {args.port} is taken; choose another")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable classes with their probabilities, and the time it took."""
+
+    classes: list[tuple[str, float]]
+    milliseconds: float
+
+
+class Demo:
+    """A run's models, which answer as after any task.
+
+    Args:
+        run: Output folder of a finished run.
+
+    Attributes:
+        num_tasks: Tasks that one can go back to; 1 where the run's `states/` are not there.
+        dataset: The data set, as it was named to the run.
+        takes_drawings: Whether the models have learnt drawings.
+
+    Raises:
+        ValueError: It is no run, it is not finished, or a model cannot be loaded.
+    """
+
+    def __init__(self, run: Path):
+        from PIL import Image
+
+        from cdl_hf.data import test_transform
+        from cdl_hf.hub.saved_models import is_run, load_run
+        from cdl_hf.training.task_states import TaskStates
+
+        if not is_run(run):
+            raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
+        self.saved = load_run(run)
+        some = next(iter(self.saved.values()))
+        self.class_names, self.classes_per_task = some.class_names, some.model.config.classes_per_task
+        self.transform = test_transform(some.image_processor)
+        self.states = {role: TaskStates(run, role) for role in self.saved}
+        self.last = some.model.config.tasks_seen - 1
+        known = all(s.path(task).is_file() for s in self.states.values() for task in range(self.last + 1))
+        self.num_tasks = self.last + 1 if known else 1
+        self.dataset = str(yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))["dataset"])
+        self.takes_drawings = self.dataset == DRAWINGS
+        self._lock, self._task = threading.Lock(), self.last
+        self.answer(Image.new("RGB", (64, 64)), self.last)  # the first call takes longer than all others
+
+    def task(self, number: int) -> int:
+        """Index of the task that the slider's number (from 1) stands for."""
+        return number - 1 if self.num_tasks > 1 else self.last
+
+    def classes(self, task: int) -> tuple[list[str], list[str]]:
+        """Names of all classes known after a task, and of those that came with it."""
+        stop = sum(self.classes_per_task[: task + 1])
+        return self.class_names[:stop], self.class_names[stop - self.classes_per_task[task] : stop]
+
+    def answer(self, image, task: int) -> dict[str, Answer]:
+        """What each model says of a PIL image, as it was after `task`."""
+        pixel_values = self.transform(image)[None]
+        names, _ = self.classes(task)
+        answers = {}
+        with self._lock:  # one visitor at a time: the models go back and forth in time
+            for role, saved in self.saved.items():
+                if task != self._task:
+                    self.states[role].load(task, saved.model)
+                    saved.model.config.tasks_seen = task + 1
+            self._task = task
+            for role, saved in self.saved.items():
+                began = time.perf_counter()
+                top = saved.logits(pixel_values)[0].softmax(0).topk(min(TOP, len(names)))
+                milliseconds = 1000 * (time.perf_counter() - began)
+                classes = [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+                answers[role] = Answer(classes, milliseconds)
+        return answers
+
+
+def render(demo: Demo, image, task: int) -> str:
+    """The answers as HTML: what the models see, and a panel for each."""
+    names, new = demo.classes(task)
+    learnt = f"After task {task + 1} of {demo.last + 1}: {len(names)} classes, the newest {', '.join(new)}."
+    lines = [f'<p class="learnt">{html.escape(learnt)}</p>']
+    if image is None:
+        hint = "Draw one of them" if demo.takes_drawings else "Drop an image of one of them"
+        return "\n".join([*lines, f'<p class="hint">{hint}, and both will tell what they see.</p>'])
+    answers = demo.answer(image, task)
+    panels = "\n".join(panel(role, answers[role], set(new)) for role in ("teacher", "student") if role in answers)
+    seen = (
+        f'<figure><img alt="What the models see" src="{as_url(image)}"><figcaption>what they see</figcaption></figure>'
+    )
+    return "\n".join([*lines, f'<div class="answers">{seen}{panels}</div>'])
+
+
+def panel(role: str, answer: Answer, new: set[str]) -> str:
+    rows = "\n".join(
+        f'<li><span class="name">{html.escape(name)}{" <b>new</b>" if name in new else ""}</span>'
+        f'<span class="share">{100 * p:.1f}%</span>'
+        f'<span class="bar"><i style="width:{100 * p:.1f}%;background:{COLOURS[role]}"></i></span></li>'
+        for name, p in answer.classes
+    )
+    return (
+        f'<section class="{role}" style="--colour:{COLOURS[role]}"><h3>{role.capitalize()}</h3>'
+        f'<p class="time">{answer.milliseconds:.1f} ms</p><ol>{rows}</ol></section>'
+    )
+
+
+def as_url(image, side: int = 196) -> str:
+    """An image in the page itself, in whole pixels if it is a small one."""
+    import base64
+    from io import BytesIO
+
+    from PIL.Image import Resampling
+
+    image = image.convert("RGB")
+    scale = side / max(image.size)
+    size = [max(round(scale * length), 1) for length in image.size]
+    file = BytesIO()
+    image.resize(size, Resampling.NEAREST if scale > 1 else Resampling.LANCZOS).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+CANVAS = """
+<canvas width="420" height="420" aria-label="Draw here"></canvas>
+<div><button name="undo">Undo</button><button name="clear">Clear</button></div>
+"""
+CANVAS_STYLE = """
+canvas { width: 100%; max-width: 420px; aspect-ratio: 1; background: #fff; border: 1px solid #b8c0cc;
+         border-radius: 12px; cursor: crosshair; touch-action: none; display: block; }
+div { display: flex; gap: 8px; margin-top: 10px; }
+button { margin: 0; padding: 6px 18px; font: inherit; color: inherit; background: transparent; cursor: pointer;
+         border: 1px solid #b8c0cc; border-radius: 8px; }
+button:hover { border-color: #0072B2; color: #0072B2; }
+"""
+CANVAS_SCRIPT = """
+const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
+let strokes = [], drawing = false;
+const place = (event) => {
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+};
+const paint = () => {
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  pen.lineWidth = 7; pen.lineCap = pen.lineJoin = "round"; pen.strokeStyle = "#1c2430";
+  for (const stroke of strokes) {
+    pen.beginPath();
+    pen.moveTo(...stroke[0]);
+    for (const point of stroke) pen.lineTo(...point);
+    pen.stroke();
+  }
+};
+const tell = () => { paint(); trigger("input", {strokes}); };
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  drawing = true; strokes.push([place(event)]); paint();
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (drawing) { strokes[strokes.length - 1].push(place(event)); paint(); }
+});
+for (const end of ["pointerup", "pointercancel"])
+  canvas.addEventListener(end, () => { if (drawing) { drawing = false; tell(); } });
+element.querySelector("[name=undo]").addEventListener("click", () => { strokes.pop(); tell(); });
+element.querySelector("[name=clear]").addEventListener("click", () => { strokes = []; tell(); });
+"""
+STYLE = """
+.learnt { font-size: 0.95rem; opacity: 0.8; } .hint { margin-top: 2rem; font-size: 1.15rem; }
+.answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 20px 32px; margin-top: 12px; }
+.answers figure { grid-column: 1 / -1; display: flex; align-items: end; gap: 12px; margin: 0; }
+.answers img { height: 112px; border-radius: 6px; image-rendering: pixelated; } figcaption { opacity: 0.7; }
+section { border-top: 3px solid var(--colour); padding-top: 8px; position: relative; }
+section h3 { margin: 0; color: var(--colour); }
+.time { position: absolute; top: 10px; right: 0; margin: 0; opacity: 0.7; }
+ol { list-style: none; margin: 10px 0 0; padding: 0; } li { display: grid; grid-template-columns: 1fr auto; }
+li { margin-bottom: 8px; } .share { font-variant-numeric: tabular-nums; }
+.name b { font-size: 0.7rem; font-weight: 600; padding: 1px 6px; border-radius: 6px; background: #009E7333; }
+.bar { grid-column: 1 / -1; height: 8px; border-radius: 4px; background: #8884; overflow: hidden; }
+.bar i { display: block; height: 100%; border-radius: 4px; transition: width 0.25s; }
+"""
+
+
+def build_page(demo: Demo):
+    """The page as `gradio.Blocks`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    if find_spec("gradio") is None:
+        refuse("gradio is not installed: pip install 'cdl_hf[demo]'")
+    import gradio as gr
+
+    from cdl_hf.data import SourceError, open_image
+    from cdl_hf.data.sketch import as_drawing, draw
+    from cdl_hf.data.unreadable import FAILURES
+
+    def on_drawing(number: int, event: gr.EventData):
+        image = draw(event.strokes)
+        return image, render(demo, image, demo.task(number))
+
+    def on_image(path: str | None, number: int):
+        try:
+            image = None if path is None else open_image(path)
+        except (SourceError, *FAILURES) as error:
+            raise gr.Error(f"This image cannot be read: {error}") from error
+        if image is not None and demo.takes_drawings:
+            image = as_drawing(image)
+        return image, render(demo, image, demo.task(number))
+
+    def on_task(image, number: int):
+        return render(demo, image, demo.task(number))
+
+    with gr.Blocks(title="A teacher and its student", analytics_enabled=False) as page:
+        gr.Markdown(
+            "# A teacher and its student, task by task\n"
+            "Both are frozen Vision Transformers, steered by learnt prompts; new classes came task by task, and no "
+            "image was kept. The student learnt from the teacher."
+        )
+        image = gr.State()
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                canvas = None
+                if demo.takes_drawings:
+                    with gr.Tab("Draw"):
+                        canvas = gr.HTML(
+                            html_template=CANVAS, css_template=CANVAS_STYLE, js_on_load=CANVAS_SCRIPT, elem_id="canvas"
+                        )
+                with gr.Tab("Drop an image"):
+                    file = gr.Image(type="filepath", sources=["upload", "clipboard"], show_label=False, height=420)
+            with gr.Column(scale=7, min_width=360):
+                slider = gr.Slider(
+                    *(1, demo.num_tasks, demo.num_tasks),
+                    step=1,
+                    label="Tasks learnt so far",
+                    visible=demo.num_tasks > 1,
+                    elem_id="tasks",
+                )
+                answers = gr.HTML(render(demo, None, demo.task(demo.num_tasks)), css_template=STYLE, elem_id="answers")
+        # Of strokes that come faster than answers, the last counts.
+        quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        if canvas is not None:
+            canvas.input(on_drawing, [slider], [image, answers], **quietly)
+        file.change(on_image, [file, slider], [image, answers], **quietly)
+        slider.change(on_task, [image, slider], [answers], **quietly)
+    return page
+
+
+def launch(page, **options):
+    """Serves the page with fonts of the visitor's own machine, and nothing from elsewhere."""
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return page.launch(theme=theme, footer_links=[], **options)
+
+
+APP = """\
+from pathlib import Path
+
+from demo import Demo, build_page, launch
+
+launch(build_page(Demo(Path("run"))))
+"""
+
+
+def write_space(run: Path, folder: Path) -> None:
+    """Writes a Space: the run's models and states, this page, the package without its data, and what it needs.
+
+    Raises:
+        ValueError: The folder is there already, or the run cannot be shown.
+    """
+    import cdl_hf
+    from cdl_hf.hub.model_card import portable
+
+    demo = Demo(run)
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; name a new folder")
+    if find_spec("gradio") is None:
+        raise ValueError("gradio is not installed, whose version a Space names: pip install 'cdl_hf[demo]'")
+    folder.mkdir(parents=True)
+    package = Path(cdl_hf.__file__).parent
+    unwanted = shutil.ignore_patterns("__pycache__", "quickdraw100", "backbones", "*.png", "checkpoints")
+    shutil.copytree(package, folder / "cdl_hf", ignore=unwanted)
+    (folder / "run").mkdir()
+    for part in (*demo.saved, "states"):
+        if (run / part).is_dir():
+            shutil.copytree(run / part, folder / "run" / part, ignore=shutil.ignore_patterns("*.npy", "README.md"))
+    # All that the page reads of it; what folder it was in is nobody's business.
+    (folder / "run" / "args.yaml").write_text(yaml.safe_dump({"dataset": portable(demo.dataset)}), encoding="utf-8")
+    shutil.copy(__file__, folder / "demo.py")
+    (folder / "app.py").write_text(APP, encoding="utf-8")
+    (folder / "requirements.txt").write_text(
+        "".join(f"{name}=={version(name).split('+')[0]}\n" for name in PACKAGES), encoding="utf-8"
+    )
+    (folder / "README.md").write_text(
+        "---\ntitle: A teacher and its student, task by task\ncolorFrom: blue\ncolorTo: yellow\nsdk: gradio\n"
+        f"sdk_version: {version('gradio')}\napp_file: app.py\npinned: false\n---\n\n"
+        "A teacher and a student that learnt a stream of tasks together (continual distillation learning). Move the "
+        "slider to\nsee what both knew after each task.\n",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()
