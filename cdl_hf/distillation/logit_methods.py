@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
-from .losses import dkd_loss, kd_loss
+from .losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
 from .supervised import Supervised
 
 
@@ -108,3 +108,19 @@ class DKD(KD):
 
     def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         return dkd_loss(student_logits, teacher_logits, labels, self.temperature)
+
+
+class StandardizedKD(KD):
+    """Knowledge distillation of standardised logits (arXiv 2403.01427)."""
+
+    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return standardized_kd_loss(student_logits, teacher_logits, self.temperature)
+
+
+class DIST(KD):
+    """Relations instead of values: Pearson correlations within images and within classes (arXiv 2205.10536)."""
+
+    default_temperature = 1.0
+
+    def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return dist_loss(student_logits, teacher_logits, self.temperature)

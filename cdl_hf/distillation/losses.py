@@ -57,3 +57,46 @@ def dkd_loss(
     target_loss = F.kl_div(*split, reduction="batchmean", log_target=True)
     rest_loss = F.kl_div(*rest, reduction="batchmean", log_target=True)
     return temperature**2 * (target_weight * target_loss + rest_weight * rest_loss)
+
+
+def standardized_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KD of standardised logits (arXiv 2403.01427, eq. 8): the student follows the teacher's order and proportions,
+    and not the scale of its logits.
+
+    Args:
+        student_logits, teacher_logits: (B, C) over the same classes, all finite; made to have mean 0 and standard
+            deviation 1 for each image.
+        temperature: tau > 0, the paper's base temperature.
+
+    Returns:
+        Scalar, mean over the batch; 0 for a single class. Of two classes nothing is left but which is the larger, so
+        that no gradient reaches the student.
+    """
+    return kd_loss(_standardize(student_logits.float()), _standardize(teacher_logits.float()), temperature)
+
+
+def _standardize(logits: Tensor) -> Tensor:
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred * (centred.square().mean(1, keepdim=True) + 1e-12).rsqrt()
+
+
+def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """DIST (arXiv 2205.10536, eq. 8 and 9): tau^2 times the sum of two Pearson distances between probabilities, of
+    each image's over the classes and of each class's over the images of the batch.
+
+    Args:
+        student_logits, teacher_logits: (B, C) over the same classes, all finite.
+        temperature: tau > 0.
+
+    Returns:
+        Scalar between 0 and 4 tau^2. Of one image, or one class, there is one distance; the other is 1 and teaches
+        nothing.
+    """
+    student, teacher = (F.softmax(x.float() / temperature, dim=1) for x in (student_logits, teacher_logits))
+    return temperature**2 * (_pearson_distance(student, teacher) + _pearson_distance(student.T, teacher.T))
+
+
+def _pearson_distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 - the correlation of corresponding rows, mean over the rows."""
+    x, y = (values - values.mean(1, keepdim=True) for values in (x, y))
+    return 1 - F.cosine_similarity(x, y, dim=1).mean()

@@ -2,13 +2,15 @@
 
 from .branch_methods import KDP, CDLPrompt, DeiT
 from .feature_methods import FitNets, ReviewKD
-from .logit_methods import DKD, KD
+from .logit_methods import DIST, DKD, KD, StandardizedKD
 from .supervised import Supervised
 
 METHODS: dict[str, type[Supervised]] = {
     "none": Supervised,
     "kd": KD,
     "dkd": DKD,
+    "lskd": StandardizedKD,
+    "dist": DIST,
     "fitnets": FitNets,
     "reviewkd": ReviewKD,
     "deit": DeiT,

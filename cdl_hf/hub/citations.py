@@ -109,4 +109,20 @@ CITATIONS = {
   year      = {2023},
   note      = {arXiv:2303.05118},
 }""",
+    "lskd": """\
+@inproceedings{sun2024lskd,
+  title     = {Logit Standardization in Knowledge Distillation},
+  author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2024},
+  note      = {arXiv:2403.01427},
+}""",
+    "dist": """\
+@inproceedings{huang2022dist,
+  title     = {Knowledge Distillation from A Stronger Teacher},
+  author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2022},
+  note      = {arXiv:2205.10536},
+}""",
 }

@@ -22,6 +22,8 @@ DISTILLATION = {
     "none": ("no distillation", ("cdl",)),
     "kd": ("knowledge distillation of its logits (KD)", ("cdl", "kd")),
     "dkd": ("decoupled knowledge distillation (DKD)", ("cdl", "dkd")),
+    "lskd": ("knowledge distillation of its standardised logits (LSKD)", ("cdl", "lskd", "kd")),
+    "dist": ("the relations between its predictions (DIST)", ("cdl", "dist")),
     "fitnets": ("hints from its features (FitNets)", ("cdl", "fitnets", "kd")),
     "reviewkd": ("review of its features (ReviewKD)", ("cdl", "reviewkd", "kd")),
     "deit": ("a distillation token (DeiT)", ("cdl", "deit", "kd")),

@@ -92,8 +92,8 @@ class ModelArguments:
 class DistillationArguments:
     """How the student learns from the teacher."""
 
-    distillation: Literal["none", "kd", "dkd", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt"] = _argument(
-        "kdp", "Distillation method; none trains a student alone"
+    distillation: Literal["none", "kd", "dkd", "lskd", "dist", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt"] = (
+        _argument("kdp", "Distillation method; none trains a student alone")
     )
     alpha: float = _argument(0.5, "Weight of the teacher's part of the loss, and of the KD head's", min=0, max=1)
     temperature: float | None = _argument(

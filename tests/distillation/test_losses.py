@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cdl_hf.distillation.losses import dkd_loss, kd_loss
+from cdl_hf.distillation.losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
 
 LOG2, LOG3 = math.log(2), math.log(3)
 
@@ -35,9 +36,39 @@ def test_dkd_by_hand():
     )
 
 
+def test_standardized_kd_by_hand():
+    """Logits (5, 3) standardise to (1, -1), and (0, 9) to (-1, 1): what counts is the order, here of two classes."""
+    up, down = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))
+    expected = up * math.log(up / down) + down * math.log(down / up)
+    student, teacher = torch.tensor([[0.0, 9.0]]), torch.tensor([[5.0, 3.0]])
+    assert standardized_kd_loss(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    logits, other = torch.randn(4, 6), torch.randn(4, 6)
+    scaled = standardized_kd_loss(3 * logits - 2, 0.1 * other + 5, 2.0)
+    assert scaled.item() == pytest.approx(standardized_kd_loss(logits, other, 2.0).item(), rel=1e-4)
+    assert standardized_kd_loss(logits[:, :1], other[:, :1], 2.0) == 0
+
+
+def test_dist_by_hand():
+    """Probabilities of two images over three classes; correlations computed by numpy."""
+    student = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]])
+    teacher = torch.tensor([[0.7, 0.1, 0.2], [0.2, 0.2, 0.6]])
+    rows = [1 - np.corrcoef(s, t)[0, 1] for s, t in zip(student, teacher, strict=True)]
+    columns = [1 - np.corrcoef(s, t)[0, 1] for s, t in zip(student.T, teacher.T, strict=True)]
+    expected = np.mean(rows) + np.mean(columns)
+    assert dist_loss(student.log(), teacher.log(), 1.0).item() == pytest.approx(expected, rel=1e-4)
+    assert dist_loss(4 * student.log(), 4 * teacher.log(), 4.0).item() == pytest.approx(16 * expected, rel=1e-4)
+    one = dist_loss(student[:1].log().requires_grad_(), teacher[:1].log(), 1.0)  # no second image to compare with
+    assert one.item() == pytest.approx(rows[0] + 1, rel=1e-4)
+
+
 def test_losses_of_equal_logits_are_zero_and_do_not_depend_on_a_shift():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    for loss in (kd_loss(logits, logits + 7, 2.0), dkd_loss(logits, logits - 7, labels, 4.0)):
+    for loss in (
+        kd_loss(logits, logits + 7, 2.0),
+        dkd_loss(logits, logits - 7, labels, 4.0),
+        standardized_kd_loss(logits, logits + 7, 2.0),
+        dist_loss(logits, logits - 7, 1.0),
+    ):
         assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
@@ -46,7 +77,12 @@ def test_large_logits_stay_finite(dtype):
     student = (1e4 * torch.randn(8, 6)).to(dtype).requires_grad_()
     teacher, labels = (1e4 * torch.randn(8, 6)).to(dtype), torch.arange(8) % 6
     for temperature in (1.0, 4.0):
-        for loss in (kd_loss(student, teacher, temperature), dkd_loss(student, teacher, labels, temperature)):
+        for loss in (
+            kd_loss(student, teacher, temperature),
+            dkd_loss(student, teacher, labels, temperature),
+            standardized_kd_loss(student, teacher, temperature),
+            dist_loss(student, teacher, temperature),
+        ):
             (gradient,) = torch.autograd.grad(loss, student)
             assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cdl_hf.distillation import METHODS
 from cdl_hf.distillation.feature_methods import Fusion
-from cdl_hf.distillation.losses import dkd_loss, kd_loss
+from cdl_hf.distillation.losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
 from cdl_hf.distillation.token_grid import TokenGrid
 
 DISTILLING = [name for name in METHODS if name != "none"]
@@ -29,7 +29,11 @@ def test_the_parts_of_the_loss(name):
     teaching = teacher.eval()(x).logits[:, current]
     assert torch.allclose(output["logits"], own, atol=1e-6)
     assert torch.allclose(output["cross_entropy"], 0.7 * F.cross_entropy(own, labels - 3))
-    soft = dkd_loss(follower, teaching, labels - 3, 4.0) if name == "dkd" else kd_loss(follower, teaching, 2.0)
+    soft = {
+        "dkd": dkd_loss(follower, teaching, labels - 3, 4.0),
+        "lskd": standardized_kd_loss(follower, teaching, 2.0),
+        "dist": dist_loss(follower, teaching, 1.0),
+    }.get(name, kd_loss(follower, teaching, 2.0))
     assert torch.allclose(output["soft_loss"], 0.3 * soft, atol=1e-6)
     assert torch.allclose(output["prompt_loss"], student_output.prompt_loss)
     assert ("feature_loss" in output) == (name in ("fitnets", "reviewkd"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import PAIRS, images, labels_for, snapshot, start_task, tiny_model, tiny_pair, train
+from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, snapshot, start_task, tiny_model, tiny_pair, train
 
 from cdl_hf.distillation import METHODS, Supervised
 from cdl_hf.models import PromptViTForImageClassification
@@ -19,7 +19,9 @@ def test_two_tasks_of_training(prompt_method, method_name, tmp_path):
             start_task(model)
             before, other = snapshot(model), snapshot(teacher if stage is method else student)
             losses = train(stage, pixel_values)
-            assert losses[-1] < losses[0], "loss does not fall"
+            # of two classes, standardised logits and correlations are a sign, and their loss a step
+            if not (stage is method and method_name in ("lskd", "dist") and CLASSES_PER_TASK[task] == 2):
+                assert losses[-1] < losses[0], "loss does not fall"
             check_changes(model, before, task)
             model.end_task()
             assert_equal_states(teacher if stage is method else student, other)

@@ -227,6 +227,8 @@ def test_what_predicts_in_place_of_the_heads_is_told(tmp_path, card, args, told,
         ("simplecil", "2303.07338"),
         ("ranpac", "2307.02251"),
         ("slca", "2303.05118"),
+        ("lskd", "2403.01427"),
+        ("dist", "2205.10536"),
     ],
 )
 def test_citations_are_whole(key, arxiv):
