@@ -1,12 +1,20 @@
-"""How fast, and with how much memory?
+"""How fast, and with how much memory? For any arguments of train.py, with random weights, so that none are needed.
 
-python recipes/benchmark.py --stream                # a stream over ten million rows
+    python recipes/benchmark.py --teacher vit_small_patch16_224 --student vit_tiny_patch16_224 --batch_size 64
+    python recipes/benchmark.py --stream                       # a stream over ten million rows
+    python recipes/benchmark.py --input --num_workers 2        # reading and augmenting images
+
+Steps of training and evaluation are measured against a plain implementation (benchmarks/plain.py): separate query
+passes, gradients for all weights, attention written out, a full last block. Operations are those of the matrix
+products that a step needs; the linear rate is that of the teacher's widest layer here, measured in the same rounds.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
 from cdl_hf.training.parser import parse, refuse
 
 
@@ -14,26 +22,76 @@ from cdl_hf.training.parser import parse, refuse
 class BenchmarkArguments:
     """What is measured."""
 
-    stream: bool = field(default=False, metadata={"help": "time and memory to build a stream over very many rows"})
+    precision: list[Literal["fp32", "bf16"]] = field(
+        default_factory=lambda: ["fp32", "bf16"], metadata={"help": "precisions of the steps"}
+    )
+    repeats: int = field(default=5, metadata={"help": "rounds, of which the median counts", "min": 1})
+    stream: bool = field(default=False, metadata={"help": "instead: a stream over very many rows"})
     rows: int = field(default=10_000_000, metadata={"help": "of that stream", "min": 10_000})
+    input: bool = field(default=False, metadata={"help": "instead: images a second that are read and augmented"})
     json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
+    profile: str | None = field(default=None, metadata={"help": "file for a trace of the steps, for Perfetto"})
 
 
 def main() -> None:
-    (args,) = parse((BenchmarkArguments,), description=__doc__)
-    from benchmarks import streams
+    arguments = parse(
+        (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, BenchmarkArguments),
+        description=__doc__,
+    )
+    *_, training_args, args = arguments
+    from benchmarks import inputs, streams
 
-    figures = {}
     if args.stream:
-        figures["stream"] = measured = streams.measure(args.rows)
+        figures = streams.measure(args.rows)
         print(
-            f"a stream over {args.rows:,} rows: {measured['seconds']:.1f} s; beyond the table at most "
-            f"{measured['peak_bytes_per_row']:.0f} bytes a row, {measured['kept_bytes_per_row']:.0f} in the end"
+            f"a stream over {args.rows:,} rows: {figures['seconds']:.1f} s; beyond the table at most "
+            f"{figures['peak_bytes_per_row']:.0f} bytes a row, {figures['kept_bytes_per_row']:.0f} in the end"
         )
-    if not figures:
-        refuse("nothing to measure: give --stream")
+    elif args.input:
+        figures = inputs.measure(training_args.num_workers, args.repeats)
+        print(inputs.table(figures))
+    else:
+        figures = measure_steps(*arguments)
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_steps(stream_args, model_args, distillation_args, training_args, args) -> dict:
+    """Steps of both stages and of evaluation in each precision, and reading the images of the configured stream."""
+    import torch
+    from benchmarks import inputs, steps
+
+    from cdl_hf.training import build
+
+    if training_args.stages != "both":
+        refuse("the benchmark measures teacher and student: leave stages out")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(inputs.cores())
+    try:
+        stream = build.build_stream(stream_args)
+        learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
+    except ValueError as error:
+        refuse(str(error))
+    for model in (learners.teacher, learners.method.student):
+        model.start_task(stream[0].class_names)
+    learners.teacher.to(device), learners.method.to(device)
+    size, side = training_args.batch_size, learners.image_processor.crop_size["height"]
+    batch = {
+        "pixel_values": torch.rand(size, 3, side, side, device=device),
+        "labels": torch.arange(size, device=device) % stream.classes_per_task[0],
+    }
+    figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
+    figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, learners, training_args)
+    print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.num_workers} workers")
+    print(f"{device}, {figures['threads']} threads, batch {size}, {side} px, {type(learners.method).__name__}")
+    for precision in args.precision:
+        measured = steps.Steps(learners, batch, steps.DTYPES[precision])
+        figures[precision] = steps.measure(measured, args.repeats)
+        print(f"\n{steps.table(figures[precision], f'{precision}, batch {size}')}", flush=True)
+    if args.profile is not None:
+        steps.profile(measured, args.profile)
+    return figures
 
 
 if __name__ == "__main__":

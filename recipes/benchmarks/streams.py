@@ -1,7 +1,6 @@
 """What a stream costs whose data set has very many rows: time, and memory beyond the table."""
 
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetDict, Features, Image, load_dataset
 
 from cdl_hf.data import TaskStream
+
+from .machine import OwnMemory
 
 CLASSES, TASKS = 1000, 10
 
@@ -27,7 +28,7 @@ def measure(rows: int) -> dict[str, float]:
             _write(Path(folder) / f"{split}.parquet", count)
         files = {split: str(Path(folder) / f"{split}.parquet") for split in ("train", "test")}
         splits = load_dataset("parquet", data_files=files, cache_dir=f"{folder}/cache")
-        with _OwnMemory() as memory:
+        with OwnMemory() as memory:
             began = time.perf_counter()
             stream = _build(splits)
             seconds = time.perf_counter() - began
@@ -55,31 +56,3 @@ def _write(file: Path, rows: int) -> None:
             labels = rng.integers(0, CLASSES, count)
             images = pa.nulls(count, schema.field("image").type)
             writer.write_table(pa.table({"image": images, "label": labels}, schema=schema))
-
-
-class _OwnMemory(threading.Thread):
-    """The growth of a process's own memory, without files that are mapped into it, looked at every 5 ms."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self._done = threading.Event()
-        self.peak = self.kept = 0
-
-    def __enter__(self) -> "_OwnMemory":
-        self._before = _anonymous_bytes()
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.kept = _anonymous_bytes() - self._before
-        self._done.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, _anonymous_bytes() - self._before)
-
-
-def _anonymous_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("RssAnon:")[1].split()[0])

@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_models import images, labels_for, tiny_pair
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+from benchmarks.plain import PlainPromptViT, plain_method  # noqa: E402
 
 
 @pytest.fixture
@@ -17,7 +22,6 @@ def benchmark(monkeypatch, tmp_path, capsys):
     def run(*arguments):
         file = tmp_path / "figures.json"
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments), "--json", str(file)])
-        monkeypatch.syspath_prepend(str(RECIPES))
         runpy.run_path(str(RECIPES / "benchmark.py"), run_name="__main__")
         return capsys.readouterr().out, json.loads(file.read_text())
 
@@ -26,13 +30,56 @@ def benchmark(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process as Linux tells it")
 def test_stream(benchmark):
-    out, figures = benchmark("--stream", "--rows", "2000000")
-    measured = figures["stream"]
+    out, measured = benchmark("--stream", "--rows", "2000000")
     assert "a stream over 2,000,000 rows" in out
     assert measured["peak_bytes_per_row"] < 40  # what is aimed at; an index alone takes 8
 
 
-def test_nothing_to_measure(benchmark, capsys):
+@pytest.mark.parametrize(
+    ("prompt_method", "method"), [("l2p", "none"), ("dualprompt", "deit"), ("coda_prompt", "kdp"), ("apt", "fitnets")]
+)
+def test_the_plain_implementation_is_the_same_mathematics(prompt_method, method):
+    teacher, ours = tiny_pair(prompt_method, method)
+    models = [PlainPromptViT.like(model) for model in (ours.student, teacher)]
+    plain = plain_method(ours, *models)
+    pixel_values, labels = images(4, 32), labels_for(ours.student, 4)
+    parameters = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    for module in (ours, plain):
+        module.train()(pixel_values, labels)["loss"].backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters()}
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+    assert gradients["student.backbone.blocks.0.mlp.fc1.weight"] is not None  # which ours are spared
+    with torch.no_grad():
+        for model, same in zip(models, (ours.student, teacher), strict=True):
+            torch.testing.assert_close(model.eval()(pixel_values).logits, same.eval()(pixel_values).logits)
+
+
+def test_steps(benchmark, command, tmp_path):
+    trace = tmp_path / "trace.json"
+    out, figures = benchmark(*command, "--repeats", "1", "--precision", "fp32", "--profile", trace)
+    ours, plain = figures["fp32"]["ours"], figures["fp32"]["plain"]
+    assert ours["student step"]["gflops"] < plain["student step"]["gflops"]
+    both = "student step, stored queries and teacher's logits"
+    assert ours[both]["gflops"] < ours["student step, stored queries"]["gflops"] < ours["student step"]["gflops"]
+    assert list(ours["student step"]["parts"]) == ["query", "teacher", "student", "backward", "optimizer"]
+    assert list(ours[both]["parts"]) == ["student", "backward", "optimizer"]
+    assert all(step["gain"] > 0 and step["share_of_linear_rate"] > 0 for step in ours.values())
+    assert all(f"| {name} |" in out for name in ours)
+    events = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"teacher step", "student step"} <= events
+
+
+def test_a_teacher_alone_has_no_student_step(benchmark, command, capsys):
     with pytest.raises(SystemExit):
-        benchmark()
-    assert "nothing to measure" in capsys.readouterr().err
+        benchmark(*command, "--stages", "teacher")
+    assert "leave stages out" in capsys.readouterr().err
+
+
+def test_input(benchmark, monkeypatch):
+    from benchmarks import inputs
+
+    monkeypatch.setattr(inputs, "KINDS", {"tiny PNG": (16, 12, "PNG", 32), "JPEG": (40, 30, "JPEG", 32)})
+    out, figures = benchmark("--input", "--repeats", "1")
+    assert set(figures) == {"tiny PNG", "JPEG"} and "| tiny PNG |" in out
+    assert all(each["plain"] > 0 and each["ours"] > 0 and each["gain"] > 0 for each in figures.values())

@@ -1,0 +1,95 @@
+"""The same mathematics written plainly, to compare with: what one gets without care for speed.
+
+Each model makes its query with a pass of its own, all weights get gradients, attention is written out, and the last
+block computes all tokens. Losses, prompts and heads are the package's.
+"""
+
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, cat, no_grad
+
+from cdl_hf.distillation import Supervised
+from cdl_hf.distillation.logit_methods import KD
+from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.models.prefix_attention import Prefix, embed, final_norm
+
+
+class PlainPromptViT(PromptViTForImageClassification):
+    """A prompted transformer with the same weights and the same answers."""
+
+    @classmethod
+    def like(cls, model: PromptViTForImageClassification) -> "PlainPromptViT":
+        plain = cls(model.config).to(model.device)
+        plain.load_state_dict(model.state_dict())
+        return plain.train()
+
+    def _freeze(self) -> None:
+        pass
+
+    @no_grad()
+    def query(self, pixel_values: Tensor) -> Tensor | None:
+        if not self.prompt_pool.needs_query:
+            return None
+        vit = self.query_backbone or self.backbone
+        x = embed(vit, pixel_values)
+        for block in vit.blocks:
+            x = _run_block(block, x, None, None, 0)
+        return final_norm(vit, x)[:, 0]
+
+    def _encode(self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None):
+        branch, task_id = self.kd_branch, self.config.tasks_seen - 1
+        x, cls_index = embed(self.backbone, pixel_values), 0
+        if branch is not None:
+            x, cls_index = branch.add_token(x), branch.cls_index
+        hidden_states, losses = (x,), []
+        for i, block in enumerate(self.backbone.blocks):
+            prefix, loss = self.prompt_pool(query, i, task_id)
+            suffix = None
+            if branch is not None:
+                prefix, suffix = branch.surround(prefix, query, i, task_id)
+            x = _run_block(block, x, prefix, suffix, cls_index)
+            hidden_states += (x,)
+            losses += [] if loss is None else [loss]
+        tokens = final_norm(self.backbone, x)
+        kd_features = None if branch is None else tokens[:, branch.kd_index]
+        hidden_states = hidden_states if output_hidden_states else None
+        return tokens[:, cls_index], kd_features, sum(losses) if losses else None, hidden_states
+
+
+def plain_method(method: Supervised, student: PlainPromptViT, teacher: PlainPromptViT) -> Supervised:
+    """The same distillation method on plain models, whose teacher makes its own queries."""
+    if not isinstance(method, KD):
+        return type(method)(student)
+    plain = type(method)(student, teacher, alpha=method.alpha, temperature=method.temperature)
+    plain.load_state_dict(method.state_dict())
+    plain.shares_query = False
+    return plain
+
+
+def _run_block(block: Block, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:
+    x = x + block.ls1(_attention(block.attn, block.norm1(x), prefix, suffix, cls_index))
+    return x + block.ls2(block.mlp(block.norm2(x)))
+
+
+def _attention(attn: Attention, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:
+    query, key, value = attn.qkv(x).chunk(3, dim=-1)
+    if prefix is not None and prefix.cls_key is not None:
+        key, value = key.clone(), value.clone()
+        key[:, cls_index] += prefix.cls_key
+        value[:, cls_index] += prefix.cls_value
+    query, key, value = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+    query, key = attn.q_norm(query), attn.k_norm(key)
+    for more, first in ((prefix, True), (suffix, False)):
+        if more is not None and more.key is not None:
+            key, value = (
+                _joined(vectors, tokens, first) for vectors, tokens in ((more.key, key), (more.value, value))
+            )
+    weights = (query * attn.scale @ key.transpose(-2, -1)).softmax(dim=-1)
+    return attn.proj(attn.norm((weights @ value).transpose(1, 2).flatten(2)))
+
+
+def _joined(vectors: Tensor, tokens: Tensor, first: bool) -> Tensor:
+    """(B or 1, L, H*d) vectors before or after (B, H, n, d) tokens."""
+    heads = vectors.to(tokens.dtype).unflatten(-1, (tokens.shape[1], -1)).transpose(1, 2)
+    heads = heads.expand(len(tokens), -1, -1, -1)
+    return cat([heads, tokens] if first else [tokens, heads], dim=2)

@@ -1,0 +1,232 @@
+"""Steps of training and evaluation, against plain ones: time and its parts, memory, operations."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from cdl_hf.distillation import Supervised
+from cdl_hf.training.build import Learners
+
+from .machine import flops_of, linear_rate, now, peak_growth
+from .plain import PlainPromptViT, plain_method
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+# A step: does its work, and calls its argument with the name of each part that is done.
+Step = Callable[[Callable[[str], None]], None]
+
+
+class Steps:
+    """What a run does with a batch, in our way and in the plain one.
+
+    Args:
+        learners: Teacher and student, the same task begun in both.
+        batch: `pixel_values` and `labels` on the device.
+        dtype: Of autocast; None for float32.
+
+    Attributes:
+        ours, plain: Steps by their names; plain ones only where they differ.
+    """
+
+    def __init__(self, learners: Learners, batch: dict[str, Tensor], dtype: torch.dtype | None):
+        self.batch, self.dtype = batch, dtype
+        self.teacher, self.method = learners.teacher, learners.method
+        self.student = self.method.student
+        self.device = batch["labels"].device
+        self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)
+        plain = plain_method(self.method, self.plain_student, self.plain_teacher)
+        with torch.no_grad():
+            query = self.student.query(batch["pixel_values"])
+            logits = self.teacher.eval()(batch["pixel_values"], query=query).logits
+        stored = {"query": query, "teacher_logits": logits[:, self.student.config.current_columns]}
+        self.ours: dict[str, Step] = {
+            "teacher step": self._training(Supervised(self.teacher), {}),
+            "student step": self._training(self.method, {}, self.teacher),
+            "student step, stored queries": self._training(self.method, {"query": query}, self.teacher),
+            "student step, stored queries and teacher's logits": self._training(self.method, stored),
+            "evaluation of both": self._evaluation(None),
+            "evaluation of both, stored queries": self._evaluation(query),
+        }
+        self.plain: dict[str, Step] = {
+            "teacher step": self._plain_training(Supervised(self.plain_teacher)),
+            "student step": self._plain_training(plain),
+            "evaluation of both": self._plain_evaluation(),
+        }
+
+    def _training(self, method: Supervised, given: dict[str, Tensor], teacher: nn.Module | None = None) -> Step:
+        """A step of Adam; `given` is known of the images, and the `teacher`, if there is one, is asked."""
+        optimizer = torch.optim.Adam(_learnt(method))
+        pixel_values = self.batch["pixel_values"]
+
+        def step(done: Callable[[str], None]) -> None:
+            method.train()
+            answers = dict(given)
+            with self._autocast():
+                if "query" not in answers:
+                    answers["query"] = method.student.query(pixel_values)
+                    done("query")
+                if teacher is not None:
+                    with torch.no_grad():
+                        logits = teacher.eval()(pixel_values, query=answers["query"]).logits
+                    answers["teacher_logits"] = logits[:, method.student.config.current_columns]
+                    done("teacher")
+                loss = method(**self.batch, **answers)["loss"]
+            done("student")
+            _learn(loss, method, optimizer, done)
+
+        return step
+
+    def _plain_training(self, method: Supervised) -> Step:
+        optimizer = torch.optim.Adam(_learnt(method))
+
+        def step(done: Callable[[str], None]) -> None:
+            method.train()
+            with self._autocast():
+                loss = method(**self.batch)["loss"]
+            done("forward")
+            _learn(loss, method, optimizer, done)
+
+        return step
+
+    def _evaluation(self, query: Tensor | None) -> Step:
+        def step(done: Callable[[str], None]) -> None:
+            with torch.inference_mode(), self._autocast():
+                asked = self.student.query(self.batch["pixel_values"]) if query is None else query
+                if query is None:
+                    done("query")
+                self.student.eval()(self.batch["pixel_values"], query=asked)
+                done("student")
+                self.teacher.eval()(self.batch["pixel_values"], query=asked)
+                done("teacher")
+
+        return step
+
+    def _plain_evaluation(self) -> Step:
+        def step(done: Callable[[str], None]) -> None:
+            with torch.no_grad(), self._autocast():
+                self.plain_student.eval()(self.batch["pixel_values"])
+                self.plain_teacher.eval()(self.batch["pixel_values"])
+            done("forward")
+
+        return step
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+def measure(steps: Steps, repeats: int) -> dict[str, Any]:
+    """Medians over `repeats` rounds, in each of which every step is taken once, ours and the plain one in turn.
+
+    Returns:
+        `linear_gflops_per_second`, and for every step what `_figures` tells.
+    """
+    tokens = steps.batch["pixel_values"].shape[0] * (steps.teacher.backbone.patch_embed.num_patches + 1)
+    named = {f"{kind}: {name}": step for kind in ("ours", "plain") for name, step in getattr(steps, kind).items()}
+    memory, flops = {}, {}
+    for name, step in named.items():  # this warms up, too
+
+        def counted(name=name, step=step):
+            flops[name] = flops_of(lambda: step(lambda part: None))
+
+        memory[name] = peak_growth(counted, steps.device)
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in named}
+    rates = []
+    for _ in range(repeats):
+        rates.append(linear_rate(tokens, steps.teacher.backbone.embed_dim, steps.device, steps.dtype))
+        for name in sorted(named, key=lambda name: name.split(": ")[1]):
+            times[name].append(_timed(named[name], steps.device))
+    rate = statistics.median(rates)
+    weights = {
+        "ours": _bytes([steps.teacher, steps.method]),
+        "plain": _bytes([steps.plain_teacher, steps.plain_student]),
+    }
+    figures: dict[str, Any] = {"linear_gflops_per_second": rate / 1e9, "ours": {}, "plain": {}}
+    for name, rounds in times.items():
+        kind, step = name.split(": ")
+        totals = [sum(parts.values()) for parts in rounds]
+        seconds = statistics.median(totals)
+        figures[kind][step] = {
+            "seconds": seconds,
+            "images_per_second": len(steps.batch["labels"]) / seconds,
+            "parts": {part: statistics.median(r[part] for r in rounds) for part in rounds[0]},
+            "gflops": flops[name] / 1e9,
+            "share_of_linear_rate": statistics.median(
+                flops[name] / total / each for total, each in zip(totals, rates, strict=True)
+            ),
+            "peak_bytes": None if memory[name] is None else weights[kind] + memory[name],
+        }
+        if kind == "ours":
+            plain = times[f"plain: {step.split(',')[0]}"]
+            figures[kind][step]["gain"] = statistics.median(
+                sum(slow.values()) / total for slow, total in zip(plain, totals, strict=True)
+            )
+    return figures
+
+
+def table(figures: dict[str, Any], title: str) -> str:
+    lines = [
+        f"| {title} | seconds | images/s | plain, seconds | gain | GFLOP | share of linear rate | peak MB | plain |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, ours in figures["ours"].items():
+        plain = figures["plain"][name.split(",")[0]]
+        lines.append(
+            f"| {name} | {ours['seconds']:.3f} | {ours['images_per_second']:.1f} | {plain['seconds']:.3f} | "
+            f"{ours['gain']:.2f} | {ours['gflops']:.1f} | {ours['share_of_linear_rate']:.0%} | "
+            f"{_megabytes(ours['peak_bytes'])} | {_megabytes(plain['peak_bytes'])} |"
+        )
+    lines += ["", f"linear layer: {figures['linear_gflops_per_second']:.0f} GFLOP/s; parts of the steps:"]
+    for name, ours in figures["ours"].items():
+        parts = ", ".join(f"{part} {seconds / ours['seconds']:.0%}" for part, seconds in ours["parts"].items())
+        lines.append(f"- {name}: {parts}")
+    return "\n".join(lines)
+
+
+def profile(steps: Steps, file: str) -> None:
+    """Writes a trace of a step of each kind that Perfetto (ui.perfetto.dev) opens."""
+    with torch.profiler.profile() as profiler:
+        for name, step in steps.ours.items():
+            with torch.profiler.record_function(name):
+                step(lambda part: None)
+    profiler.export_chrome_trace(file)
+
+
+def _timed(step: Step, device: torch.device) -> dict[str, float]:
+    """Seconds of each part."""
+    parts: dict[str, float] = {}
+    last = now(device)
+
+    def done(part: str) -> None:
+        nonlocal last
+        moment = now(device)
+        parts[part] = moment - last
+        last = moment
+
+    step(done)
+    return parts
+
+
+def _learn(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: Callable[[str], None]) -> None:
+    loss.backward()
+    done("backward")
+    optimizer.step()
+    method.zero_grad()
+    done("optimizer")
+
+
+def _learnt(module: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the frozen transformers, which have gradients too in the plain way."""
+    frozen = {p for child in module.modules() if isinstance(child, VisionTransformer) for p in child.parameters()}
+    return [p for p in module.parameters() if p.requires_grad and p not in frozen]
+
+
+def _bytes(modules: list[nn.Module]) -> int:
+    tensors = {t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _megabytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 1e6:,.0f}"
