@@ -1,6 +1,10 @@
 """What the README says can be done, can be done."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,34 @@ def test_the_python_example_trains_and_its_model_answers(tmp_path, monkeypatch, 
     load_source("quickdraw100")["test"][0]["image"].save("drawing.png")
     exec(compile(using, "README.md", "exec"), {})
     assert capsys.readouterr().out.count("'score'") == 3
+
+
+@pytest.mark.slow
+def test_the_walk_through_trains_on_a_folder_of_images(tmp_path):
+    """The README's command, but with the bundled backbones, which are there offline, and for one epoch."""
+    from cdl_hf import load_source
+
+    drawings = load_source("quickdraw100")["train"]
+    for row in range(0, 400, 8):  # five classes of ten drawings, as the data set has them in the order of its labels
+        image, label = drawings[row]["image"], drawings[row]["label"]
+        (tmp_path / "my_images" / f"class {label}").mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "my_images" / f"class {label}" / f"{row}.png")
+    section = README.split("### Your own images")[1]
+    words = shlex.split(re.search(r"```\n(accelerate launch .*?)```", section, re.DOTALL)[1].replace("\\\n", " "))
+    for backbone in ("--teacher", "--student"):
+        place = words.index(backbone)
+        del words[place : place + 2]
+    words[words.index("recipes/train.py")] = str(ROOT / "recipes" / "train.py")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    more = ["--num_epochs", "1", "--num_workers", "0", "--output_dir", "run"]
+    done = subprocess.run([*launcher, *more], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert sum(results["stream"]["train"]) == 40 and sum(results["stream"]["test"]) == 10
+    assert len(results["student"]["accuracy_matrix"]) == 5
+    assert results["args"]["normalization"] == "backbone"
+    assert (tmp_path / "run" / "split.yaml").read_text().count("class ") == 40
+    assert "pixels mean" in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
