@@ -1,6 +1,7 @@
 """How fast, and with how much memory? For any arguments of train.py, with random weights, so that none are needed.
 
     python recipes/benchmark.py --teacher vit_small_patch16_224 --student vit_tiny_patch16_224 --batch_size 64
+    python recipes/benchmark.py --roofline --batch_size 64     # what an A100 and an H100 could do at best, computed
     python recipes/benchmark.py --stream                       # a stream over ten million rows
     python recipes/benchmark.py --input --num_workers 2        # reading and augmenting images
 
@@ -26,6 +27,9 @@ class BenchmarkArguments:
         default_factory=lambda: ["fp32", "bf16"], metadata={"help": "precisions of the steps"}
     )
     repeats: int = field(default=5, metadata={"help": "rounds, of which the median counts", "min": 1})
+    roofline: bool = field(
+        default=False, metadata={"help": "instead: images a second of GPUs at best, computed from what a step needs"}
+    )
     stream: bool = field(default=False, metadata={"help": "instead: a stream over very many rows"})
     rows: int = field(default=10_000_000, metadata={"help": "of that stream", "min": 10_000})
     input: bool = field(default=False, metadata={"help": "instead: images a second that are read and augmented"})
@@ -50,10 +54,40 @@ def main() -> None:
     elif args.input:
         figures = inputs.measure(training_args.num_workers, args.repeats)
         print(inputs.table(figures))
+    elif args.roofline:
+        figures = compute_roofline(*arguments)
     else:
         figures = measure_steps(*arguments)
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def compute_roofline(stream_args, model_args, distillation_args, training_args, args) -> dict:
+    """Steps in bf16, by arithmetic and memory traffic; `batch_size` images on each device."""
+    import torch
+    from benchmarks import roofline
+
+    stream, learners = build_pair(stream_args, model_args, distillation_args, training_args, torch.device("meta"))
+    figures = roofline.compute(learners, training_args.batch_size)
+    print(roofline.table(figures, f"computed, bf16, batch {training_args.batch_size}"))
+    return figures
+
+
+def build_pair(stream_args, model_args, distillation_args, training_args, device) -> tuple:
+    """The stream, and teacher and student with random weights and its first task begun."""
+    from cdl_hf.training import build
+
+    if training_args.stages != "both":
+        refuse("the benchmark measures teacher and student: leave stages out")
+    try:
+        stream = build.build_stream(stream_args)
+        with device:
+            learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
+    except ValueError as error:
+        refuse(str(error))
+    for model in (learners.teacher, learners.method.student):
+        model.start_task(stream[0].class_names)
+    return stream, learners
 
 
 def measure_steps(stream_args, model_args, distillation_args, training_args, args) -> dict:
@@ -61,20 +95,10 @@ def measure_steps(stream_args, model_args, distillation_args, training_args, arg
     import torch
     from benchmarks import inputs, steps
 
-    from cdl_hf.training import build
-
-    if training_args.stages != "both":
-        refuse("the benchmark measures teacher and student: leave stages out")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(inputs.cores())
-    try:
-        stream = build.build_stream(stream_args)
-        learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
-    except ValueError as error:
-        refuse(str(error))
-    for model in (learners.teacher, learners.method.student):
-        model.start_task(stream[0].class_names)
+    stream, learners = build_pair(stream_args, model_args, distillation_args, training_args, torch.device("cpu"))
     learners.teacher.to(device), learners.method.to(device)
     size, side = training_args.batch_size, learners.image_processor.crop_size["height"]
     batch = {
