@@ -8,6 +8,7 @@
 Steps of training and evaluation are measured against a plain implementation (benchmarks/plain.py): separate query
 passes, gradients for all weights, attention written out, a full last block. Operations are those of the matrix
 products that a step needs; the linear rate is that of the teacher's widest layer here, measured in the same rounds.
+On a CPU with one thread (`taskset -c 0 python ...`) processor time counts, which other work does not lengthen.
 """
 
 import json

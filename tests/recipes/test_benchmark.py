@@ -70,6 +70,16 @@ def test_steps(benchmark, command, tmp_path):
     assert {"teacher step", "student step"} <= events
 
 
+def test_roofline(benchmark, command):
+    out, figures = benchmark(*command, "--roofline")
+    rates = [row["H100"] for row in figures.values()]
+    assert all(row["H100"] > row["A100"] > 0 for row in figures.values()) and "| teacher step |" in out
+    # the fewer networks are asked, the faster a student's step
+    assert rates[1] < rates[2] < rates[3]
+    # no step is faster than its arithmetic alone, in images a second
+    assert all(row["A100"] <= 312e3 / row["gflops"] for row in figures.values())
+
+
 def test_a_teacher_alone_has_no_student_step(benchmark, command, capsys):
     with pytest.raises(SystemExit):
         benchmark(*command, "--stages", "teacher")
