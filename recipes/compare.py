@@ -1,151 +1,238 @@
-"""Runs of recipes/train.py over prompt methods, distillation methods and seeds, and a table of what they came to.
+"""Runs of recipes/train.py over a grid of axes (a YAML file), and a table of what they came to.
 
-    python recipes/compare.py --distillation none kd kdp --seeds 0 1 2 --output_dir runs/compare
+    python recipes/compare.py recipes/quickdraw100/grid.yaml --output_dir runs/compare
+    python recipes/compare.py recipes/quickdraw100/grid.yaml --output_dir runs/look --only coda_prompt none kdp seed0
 
-A teacher is trained once and serves all its students. Finished runs are skipped, so that the same command goes on
-where it was stopped, and only prints the table when all are there.
+A teacher is trained once and serves all its students; heads that are computed take what was trained. Finished runs are
+skipped, so that the same command goes on where it was stopped. A run that fails is told at the end and stops no other.
+table.md in the output folder is written anew after every run. recipes/report.py makes a report of the runs.
 """
 
-import itertools
 import json
+import os
 import shlex
-import statistics
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdl_hf.training.parser import parse, refuse
+from cdl_hf.evaluation.statistics import Spread
+from cdl_hf.training.grid import PlannedRun, read_grid
+from cdl_hf.training.parser import parse, refuse, to_dict
 
 TRAIN = Path(__file__).with_name("train.py")
+REFUSED, STOPPED = 2, 75  # exit codes of train.py
+TAIL = 4000  # bytes of a run's messages that are kept, for the last of them
 
 
 @dataclass
 class CompareArguments:
     """The grid."""
 
+    grid: str = field(
+        metadata={"help": "YAML file of axes; cdl_hf/training/grid.py tells its form", "positional": True}
+    )
     output_dir: str = field(metadata={"help": "folder of all runs"})
-    prompt_methods: list[str] = field(
-        default_factory=lambda: ["coda_prompt"], metadata={"help": "prompt methods, each with a preset in --presets"}
+    only: list[str] = field(
+        default_factory=list,
+        metadata={"help": "values of axes to keep (seeds as seed0); an axis without any of them is kept whole"},
     )
-    distillation: list[str] = field(
-        default_factory=lambda: ["none", "kd", "kdp"], metadata={"help": "distillation methods"}
+    list_jobs: bool = field(default=False, metadata={"help": "list the jobs and stop there"})
+    job: int | None = field(
+        default=None,
+        metadata={
+            "help": "only this job of --list_jobs, a teacher and what is made of it: for arrays of jobs",
+            "min": 1,
+        },
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "seeds"})
-    presets: str = field(
-        default=str(TRAIN.parent / "quickdraw100"), metadata={"help": "folder of the presets, <prompt method>.yaml"}
-    )
-    extra: str = field(
-        default="", metadata={"help": "further arguments of train.py, in one text: --extra='--num_tasks 5'"}
-    )
+
+
+@dataclass
+class Problem:
+    """Why a run is not there: `kind` is refused, failed or left out."""
+
+    kind: str
+    reason: str
+
+
+class Stopped(Exception):
+    """A signal came: the run under way is saved."""
 
 
 def main() -> None:
-    (grid,) = parse((CompareArguments,), description=__doc__)
-    missing = [m for m in grid.prompt_methods if not (Path(grid.presets) / f"{m}.yaml").is_file()]
-    if missing:
-        refuse(f"--presets {grid.presets} has no {missing[0]}.yaml")
-    for method, seed in itertools.product(grid.prompt_methods, grid.seeds):
-        preset = [
-            "--config",
-            str(Path(grid.presets) / f"{method}.yaml"),
-            "--seed",
-            str(seed),
-            *shlex.split(grid.extra),
-        ]
-        teacher = folder_of(grid, method, "teacher", seed)
-        run(teacher, [*preset, "--stages", "teacher", "--store_answers"])
-        for distillation in grid.distillation:
-            taught = ["--stages", "student", "--teacher_from", str(teacher), "--distillation", distillation]
-            run(folder_of(grid, method, distillation, seed), [*preset, *taught])
-    floors = nearest_class_mean(grid)
-    table = compare(grid, floors)
-    (Path(grid.output_dir) / "table.md").write_text(table + "\n", encoding="utf-8")
-    for method in grid.prompt_methods:
-        picture(grid, method, floors)
-    print(table)
-
-
-def folder_of(grid: CompareArguments, prompt_method: str, learner: str, seed: int) -> Path:
-    return Path(grid.output_dir) / f"{prompt_method}-{learner}-seed{seed}"
-
-
-def run(folder: Path, arguments: list[str]) -> None:
-    """One run of train.py, unless it is finished; a stopped one goes on from its checkpoint."""
-    if (folder / "results.json").is_file():
+    (args,) = parse((CompareArguments,), description=__doc__)
+    runs = Path(args.output_dir)
+    try:
+        groups = read_grid(Path(args.grid), args.only)
+        if args.job is not None and args.job > len(groups):
+            raise ValueError(f"--job {args.job}: there are {len(groups)} jobs (--list_jobs tells them)")
+    except ValueError as error:
+        refuse(str(error))
+    planned = [run for group in groups.values() for run in group]
+    for run in planned:
+        run.resolved(runs)  # what is wrong in the file is told before anything is trained
+    if args.list_jobs:
+        print("\n".join(f"{job:3d}  {line}" for job, line in enumerate(listed(groups, runs), 1)))
         return
-    begun = (folder / "args.yaml").is_file()
-    command = [sys.executable, str(TRAIN), *arguments, "--output_dir", str(folder)]
-    print(shlex.join(command), flush=True)
-    done = subprocess.run([*command, "--resume" if begun else "--overwrite"])
-    if done.returncode:
-        sys.exit(f"Stopped: the run above failed (exit code {done.returncode}); the finished ones are kept.")
+
+    runs.mkdir(parents=True, exist_ok=True)
+    runner = Runner(runs)
+    table = Path(args.output_dir) / "table.md"
+    unfinished = table.with_name(f".table-{args.job or 0}.md")  # of its own for each job of an array
+    for job, group in enumerate(groups.values(), 1):
+        for run in group if args.job in (None, job) else []:
+            try:
+                runner.finish(run)
+            except Stopped:
+                print(f"Stopped in {run.name}, which is saved; the same command goes on.", file=sys.stderr)
+                sys.exit(STOPPED)
+            unfinished.write_text(tabled(planned, runs, runner.problems) + "\n", encoding="utf-8")
+            unfinished.replace(table)
+    print(tabled(planned, runs, runner.problems))
+    for kind in ("refused", "left out", "failed"):
+        names = [name for name, problem in runner.problems.items() if problem.kind == kind]
+        if names:
+            print(f"\n{kind}:", *(f"  {name}: {runner.problems[name].reason}" for name in names), sep="\n")
+    if any(problem.kind != "refused" for problem in runner.problems.values()):
+        sys.exit(1)
 
 
-def read(grid: CompareArguments, prompt_method: str, learner: str) -> list[dict]:
-    """`results.json` of every seed."""
-    folders = [folder_of(grid, prompt_method, learner, seed) for seed in grid.seeds]
-    return [json.loads((folder / "results.json").read_text()) for folder in folders]
+class Runner:
+    """Runs train.py for what is not finished.
+
+    Args:
+        runs: Folder of all runs.
+
+    Attributes:
+        problems: Of the runs that are not to be had, why, by name.
+    """
+
+    def __init__(self, runs: Path):
+        self.runs = runs
+        self.problems: dict[str, Problem] = {}
+
+    def finish(self, run: PlannedRun, *, with_states: bool = False) -> bool:
+        """Whether a run is finished, after running it where it is not.
+
+        Args:
+            with_states: What it had learnt after each task is needed as well. Where only results were kept, it is
+                trained again.
+
+        Raises:
+            Stopped: A signal came.
+        """
+        if run.name in self.problems:
+            return False
+        if is_finished(run, self.runs):
+            if changed := changed_arguments(run, self.runs):
+                self.problems[run.name] = Problem(
+                    "failed", f"it is finished, with other arguments ({changed}): remove its folder, or choose another"
+                )
+                return False
+            if not with_states or self._has_states(run):
+                return True
+            print(f"{run.name} is trained again: its results are here, but not its states.", flush=True)
+        if run.source is not None and not self.finish(run.source, with_states=True):
+            kind = "refused" if self.problems[run.source.name].kind == "refused" else "left out"
+            self.problems[run.name] = Problem(kind, f"there is no {run.source.name}")
+            return False
+        return self._train(run)
+
+    def _has_states(self, run: PlannedRun) -> bool:
+        folder = self.runs / run.name
+        tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["num_tasks"]
+        return len(list((folder / "states" / run.role).glob("task_*.safetensors"))) == tasks
+
+    def _train(self, run: PlannedRun) -> bool:
+        folder = self.runs / run.name
+        begun = (folder / "args.yaml").is_file() and not is_finished(run, self.runs)
+        command = [sys.executable, str(TRAIN), *run.command_line(self.runs), "--output_dir", str(folder)]
+        command.append("--resume" if begun else "--overwrite")
+        print(shlex.join(command), flush=True)
+        code, last = call(command)
+        if code == 0:
+            return True
+        kind = "refused" if code == REFUSED and run.source is not None else "failed"
+        self.problems[run.name] = Problem(kind, f"{last} (exit code {code})" if kind == "failed" else last)
+        return False
 
 
-def nearest_class_mean(grid: CompareArguments) -> dict[str, float]:
-    """Accuracy (%) on the frozen backbones without prompts: what learning must beat."""
-    from probe import probe
+def call(command: list[str]) -> tuple[int, str]:
+    """Runs a command; its exit code and the last line of its messages, which are passed on as they come.
 
-    from cdl_hf.models import load_backbone
+    Raises:
+        Stopped: SIGTERM or SIGINT came, and the command has ended.
+    """
+    came = []
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
 
-    args = read(grid, grid.prompt_methods[0], "teacher")[0]["args"]
-    return {
-        f"{role}'s backbone": probe(load_backbone(args[role]).module, args["dataset"])["nearest_class_mean"]
-        for role in ("teacher", "student")
-    }
+    def stop(number, frame):
+        came.append(number)
+        if number == signal.SIGTERM:  # a Ctrl-C reaches the command by itself
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    tail = b""
+    try:
+        while told := os.read(process.stderr.fileno(), TAIL):
+            sys.stderr.buffer.write(told)
+            sys.stderr.flush()
+            tail = (tail + told)[-TAIL:]
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came or code == STOPPED:
+        raise Stopped
+    lines = [line for line in tail.decode("utf-8", "replace").replace("\r", "\n").splitlines() if line.strip()]
+    return code, lines[-1].strip().removeprefix("train.py: error: ") if lines else "without a message"
 
 
-def compare(grid: CompareArguments, floors: dict[str, float]) -> str:
-    """A Markdown table: mean and standard deviation over the seeds."""
-    lines = ["| prompts | learner | A_N (%) | forgetting (cdl, points) | seeds |", "|---|---|---:|---:|---:|"]
-    for method in grid.prompt_methods:
-        for learner in ("teacher", *grid.distillation):
-            role = "teacher" if learner == "teacher" else "student"
-            results = [result[role] for result in read(grid, method, learner)]
-            accuracy = spread([r["average_accuracy"] for r in results])
-            forgetting = spread([r["forgetting"]["cdl"] for r in results])
-            lines.append(f"| {method} | {label(learner)} | {accuracy} | {forgetting} | {len(results)} |")
-    lines += [f"| none | nearest class mean, {name} | {value:.2f} | | |" for name, value in floors.items()]
+def is_finished(run: PlannedRun, runs: Path) -> bool:
+    return (runs / run.name / "results.json").is_file()
+
+
+def changed_arguments(run: PlannedRun, runs: Path) -> str:
+    """How a finished run's arguments differ from those of the grid, in words; empty where they do not.
+
+    An argument that train.py did not have yet when the run was made counts with its default.
+    """
+    from cdl_hf.training.fingerprint import HARMLESS, ROUNDING, changes  # seconds to import
+    from cdl_hf.training.grid import ARGUMENTS
+
+    of_the_call = {"dry_run", "overwrite", "resume", "teacher_from", "student_from", "store_answers"}
+    before = json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))["args"]
+    told = changes(to_dict(parse(ARGUMENTS, [])) | before, run.resolved(runs))
+    return "; ".join(words for name, words in told.items() if name not in HARMLESS | ROUNDING | of_the_call)
+
+
+def listed(groups: dict[str, list[PlannedRun]], runs: Path) -> list[str]:
+    """Of each job its teacher, and how many runs it has and had."""
+    return [
+        f"{teacher}: {len(group)} runs, {sum(is_finished(run, runs) for run in group)} of them finished"
+        for teacher, group in groups.items()
+    ]
+
+
+def tabled(planned: list[PlannedRun], runs: Path, problems: dict[str, Problem]) -> str:
+    """A Markdown table: of each setting mean and standard deviation over the seeds that are finished."""
+    settings: dict[str, list[PlannedRun]] = {}
+    for run in planned:
+        settings.setdefault(run.setting, []).append(run)
+    lines = ["| runs | A_N (%) | forgetting (cdl, points) | seeds |", "|---|---:|---:|---|"]
+    for setting, of_seeds in settings.items():
+        found = {
+            run.seed: json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))[run.role]
+            for run in of_seeds
+            if is_finished(run, runs) and run.name not in problems
+        }
+        accuracy = Spread.of({seed: r["average_accuracy"] for seed, r in found.items()}) if found else ""
+        forgetting = Spread.of({seed: r["forgetting"]["cdl"] for seed, r in found.items()}) if found else ""
+        kinds = {problems[run.name].kind for run in of_seeds if run.name in problems}
+        seeds = ", ".join([f"{len(found)} of {len(of_seeds)}", *sorted(kinds)])
+        lines.append(f"| {setting} | {accuracy} | {forgetting} | {seeds} |")
     return "\n".join(lines)
-
-
-def picture(grid: CompareArguments, prompt_method: str, floors: dict[str, float]) -> None:
-    """Accuracy over the tasks of every learner, all seeds' answers counted together."""
-    from cdl_hf.evaluation import AccuracyMatrix
-    from cdl_hf.evaluation.plots import plot_accuracy_over_tasks
-
-    curves = {}
-    for learner in ("teacher", *grid.distillation):
-        role = "teacher" if learner == "teacher" else "student"
-        for result in read(grid, prompt_method, learner):
-            stream = result["stream"]
-            matrix = curves.setdefault(label(learner), AccuracyMatrix(stream["num_tasks"]))
-            for after, row in enumerate(result[role]["accuracy_matrix"]):
-                for task, accuracy in enumerate(row):
-                    total = stream[result["tested_on"]][task]
-                    matrix.update(after, task, round(accuracy * total / 100), total)
-    plot_accuracy_over_tasks(
-        curves,
-        Path(grid.output_dir) / f"{prompt_method}.png",
-        f"{stream['source']}: {prompt_method}, mean of {len(grid.seeds)} seeds",
-        classes_per_task=stream["classes_per_task"],
-        references={f"class means, {name}": value for name, value in floors.items()},
-    )
-
-
-def label(learner: str) -> str:
-    return {"teacher": "teacher", "none": "student alone"}.get(learner, f"student, {learner}")
-
-
-def spread(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 if __name__ == "__main__":

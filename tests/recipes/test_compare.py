@@ -1,32 +1,184 @@
-"""recipes/compare.py on tiny models."""
+"""recipes/compare.py: what it runs, skips and tells; train.py stands in as a fake but for the last test."""
 
-import subprocess
+import json
+import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import load_recipe, run_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+from cdl_hf.training.grid import ARGUMENTS
+from cdl_hf.training.parser import parse, to_dict
+
+GRID = """
+arguments: {num_tasks: 3}
+seeds: [0]
+grids:
+  all:
+    teachers: {prompts: {apt: {prompt_method: apt}}}
+    students:
+      cdl_prompt: {distillation: cdl_prompt}
+      kd: {distillation: kd}
+    heads: {ncm: {head: ncm}}
+"""
+
+
+def pretend_to_train(argv: list[str]) -> tuple[int, str]:
+    """What train.py leaves, without training."""
+    arguments = to_dict(parse(ARGUMENTS, argv))
+    if arguments["distillation"] == "cdl_prompt":
+        return 2, "cdl_prompt maps prompts, and apt has none"
+    folder, role = Path(arguments["output_dir"]), arguments["stages"]
+    (folder / "states" / role).mkdir(parents=True, exist_ok=True)
+    for task in range(3):
+        (folder / "states" / role / f"task_{task:03d}.safetensors").touch()
+    figures = {"average_accuracy": 41.25, "forgetting": {"cdl": 3.5}}
+    results = {"stream": {"num_tasks": 3}, "args": arguments, role: figures}
+    (folder / "results.json").write_text(json.dumps(results))
+    return 0, ""
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    """Runs compare.py on the grid; what was trained, what was printed, the exit code."""
+    (tmp_path / "grid.yaml").write_text(GRID)
+    recipe = load_recipe("compare")
+
+    def run(*more: str):
+        trained = []
+
+        def call(line: list[str]) -> tuple[int, str]:
+            trained.append(Path(line[line.index("--output_dir") + 1]).name)
+            return pretend_to_train(line[2:])
+
+        monkeypatch.setattr(recipe, "call", call)
+        files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
+        monkeypatch.setattr(sys, "argv", ["compare.py", *files, *more])
+        code = 0
+        try:
+            recipe.main()
+        except SystemExit as end:
+            code = end.code
+        return trained, capsys.readouterr(), code
+
+    return run
+
+
+def test_grid_is_run_once_and_told_in_a_table(compare, tmp_path):
+    trained, told, code = compare()
+    assert trained == [f"apt-{name}-seed0" for name in ("teacher", "cdl_prompt", "kd", "teacher-ncm", "kd-ncm")]
+    rows = (tmp_path / "runs" / "table.md").read_text().splitlines()[2:]
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:5]] for row in rows}
+    assert cells["apt-kd"] == ["41.25", "3.50", "1 of 1"]
+    # What train.py refuses is told with its reason, and the other runs do not suffer.
+    assert cells["apt-cdl_prompt"] == ["", "", "0 of 1, refused"]
+    assert cells["apt-cdl_prompt-ncm"][2] == "0 of 1, refused"
+    assert "  apt-cdl_prompt-seed0: cdl_prompt maps prompts, and apt has none\n" in told.out
+    assert code == 0
+
+    trained, told, code = compare()
+    assert trained == ["apt-cdl_prompt-seed0"]  # refused again; nothing else is run
+    assert told.out.count("1 of 1") == 4
+
+
+def test_what_is_lost_is_trained_again_only_where_it_is_needed(compare, tmp_path):
+    compare("--only", "kd")
+    runs = tmp_path / "runs"
+    for name in ("teacher", "kd"):
+        shutil.rmtree(runs / f"apt-{name}-seed0" / "states")
+    assert compare("--only", "kd")[0] == []  # the results are enough
+    shutil.rmtree(runs / "apt-kd-ncm-seed0")
+    trained, told, code = compare("--only", "kd")
+    assert trained == ["apt-teacher-seed0", "apt-kd-seed0", "apt-kd-ncm-seed0"]
+    assert code == 0
+    assert compare("--only", "kd")[0] == []
+
+
+def test_finished_run_with_other_arguments_is_told_and_not_taken(compare, tmp_path):
+    compare("--only", "kd")
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("distillation: kd}", "distillation: kd, alpha: 0.75}"))
+    trained, told, code = compare("--only", "kd")
+    assert (trained, code) == ([], 1)
+    assert "alpha was 0.5, is now 0.75" in told.out
+    assert "0 of 1, failed" in told.out
+
+
+def test_a_teacher_that_cannot_be_had_fails_the_grid(compare, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("{num_tasks: 3}", "{num_tasks: 3, distillation: cdl_prompt}"))
+    trained, told, code = compare("--only", "kd")
+    assert (trained, code) == (["apt-teacher-seed0"], 1)
+    assert "  apt-kd-seed0: there is no apt-teacher-seed0" in told.out
+
+
+def test_an_argument_that_is_newer_than_a_run_had_its_default_then(compare, tmp_path):
+    compare("--only", "kd")
+    results = tmp_path / "runs" / "apt-kd-seed0" / "results.json"
+    content = json.loads(results.read_text())
+    del content["args"]["ranpac_width"]
+    results.write_text(json.dumps(content))
+    assert compare("--only", "kd")[::2] == ([], 0)
+
+
+def test_jobs(compare):
+    trained, told, code = compare("--list_jobs")
+    assert (trained, code) == ([], 0)
+    assert told.out.strip() == "1  apt-teacher-seed0: 6 runs, 0 of them finished"
+    trained, told, code = compare("--job", "2")
+    assert (trained, code) == ([], 2)
+    assert "--job 2: " in told.err
+
+
+def test_wrong_argument_is_told_before_anything_is_trained(compare, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("head: ncm", "heads: ncm"))
+    trained, told, code = compare()
+    assert (trained, code) == ([], 2)
+    assert "unknown argument --heads. Did you mean --head?" in told.err
+
+
+def test_a_call_tells_the_exit_code_and_the_last_message(capfd):
+    call = load_recipe("compare").call
+    script = "import sys; print('out'); sys.stderr.write('bar\\rtrain.py: error: too large\\n\\n'); sys.exit(2)"
+    assert call([sys.executable, "-c", script]) == (2, "too large")
+    assert "too large" in capfd.readouterr().err  # passed on
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_run_end_and_stops_the_grid(number):
+    recipe, before = load_recipe("compare"), signal.getsignal(number)
+    ends = "signal.pause()" if number == signal.SIGTERM else ""  # which is passed on; a Ctrl-C reaches both
+    script = (
+        "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
+        f"os.kill({os.getpid()}, {int(number)})\n{ends}"
+    )
+    with pytest.raises(recipe.Stopped):
+        recipe.call([sys.executable, "-c", script])
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.slow
-def test_grid_is_run_once_and_told_in_a_table(command, tmp_path):
-    presets = tmp_path / "presets"
-    presets.mkdir()
+def test_grid_of_real_runs(command, tmp_path, monkeypatch):
     pairs = zip(command[::2], command[1::2], strict=True)
-    lines = [f"{name.removeprefix('--')}: {value}" for name, value in pairs]
-    (presets / "coda_prompt.yaml").write_text("\n".join(lines))
-    grid = ["--presets", presets, "--seeds", "0", "--distillation", "none", "kd", "--output_dir", tmp_path / "grid"]
-    compare = [sys.executable, RECIPES / "compare.py", *grid]
+    arguments = "\n".join(f"  {name.removeprefix('--')}: {value}" for name, value in pairs)
+    (tmp_path / "grid.yaml").write_text(GRID.replace("arguments: {num_tasks: 3}", f"arguments:\n{arguments}"))
+    recipe = load_recipe("compare")
 
-    first = subprocess.run(compare, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    rows = (tmp_path / "grid" / "table.md").read_text().splitlines()
-    learners = [row.split("|")[2].strip() for row in rows[2:]]
-    assert learners[:3] == ["teacher", "student alone", "student, kd"]
-    assert learners[3:] == ["nearest class mean, teacher's backbone", "nearest class mean, student's backbone"]
-    assert (tmp_path / "grid" / "coda_prompt.png").stat().st_size > 0
+    def call(line: list[str]) -> tuple[int, str]:
+        try:
+            run_recipe("train", *line[2:])
+        except SystemExit as end:
+            return end.code, "refused"
+        return 0, ""
 
-    again = subprocess.run(compare, capture_output=True, text=True)
-    assert "train.py" not in again.stdout  # nothing is run twice
-    assert again.stdout.strip().endswith(rows[-1])
+    monkeypatch.setattr(recipe, "call", call)
+    files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *files])
+    recipe.main()
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert table.count("1 of 1") == 4
+    assert table.count("0 of 1, refused") == 2

@@ -1,0 +1,193 @@
+"""Which runs of recipes/train.py a comparison is made of, from a YAML file of axes.
+
+    arguments: {num_epochs: 4}                       # of every run
+    seeds: [0, 1, 2]
+    grids:
+      distillation:                                  # a name for the reader
+        teachers:                                    # axes: their values are combined, each is some arguments
+          prompts: {l2p: {prompt_method: l2p}, apt: {prompt_method: apt}}
+          order: {natural: {}, drawn: {class_order: seeded}}
+        students: {none: {distillation: none}, kdp: {distillation: kdp}}     # of every teacher
+        heads: {ncm: {head: ncm}}                    # computed for every teacher and student
+
+A run is named by the values it takes, such as `l2p-natural-kdp-seed0`: a teacher depends on everything but
+`students`, and serves all of them. Runs of two grids with the same name are one run.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .parser import parse, to_dict
+
+ARGUMENTS = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments)
+TEACHER, STUDENT = "teacher", "student"
+_KEYS = {"arguments", "seeds", "grids"}
+_GRID_KEYS = {"teachers", "students", "heads"}
+# What the plan itself says of a run
+_PLANNED = {"seed", "stages", "teacher_from", "student_from", "store_answers", "output_dir", "overwrite", "resume"}
+
+Values = dict[str, str | list[str]]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of train.py.
+
+    Args:
+        setting: Its name without the seed.
+        seed: The seed.
+        role: `"teacher"` or `"student"`: which of the two it trains, or computes a head for.
+        arguments: As the file gives them, texts or lists of texts by name.
+        source: The run whose states it takes.
+    """
+
+    setting: str
+    seed: int
+    role: str
+    arguments: Values = field(hash=False)
+    source: "PlannedRun | None" = None
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.setting}-seed{self.seed}"
+
+    def command_line(self, runs: Path) -> list[str]:
+        """Arguments of train.py, but where it writes.
+
+        Args:
+            runs: Folder of all runs.
+        """
+        values = {**self.arguments, "seed": str(self.seed), "stages": self.role}
+        if self.source is None:
+            values["store_answers"] = "true"
+        else:
+            values[f"{self.source.role}_from"] = str(runs / self.source.name)
+        return [token for name, value in values.items() for token in (f"--{name}", *_listed(value))]
+
+    def resolved(self, runs: Path) -> dict[str, Any]:
+        """All arguments of train.py in their types. A mistake in them ends the process, as it would end the run."""
+        return to_dict(parse(ARGUMENTS, self.command_line(runs)))
+
+
+def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun]]:
+    """The runs that a file asks for, by the name of the teacher that they share, sources before those that take them.
+
+    All teachers of a seed come before those of the next, so that there is something of everything soon.
+
+    Args:
+        path: The YAML file.
+        only: Values to keep (seeds as `seed0`); of an axis none of whose values is named here, all are kept.
+
+    Raises:
+        ValueError: The file cannot be read as a grid; the message says where it goes wrong.
+    """
+    content = _read(path)
+    seeds = {f"seed{seed}": int(seed) for seed in content["seeds"]}
+    axes = [axis for grid in content["grids"].values() for axis in _axes(grid)]
+    known = {name for axis in [seeds, *axes] for name in axis}
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"{path} has no {unknown[0]!r}: choose among {', '.join(sorted(known))}")
+    groups: dict[str, dict[str, PlannedRun]] = {}
+    for seed in _chosen(seeds, only).values():
+        for grid in content["grids"].values():
+            *teachers, students, heads = (_chosen(axis, only) for axis in _axes(grid))
+            for values in itertools.product(*(axis.items() for axis in teachers)):
+                arguments = _relative(content["arguments"], path)
+                for _, more in values:
+                    arguments |= _relative(more, path)
+                name = "-".join(name for name, _ in values)
+                for run in _runs_of(name, arguments, seed, students, heads):
+                    teacher = f"{name}-teacher-seed{seed}"
+                    known_run = groups.setdefault(teacher, {}).setdefault(run.name, run)
+                    if known_run != run:
+                        raise ValueError(f"{path}: two grids have a run {run.name}, with different arguments")
+    return {teacher: list(runs.values()) for teacher, runs in groups.items()}
+
+
+def _runs_of(
+    name: str, arguments: Values, seed: int, students: dict[str, Values], heads: dict[str, Values]
+) -> Iterator[PlannedRun]:
+    teacher = PlannedRun(f"{name}-teacher", seed, TEACHER, arguments)
+    learners = [teacher]
+    for learner, more in students.items():
+        learners.append(PlannedRun(f"{name}-{learner}", seed, STUDENT, {**arguments, **more}, teacher))
+    yield from learners
+    for run in learners:
+        for head, more in heads.items():
+            yield PlannedRun(f"{run.setting}-{head}", seed, run.role, {**run.arguments, **more}, run)
+
+
+def _axes(grid: dict[str, Any]) -> list[dict[str, Values]]:
+    """The teachers' axes, students and heads."""
+    return [*grid["teachers"].values(), grid.get("students", {}), grid.get("heads", {})]
+
+
+def _chosen(axis: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in axis.items() if name in only} or axis
+
+
+def _relative(values: Values, path: Path) -> Values:
+    """With the preset that `config` names found from the grid's folder."""
+    return values | ({"config": str(path.parent / values["config"])} if "config" in values else {})
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's content, its texts as they are written."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read this file ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: this file is not valid YAML ({' '.join(str(error).split())})") from error
+    _check_keys(content, _KEYS, {"seeds", "grids"}, path, "the file")
+    content = {"arguments": {}, **content}
+    _check_values(content["arguments"], path, "arguments")
+    seeds = content["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, str) and s.isdigit() for s in seeds):
+        raise ValueError(f"{path}: seeds must be a list of whole numbers")
+    if not isinstance(content["grids"], dict) or not content["grids"]:
+        raise ValueError(f"{path}: grids must name at least one grid")
+    for title, grid in content["grids"].items():
+        _check_keys(grid, _GRID_KEYS, {"teachers"}, path, title)
+        if not isinstance(grid["teachers"], dict) or not grid["teachers"]:
+            raise ValueError(f"{path}: the teachers of {title} must have at least one axis")
+        named = {**{f"{title}, {name}": axis for name, axis in grid["teachers"].items()}}
+        named |= {f"{title}, {name}": grid[name] for name in ("students", "heads") if name in grid}
+        for name, axis in named.items():
+            if not isinstance(axis, dict) or not axis:
+                raise ValueError(f"{path}: {name} must be values with their arguments, as in a: {{alpha: 0.5}}")
+            for value, arguments in axis.items():
+                _check_values(arguments, path, f"{name}, {value}")
+        if TEACHER in grid.get("students", {}):
+            raise ValueError(f"{path}: a student of {title} is named teacher; choose another name")
+    return content
+
+
+def _check_keys(content: Any, known: set[str], needed: set[str], path: Path, place: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {place} must consist of {', '.join(sorted(known))}")
+    if strange := sorted(content.keys() - known):
+        raise ValueError(f"{path}: {place} has an unknown entry {strange[0]!r}, besides {', '.join(sorted(known))}")
+    if missing := sorted(needed - content.keys()):
+        raise ValueError(f"{path}: {place} has no {missing[0]}")
+
+
+def _check_values(arguments: Any, path: Path, place: str) -> None:
+    if not isinstance(arguments, dict) or not all(
+        isinstance(value, str) or isinstance(value, list) and all(isinstance(each, str) for each in value)
+        for value in arguments.values()
+    ):
+        raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{alpha: 0.5}}")
+    if planned := sorted(arguments.keys() & _PLANNED):
+        raise ValueError(f"{path}: {place} sets {planned[0]}, which follows from the grid itself")

@@ -1,0 +1,113 @@
+"""What runs a YAML file of axes asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from cdl_hf.training.grid import read_grid
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+GRID = """
+arguments: {num_epochs: 2}
+seeds: [0, 5]
+grids:
+  one:
+    teachers:
+      prompts: {l2p: {prompt_method: l2p}, apt: {prompt_method: apt, prompt_blocks: [0, 1]}}
+      order: {natural: {}, drawn: {class_order: seeded}}
+    students: {none: {distillation: none}, kd: {distillation: kd, alpha: 0.7}}
+  two:
+    teachers:
+      prompts: {l2p: {prompt_method: l2p}}
+      order: {natural: {}}
+    students: {kd: {distillation: kd, alpha: 0.7}}
+    heads: {ncm: {head: ncm}}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    def write(text: str = GRID) -> Path:
+        path = tmp_path / "grid.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_teachers_are_shared_and_runs_of_two_grids_are_one(grid):
+    groups = read_grid(grid())
+    assert list(groups)[:4] == [
+        f"{name}-teacher-seed0" for name in ("l2p-natural", "l2p-drawn", "apt-natural", "apt-drawn")
+    ]
+    assert len(groups) == 8
+    assert [run.setting.removeprefix("l2p-natural-") for run in groups["l2p-natural-teacher-seed5"]] == [
+        *("teacher", "none", "kd", "teacher-ncm", "kd-ncm")
+    ]
+
+
+def test_command_lines(grid):
+    runs = {run.name: run for group in read_grid(grid()).values() for run in group}
+    line = " ".join(runs["apt-drawn-teacher-seed5"].command_line(Path("all")))
+    assert line == (
+        "--num_epochs 2 --prompt_method apt --prompt_blocks 0 1 --class_order seeded --seed 5 --stages teacher "
+        "--store_answers true"
+    )
+    line = " ".join(runs["l2p-natural-kd-seed0"].command_line(Path("all")))
+    assert line == (
+        "--num_epochs 2 --prompt_method l2p --distillation kd --alpha 0.7 --seed 0 --stages student "
+        "--teacher_from all/l2p-natural-teacher-seed0"
+    )
+    line = " ".join(runs["l2p-natural-kd-ncm-seed0"].command_line(Path("all")))
+    assert line.endswith("--head ncm --seed 0 --stages student --student_from all/l2p-natural-kd-seed0")
+    line = " ".join(runs["l2p-natural-teacher-ncm-seed0"].command_line(Path("all")))
+    assert line.endswith("--head ncm --seed 0 --stages teacher --teacher_from all/l2p-natural-teacher-seed0")
+    assert runs["apt-drawn-kd-seed5"].resolved(Path("all"))["alpha"] == 0.7
+
+
+def test_values_to_keep(grid):
+    groups = read_grid(grid(), ["seed5", "drawn", "kd"])
+    assert list(groups) == ["l2p-drawn-teacher-seed5", "apt-drawn-teacher-seed5", "l2p-natural-teacher-seed5"]
+    assert [run.setting for run in groups["apt-drawn-teacher-seed5"]] == ["apt-drawn-teacher", "apt-drawn-kd"]
+    with pytest.raises(ValueError, match="has no 'l2'"):
+        read_grid(grid(), ["l2"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("seeds: [0, 5]", "seed: 0", "unknown entry 'seed'"),
+        ("seeds: [0, 5]", "seeds: [a]", "seeds must be a list of whole numbers"),
+        ("students: {none: {distillation: none}", "students: {teacher: {distillation: none}", "named teacher"),
+        ("head: ncm", "head: {a: b}", "two, heads, ncm must be arguments"),
+        ("head: ncm", "seed: 3", "sets seed"),
+        (
+            "kd, alpha: 0.7}}\n    heads",
+            "kd, alpha: 0.5}}\n    heads",
+            "l2p-natural-kd-seed0, with different arguments",
+        ),
+        ("heads: {ncm", "head: {ncm", "unknown entry 'head'"),
+        ("order: {natural: {}}", "order: {}", "two, order must be values"),
+        ("seeds: [0, 5]", "seeds: [0, 5", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_told(grid, before, after, told):
+    assert before in GRID
+    with pytest.raises(ValueError, match=told):
+        read_grid(grid(GRID.replace(before, after)))
+
+
+def test_bundled_grid_asks_for_every_pair_of_methods_and_only_for_what_train_takes():
+    groups = read_grid(RECIPES / "quickdraw100" / "grid.yaml")
+    runs = {run.name: run for group in groups.values() for run in group}
+    prompts = ("coda_prompt", "l2p", "dualprompt", "apt")
+    methods = ("none", "kd", "dkd", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt")
+    for method in prompts:
+        for learner in methods:
+            for seed in (0, 1, 2):
+                arguments = runs[f"{method}-{learner}-seed{seed}"].resolved(Path("runs"))
+                assert (arguments["prompt_method"], arguments["distillation"]) == (method, learner)
+                assert (arguments["seed"], arguments["num_tasks"]) == (seed, 10)
+    for run in runs.values():
+        assert run.resolved(Path("runs"))["num_tasks"] == (1 if "at_once" in run.name else 10)
+    assert {"frozen-teacher-ncm-seed0", "frozen-none-ranpac-seed2", "l2p-at_once-kdp-seed1"} <= runs.keys()
