@@ -97,8 +97,11 @@ def launch(command: list[str], output_dir: Path, processes: int) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(command, tmp_path):
-    one, two = (launch(command, tmp_path / str(processes), processes) for processes in (1, 2))
+@pytest.mark.parametrize(
+    "extra", [[], ["--store_answers", "--head", "ranpac", "--ranpac_width", "24"]], ids=["linear", "ranpac"]
+)
+def test_two_processes_learn_what_one_does(command, tmp_path, extra):
+    one, two = (launch([*command, *extra], tmp_path / str(processes), processes) for processes in (1, 2))
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         assert a["event"] == b["event"]
