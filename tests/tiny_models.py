@@ -47,7 +47,7 @@ def tiny_model(
             "classes_per_task": CLASSES_PER_TASK,
             "prompt_method": prompt_method,
             "kd_branch": kd_branch,
-            **PROMPTS[prompt_method],
+            **PROMPTS.get(prompt_method, {}),
             **config,
         },
     )

@@ -14,19 +14,25 @@ from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, s
 from cdl_hf.hub.saved_models import SavedModel
 from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
 
-PAIRS = [(p, b) for p in PROMPTS for b in KD_BRANCHES if (p, b) != ("apt", "cdl_prompt")]
-QUICK = ("dualprompt", "cdl_prompt")  # selection, all tasks' prompts, and joined prefixes
+PAIRS = [(p, b, "linear") for p in PROMPTS for b in KD_BRANCHES if (p, b) != ("apt", "cdl_prompt")]
+PAIRS += [("none", "none", "ncm"), ("coda_prompt", "kdp", "ranpac")]
+QUICK = ("dualprompt", "cdl_prompt", "linear")  # selection, all tasks' prompts, and joined prefixes
 
 
 @torch.no_grad()
-def learnt_model(prompt_method: str, kd_branch: str, x: torch.Tensor) -> SavedModel:
+def learnt_model(prompt_method: str, kd_branch: str, head: str, x: torch.Tensor) -> SavedModel:
     """A model of three tasks in which everything acts: heads and prompts are large, and each image has its own key."""
-    model = tiny_model(prompt_method, kd_branch, tasks=3).eval()
+    model = tiny_model(prompt_method, kd_branch, tasks=3, head=head, ranpac_width=32).eval()
     model.end_task()
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if any(part in name for part in ("prompts", "merged", "kd_branch.token", "head.weight", "attention")):
             parameter.normal_()
-    if prompt_method != "apt":
+    if head != "linear":
+        columns = model.config.seen_classes
+        model.fit_classifier(
+            torch.randn(60, 1 if model.kd_branch is None else 2, STUDENT["embed_dim"]), torch.arange(60) % columns
+        )
+    if model.prompt_pool.needs_query:
         pools = [model.prompt_pool, *([model.kd_branch.teacher_pool] if kd_branch == "cdl_prompt" else [])]
         queries = model.query(x)
         for pool in pools:
