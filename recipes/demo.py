@@ -125,8 +125,9 @@ class Demo:
             for role, saved in self.saved.items():
                 began = time.perf_counter()
                 top = saved.logits(pixel_values)[0].softmax(0).topk(min(TOP, len(names)))
+                columns, shares = top.indices.tolist(), top.values.tolist()  # waits for an accelerator
                 milliseconds = 1000 * (time.perf_counter() - began)
-                classes = [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+                classes = [(names[column], share) for column, share in zip(columns, shares, strict=True)]
                 answers[role] = Answer(classes, milliseconds)
         return answers
 

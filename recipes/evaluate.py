@@ -133,11 +133,9 @@ def speed(model, batch) -> dict[str, float]:
 def describe_device(device) -> str:
     import torch
 
-    return (
-        f"CPU, torch with {torch.get_num_threads()} thread(s)"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    if device.type == "cpu":
+        return f"CPU, torch with {torch.get_num_threads()} thread(s)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def table(report: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from cdl_hf.evaluation.calibration import expected_calibration_error, reliabilit
 from cdl_hf.evaluation.confusion import confusion_matrix, worst_pairs
 from cdl_hf.evaluation.figures import figures
 from cdl_hf.evaluation.predictions import Predictions, predict
+from cdl_hf.evaluation.speed import latency
 
 
 def test_calibration_error_by_hand():
@@ -74,3 +75,11 @@ def test_predictions_over_batches():
     assert answers["even"].columns.tolist() == [1, 0, 0]
     assert answers["even"].confidences == pytest.approx([0.75, 0.8, 0.5])
     assert answers["odd"].columns.tolist() == [0, 0, 0]
+
+
+def test_latency_is_the_median_of_the_calls_after_the_first_three(monkeypatch):
+    clock = iter([0.0, 0.0, 0.0, 27.0, 27.001, 28.0, 28.002, 29.0, 29.009])  # begins, and ends where it counts
+    monkeypatch.setattr("cdl_hf.evaluation.speed.time.perf_counter", lambda: next(clock))
+    shapes = []
+    assert latency(lambda x: shapes.append(x.shape), torch.zeros(2, 3, 4, 4), repeats=3) == pytest.approx(2.0)
+    assert shapes == [(2, 3, 4, 4)] * 6
