@@ -72,7 +72,7 @@ def start(args: CrashTestArguments, folder: Path, *more: str) -> subprocess.Pope
 def outcome(folder: Path) -> dict[str, object]:
     """Everything of a finished run that must not depend on when it was killed."""
     results = json.loads((folder / "results.json").read_text())
-    for name in ("seconds", "args"):  # the latter names the folder
+    for name in ("seconds", "latency_ms", "args"):  # the latter names the folder
         del results[name]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:

@@ -2,21 +2,35 @@
 
 accelerate launch recipes/train.py                                   # the bundled drawings
 accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
+
+Exit code: 0 all is done; 2 a mistake in the arguments; 75 (EX_TEMPFAIL) told to stop, go on with --resume; 69
+(EX_UNAVAILABLE) the run is finished, but the Hub did not take it, go on with recipes/push.py; 1 all else.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.training.arguments import (
+    DistillationArguments,
+    HubArguments,
+    ModelArguments,
+    StreamArguments,
+    TrainingArguments,
+)
 from cdl_hf.training.parser import parse, refuse, to_dict, to_yaml
 
 
 def main() -> None:
-    arguments = parse((StreamArguments, ModelArguments, DistillationArguments, TrainingArguments), description=__doc__)
-    stream_args, model_args, distillation_args, args = arguments
+    arguments = parse(
+        (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, HubArguments), description=__doc__
+    )
+    stream_args, model_args, distillation_args, args, hub_args = arguments
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
-    from cdl_hf.hub.model_card import ModelCardContent, write_model_card
+    from cdl_hf.data import SOURCES
+    from cdl_hf.hub.model_card import ModelCardContent, complete_model_folder
+    from cdl_hf.hub.push import PushError, check_ready, push_run
     from cdl_hf.training import ContinualDistillationTrainer, RunFolder, accelerators, build, report
     from cdl_hf.training.agreement import together
     from cdl_hf.training.dry_run import describe_run
@@ -27,6 +41,8 @@ def main() -> None:
         # Where: the output folder, processes and devices
         name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
         folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
+        if hub_args.push_to_hub:
+            check_ready(folder.path, hub_args.hub_model_id)
         accelerator = accelerators.build_accelerator(args, folder.path)
 
         if args.dry_run:
@@ -69,23 +85,40 @@ def main() -> None:
         folder.write_results(results, trainer.matrices)
         trainer.save_models()
         if accelerator.is_main_process:
-            for role in trainer.models:
+            source = SOURCES.get(stream_args.dataset)
+            for role, model in trainer.models.items():
                 backbone = learners.backbones[role]
+                networks = [backbone] if model.query_backbone is None else [backbone, learners.query_backbone]
                 card = ModelCardContent(
                     role=role,
                     results=results,
                     backbones={role: backbone.source for role, backbone in learners.backbones.items()},
-                    command=["accelerate", "launch", *sys.argv],
+                    command=["accelerate", "launch", *(word for word in sys.argv if word != "--resume")],
                     weights_licence=backbone.pretrained_cfg.get("license"),
-                    base_model=backbone.hub_name,
+                    data_licence=source.licence if source else None,
+                    base_model=[network.hub_name for network in networks if network.hub_name],
+                    hub_dataset=source.hub_name if source else None,
                 )
-                write_model_card(folder.path / role, card)
+                complete_model_folder(folder.path, card)
     accelerator.print(report.table(results))
     accelerator.print(f"\nEverything is in {folder.path}: results.json, accuracy.png, matrices.png, and the models.")
     accelerator.print("Use one of them:")
     role = next(iter(trainer.models))
     accelerator.print("  import cdl_hf; from transformers import pipeline")
     accelerator.print(f'  pipeline("image-classification", model="{folder.path / role}")("image.png")')
+
+    if hub_args.push_to_hub and accelerator.is_main_process:
+        try:
+            addresses = push_run(
+                folder.path,
+                hub_args.hub_model_id,
+                private=hub_args.hub_private,
+                task_revisions=hub_args.hub_task_revisions,
+            )
+        except PushError as error:
+            print(f"The training is finished, but {error}", file=sys.stderr)
+            sys.exit(os.EX_UNAVAILABLE)
+        print("\n".join(f"{role}: {address}" for role, address in addresses.items()))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Source:
     Attributes:
         local: the folder that people have of it, if it is from the Hub.
         is_sound: whether all its images are known to be readable.
+        licence: of the images, with the attribution that it asks for; None where it is not known for sure.
     """
 
     location: str
@@ -37,10 +38,21 @@ class Source:
     label_column: str | None = None
     local: str = ""
     is_sound: bool = False
+    licence: str | None = None
+
+    @property
+    def hub_name(self) -> str | None:
+        """Its repository on the Hub, if it is from there."""
+        return None if Path(self.location).is_absolute() else self.location
 
 
 SOURCES = {
-    "quickdraw100": Source(str(Path(__file__).parent / "quickdraw100"), is_sound=True),
+    "quickdraw100": Source(
+        str(Path(__file__).parent / "quickdraw100"),
+        is_sound=True,
+        licence="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
+        "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",
+    ),
     "cifar100": Source("uoft-cs/cifar100", "img", "fine_label", "cifar-100-python", is_sound=True),
     "imagenet_r": Source("axiong/imagenet-r", "image", "wnid", "imagenet-r"),
 }

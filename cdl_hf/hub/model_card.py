@@ -1,8 +1,10 @@
 """The model card of a run's teacher or student: its metadata for the Hub and its page, from `results.json`."""
 
+import json
 import re
 import shlex
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +43,8 @@ FORGETTING = {
     "bwt": "Backward transfer (points)",
     "coda": "Forgetting, CODA-Prompt's definition (points)",
 }
-NAMES_SHOWN = 10  # of a task's classes
+NAMES_SHOWN = 20  # of a task's classes
+PICTURES = ("accuracy.png", "matrices.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class ModelCardContent:
         weights_licence: The Hub's identifier of the licence of the backbone's weights and so of the model
             (`apache-2.0`); None if it is not known.
         data_licence: Licence and attribution of the images, in a sentence; None if they are not known.
-        base_model: The backbone's repository on the Hub, if it has one.
+        base_model: The repositories on the Hub that the weights of its transformers are from.
         hub_dataset: The data set's repository on the Hub, if it has one.
     """
 
@@ -66,7 +69,7 @@ class ModelCardContent:
     command: list[str]
     weights_licence: str | None = None
     data_licence: str | None = None
-    base_model: str | None = None
+    base_model: list[str] = field(default_factory=list)
     hub_dataset: str | None = None
 
     @property
@@ -93,6 +96,21 @@ def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
     return path
 
 
+def complete_model_folder(run: Path, content: ModelCardContent) -> None:
+    """Adds to a run's `teacher/` or `student/` what a repository has besides the model: card, results and pictures."""
+    folder, results = run / content.role, content.results
+    write_model_card(folder, content)
+    for picture in PICTURES:
+        shutil.copyfile(run / picture, folder / picture)
+    shown = {**results, "args": _portable(results["args"]), "stream": {**results["stream"], "source": content.dataset}}
+    text = json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+
+
+def _portable(args: dict[str, Any]) -> dict[str, Any]:
+    return {name: portable(value) if isinstance(value, str) else value for name, value in args.items()}
+
+
 def portable(word: str) -> str:
     """A word of a command without what is nobody else's business: the folders of an absolute path, a token."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -108,10 +126,10 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
     return ModelCardData(
         model_name=content.model_name,
         license=content.weights_licence,
-        library_name="cdl_hf",  # not transformers: `import cdl_hf` is needed
+        library_name="transformers",  # the code of the model is in the repository
         pipeline_tag="image-classification",
         tags=["continual-learning", "class-incremental-learning", "prompt-tuning", "vit", *content.method.split("-")],
-        base_model=content.base_model,
+        base_model=content.base_model or None,
         datasets=content.hub_dataset,
         metrics=["accuracy"],
         eval_results=[
@@ -152,7 +170,10 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
         "tested_on": results["tested_on"],
         "tasks": _task_rows(results[content.role]["accuracy_matrix"], stream),
         "roles": roles,
-        "comparison": _comparison([results[role] for role in roles]),
+        "comparison": [
+            *_comparison([results[role] for role in roles]),
+            _latency_row(results["latency_ms"], roles),
+        ],
         "command": shlex.join(portable(word) for word in content.command),
         "versions": results["versions"],
         "citations": [CITATIONS[key] for key in _papers(args, papers)],
@@ -190,3 +211,7 @@ def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     rows += [("Parameters", [f"{model['parameters']:,}" for model in models])]
     rows += [("Parameters learnt on the stream", [f"{model['trainable_parameters']:,}" for model in models])]
     return rows
+
+
+def _latency_row(latency: dict[str, Any], roles: list[str]) -> tuple[str, list[str]]:
+    return f"Latency of one image (ms), {latency['device']}", [f"{latency[role]:.1f}" for role in roles]

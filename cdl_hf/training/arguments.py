@@ -179,3 +179,22 @@ class TrainingArguments:
             raise ValueError("overwrite and resume contradict each other: choose one")
         if self.resume and self.output_dir is None:
             raise ValueError("resume needs output_dir, the folder of the run to continue")
+
+
+@dataclass
+class HubArguments:
+    """Sharing on the Hub."""
+
+    push_to_hub: bool = _argument(False, "Push teacher and student to the Hub when the run is finished")
+    hub_model_id: str | None = _argument(
+        None,
+        "owner/name or name of the repositories <name>-teacher and <name>-student; the output folder's if not given",
+    )
+    hub_private: bool = _argument(False, "Make the repositories private")
+    hub_task_revisions: bool = _argument(
+        False, "Push the models as they were after each task, too, as branches task-01, task-02, ..."
+    )
+
+    def __post_init__(self):
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private or self.hub_task_revisions):
+            raise ValueError("hub_model_id, hub_private and hub_task_revisions need push_to_hub")

@@ -22,12 +22,14 @@ class Learners:
         method: Owns the student; `None` where only a teacher is trained.
         image_processor: Serves both models.
         backbones: Role -> the backbone it stands on.
+        query_backbone: What makes the teacher's query, if it is not the teacher's own.
     """
 
     teacher: PromptViTForImageClassification | None
     method: Supervised | None
     image_processor: BaseImageProcessor
     backbones: dict[str, PretrainedBackbone]
+    query_backbone: PretrainedBackbone | None
 
 
 def build_stream(stream_args: StreamArguments) -> TaskStream:
@@ -118,7 +120,7 @@ def build_learners(
         "head": model_args.head,
         "ranpac_width": model_args.ranpac_width,
     }
-    teacher = method = None
+    teacher = method = query = None
     backbones = {}
     if stages != "student" or training_args.teacher_from is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
@@ -150,4 +152,4 @@ def build_learners(
     if model_args.crop_pct is not None:
         data_config["crop_pct"] = model_args.crop_pct
     processor = image_processor_for(data_config, normalization=model_args.normalization)
-    return Learners(teacher, method, processor, backbones)
+    return Learners(teacher, method, processor, backbones, query)

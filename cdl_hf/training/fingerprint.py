@@ -1,14 +1,16 @@
 """What a run is made of, so that a resumed one is the same: arguments, data, weights, processes."""
 
+from dataclasses import fields
 from typing import Any
 
 from accelerate import Accelerator
 
 from ..data import TaskStream
+from .arguments import HubArguments
 from .build import Learners
 from .parser import ParsedArguments, to_dict
 
-_OF_THE_CALL = {"dry_run", "overwrite", "resume"}  # not of the run
+_OF_THE_CALL = {"dry_run", "overwrite", "resume", *(field.name for field in fields(HubArguments))}  # not of the run
 # What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
 HARMLESS = {"output_dir", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
 ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_batch_size"}

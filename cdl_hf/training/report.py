@@ -4,7 +4,10 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from .. import __version__
+from ..evaluation.speed import latency
 from .build import Learners
 from .trainer import ContinualDistillationTrainer
 
@@ -44,7 +47,20 @@ def results(trainer: ContinualDistillationTrainer, arguments: dict[str, Any]) ->
         "versions": versions,
         "tested_on": "validation" if arguments["validation_fraction"] else "test",
         **trainer.results(),
+        "latency_ms": _latency(trainer),
     }
+
+
+def _latency(trainer: ContinualDistillationTrainer) -> dict[str, Any]:
+    """Milliseconds that each model takes for one image, and on what."""
+    device, size = trainer.accelerator.device, trainer.image_processor.crop_size
+    image = torch.rand(1, 3, size["height"], size["width"], device=device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        name = f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}"
+    return {"device": name, **{role: round(latency(model, image), 2) for role, model in trainer.models.items()}}
 
 
 def table(results: dict[str, Any]) -> str:

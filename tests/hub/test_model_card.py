@@ -1,6 +1,7 @@
 """Cards carry valid metadata, tell the run's figures, and their code runs."""
 
 import copy
+import json
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from cdl_hf.distillation import METHODS
 from cdl_hf.evaluation import FORGETTING
 from cdl_hf.hub import model_card
 from cdl_hf.hub.citations import CITATIONS
-from cdl_hf.hub.model_card import ModelCardContent, portable, write_model_card
+from cdl_hf.hub.model_card import ModelCardContent, complete_model_folder, portable, write_model_card
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
 from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
 
@@ -51,6 +52,7 @@ RESULTS = {
     "tested_on": "test",
     "teacher": TEACHER,
     "student": STUDENT,
+    "latency_ms": {"device": "CPU, 4 threads", "teacher": 31.25, "student": 11.0},
 }
 
 
@@ -78,7 +80,7 @@ def test_metadata_are_valid(tmp_path):
     index = metadata.pop("model-index")
     assert metadata == {
         "license": "cc-by-4.0",
-        "library_name": "cdl_hf",
+        "library_name": "transformers",
         "pipeline_tag": "image-classification",
         "tags": ["continual-learning", "class-incremental-learning", "prompt-tuning", "vit", "coda_prompt", "kdp"],
         "metrics": ["accuracy"],
@@ -98,9 +100,9 @@ def test_metadata_are_valid(tmp_path):
 
 
 def test_hub_names_go_into_the_metadata(tmp_path):
-    given = {**vars(content()), "base_model": "timm/vit_small", "hub_dataset": "uoft-cs/cifar100"}
+    given = {**vars(content()), "base_model": ["timm/vit_base", "timm/vit_small"], "hub_dataset": "uoft-cs/cifar100"}
     metadata = metadata_load(write_model_card(tmp_path, ModelCardContent(**given)))
-    assert (metadata["base_model"], metadata["datasets"]) == ("timm/vit_small", "uoft-cs/cifar100")
+    assert (metadata["base_model"], metadata["datasets"]) == (["timm/vit_base", "timm/vit_small"], "uoft-cs/cifar100")
     assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "uoft-cs/cifar100"
 
 
@@ -109,16 +111,18 @@ def test_tells_the_run(card):
         "# quickdraw100-coda_prompt-kdp-student\n",
         "(vit_nano_quickdraw) steered by CODA-Prompt prompts, which learnt\n14 classes in 2 tasks",
         "A teacher (vit_micro_quickdraw) learnt every task before it",
-        "4,800 images for training,\n280 for test",
+        "14 classes in 2 tasks (class order: seeded, seed 3); 4,800 images for training,\n280 for test",
+        "![Accuracy on all classes seen so far, after every task, of teacher and student](accuracy.png)",
         "| 1 | a\\|b, snow\\_man | 80.00 | 61.25 |\n",
-        "| 2 | class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9 and 2 more "
-        "| 70.00 | 70.00 |\n",
+        "| 2 | class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9, class 10, "
+        "class 11 | 70.00 | 70.00 |\n",
         "| | teacher | student |\n|---|---:|---:|\n| Backbone | vit_micro_quickdraw | vit_nano_quickdraw |\n",
         "mean over tasks: A_N | 71.50 | 65.62 |\n",
         "| Backward transfer (points) | -18.75 | -18.75 |\n",
         "| Parameters | 9,876,543 | 1,234,567 |\n",
+        "| Latency of one image (ms), CPU, 4 threads | 31.2 | 11.0 |\n",
         "```\nrecipes/train.py --prompt_method coda_prompt\n```",
-        "With cdl_hf 0.1.0, torch 2.14.1.\n",
+        "With cdl_hf 0.1.0, torch 2.14.1.\n`results.json`",
         "- Model and backbone weights: cc-by-4.0\n- Images: CC BY 4.0, Quick, Draw! by Google\n",
     ):
         assert text in card
@@ -127,7 +131,7 @@ def test_tells_the_run(card):
 
 def test_tables_have_as_many_cells_in_every_row(card):
     tables = re.findall(r"(?:^\|.*\|\n)+", card, flags=re.MULTILINE)
-    assert [len(table.splitlines()) for table in tables] == [4, 12]
+    assert [len(table.splitlines()) for table in tables] == [4, 13]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 
@@ -238,6 +242,28 @@ def test_citations_are_whole(key, arxiv):
     assert all(re.search(rf"^  {field}\s+= {{.+", entry, re.MULTILINE) for field in ("title", "author", "year"))
 
 
+def test_long_lists_of_classes_are_cut(tmp_path):
+    stream = {**RESULTS["stream"], "classes_per_task": [2, 25]}
+    stream["class_names"] = [f"c{i}" for i in range(27)]
+    card = write_model_card(tmp_path, content(results={**RESULTS, "stream": stream})).read_text(encoding="utf-8")
+    assert "c20, c21 and 5 more |" in card and "c22" not in card
+
+
+def test_a_model_folder_is_what_a_repository_holds(tmp_path):
+    for name in ("accuracy.png", "matrices.png"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "student").mkdir()
+    results = {**RESULTS, "stream": {**RESULTS["stream"], "source": "/data/drawings"}}
+    complete_model_folder(tmp_path, content(results=results))
+    folder = tmp_path / "student"
+    assert {path.name for path in folder.iterdir()} == {"README.md", "results.json", "accuracy.png", "matrices.png"}
+    pictures = re.findall(r"!\[.+\]\((.+)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted(pictures) == ["accuracy.png", "matrices.png"]
+    told = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert told["student"] == STUDENT
+    assert (told["args"]["output_dir"], told["stream"]["source"]) == ("secret", "drawings")
+
+
 def test_the_code_on_the_card_runs(tmp_path, monkeypatch, card, capsys):
     from transformers import CLIPImageProcessor
 
@@ -256,7 +282,9 @@ def test_the_code_on_the_card_runs(tmp_path, monkeypatch, card, capsys):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
 
-    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), {})
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(code, names)
     lines = capsys.readouterr().out.strip().splitlines()
     assert {"ant", "bee"} == set(re.findall(r"'label': '(\w+)'", lines[0]))
     assert lines[-1] == re.search(r"'label': '(\w+)'", lines[0]).group(1)

@@ -22,7 +22,7 @@ from cdl_hf.training.checkpointing import save_checkpoint
 
 def results_without_times(folder: Path) -> dict:
     results = json.loads((folder / "results.json").read_text())
-    for name in ("seconds", "args"):
+    for name in ("seconds", "latency_ms", "args"):
         del results[name]
     return results
 

@@ -1,0 +1,168 @@
+"""A finished run as repositories on the Hub: `<name>-teacher` and `<name>-student`."""
+
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file
+
+from ..models import PromptViTForImageClassification
+from ..training.checkpointing import load_trained_state
+
+ROLES = ("teacher", "student")
+# What huggingface_hub raises where it cannot upload: an answer of the Hub or none (HTTPError), no login, files that
+# cannot be read (OSError), names that cannot be (ValueError), its storage (RuntimeError).
+FAILURES = (httpx2.HTTPError, OSError, ValueError, RuntimeError)
+
+
+class PushError(RuntimeError):
+    """Not everything is on the Hub; the message says why and how to try again. The run's folder is as it was."""
+
+
+def check_ready(run: Path, name: str | None) -> None:
+    """Finds out before a run what would keep it from being pushed after it, without asking the Hub.
+
+    Raises:
+        ValueError: The name is not one of the Hub's, or nobody is logged in.
+    """
+    _check_name(run, name)
+    if get_token() is None:
+        raise ValueError("push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN")
+
+
+def push_run(
+    run: Path,
+    name: str | None = None,
+    *,
+    private: bool = False,
+    task_revisions: bool = False,
+    api: HfApi | None = None,
+) -> dict[str, str]:
+    """Pushes what a run has left in `teacher/` and `student/`: the models with their cards, results and pictures.
+
+    What is on the Hub already is not sent again, so that a push may be repeated. In the cards, the name of the
+    repository takes the place of the folder's.
+
+    Args:
+        run: Output folder of a finished run.
+        name: `owner/name` or, for one's own, `name`; that of the folder if not given.
+        private: Whether new repositories are private.
+        task_revisions: Whether to push the models as they were after each task as branches `task-01`, ..., too.
+        api: The Hub, with a token; the one of `hf auth login` by default.
+
+    Returns:
+        Address of each role's repository.
+
+    Raises:
+        ValueError: The run is not finished, or the name is not one of the Hub's.
+        PushError: The Hub did not take it.
+    """
+    roles = [role for role in ROLES if (run / role / "results.json").is_file()]
+    if not roles:
+        raise ValueError(f"there is no finished run in {run}: it has neither teacher/ nor student/ with their results")
+    name = _check_name(run, name)
+    api, addresses = api or HfApi(), {}
+    for role in roles:
+        try:
+            addresses[role] = _push(run, role, f"{name}-{role}", private, task_revisions, api)
+        except FAILURES as error:
+            done = "".join(f" The {other} is at {address}." for other, address in addresses.items())
+            raise PushError(
+                f"{name}-{role} could not be pushed to the Hub: {_reason(error)}.{done} Everything is still in {run}; "
+                f"to try again: {_command(run, name, private, task_revisions)}"
+            ) from error
+    return addresses
+
+
+def _check_name(run: Path, name: str | None) -> str:
+    name = run.resolve().name if name is None else name
+    for role in ROLES:
+        validate_repo_id(f"{name}-{role}")
+    return name
+
+
+def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, api: HfApi) -> str:
+    repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+    about = api.model_info(repository)
+    files = {file.rfilename for file in about.siblings} - {".gitattributes"}
+    if files and "results.json" not in files:
+        raise ValueError("the name is taken: it holds something else; choose another with --hub_model_id")
+    if private and not about.private:
+        raise ValueError(
+            "it exists already and is public, not private; change that on its page, or choose another name"
+        )
+    tasks = _tasks(run, role) if task_revisions else []
+    _name_repository(run / role / "README.md", repository, tasks)
+    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role}, all tasks learnt")
+    if tasks:
+        _push_tasks(run / role, tasks, repository, api)
+    return f"{api.endpoint}/{repository}"
+
+
+def _push_tasks(folder: Path, tasks: list[Path], repository: str, api: HfApi) -> None:
+    """The model as it was after each task, as a branch that has all else from the main one."""
+    model = PromptViTForImageClassification.from_pretrained(folder)
+    class_names = list(model.config.id2label.values())
+    for task, state in enumerate(tasks, start=1):
+        rewind(model, class_names, task, state)
+        branch = f"task-{task:02d}"
+        api.create_branch(repository, branch=branch, exist_ok=True)
+        with tempfile.TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            api.upload_folder(
+                repo_id=repository, folder_path=place, revision=branch, commit_message=f"{task} tasks learnt"
+            )
+
+
+def rewind(model: PromptViTForImageClassification, class_names: list[str], task: int, state: Path) -> None:
+    """Makes a model what it was when it had learnt its first tasks.
+
+    Args:
+        class_names: All that it knows in the end, in the order of their columns.
+        task: How many tasks it had learnt then.
+        state: What the run has left of it then, `states/<role>/task_<task - 1>.safetensors`.
+    """
+    load_trained_state(model, load_file(state))
+    config = model.config
+    config.tasks_seen = task
+    config.id2label = dict(enumerate(class_names[: config.seen_classes]))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+
+
+def _tasks(run: Path, role: str) -> list[Path]:
+    return sorted((run / "states" / role).glob("task_*.safetensors"))
+
+
+def _name_repository(card: Path, repository: str, tasks: list[Path]) -> None:
+    """Puts the repository into the card's code, which a reader copies; the rest of the card may be edited by hand."""
+    comment = f'  # add revision="task-01" for it as it was after the first of {len(tasks)} tasks' if tasks else ""
+    text = card.read_text(encoding="utf-8")
+    text = re.sub(r'^checkpoint = ".*$', f'checkpoint = "{repository}"{comment}', text, count=1, flags=re.MULTILINE)
+    card.write_text(text, encoding="utf-8")
+
+
+def _reason(error: Exception) -> str:
+    """One sentence, without full stop."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so that nothing is sent"
+    if isinstance(error, httpx2.TransportError):
+        return f"the Hub cannot be reached ({error})"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            return "you are not logged in, or your token is not valid: run `hf auth login`, or set HF_TOKEN"
+        if status == 403:
+            return "you may not write there: the name belongs to someone else, or your token may only read"
+        return f"the Hub answered {status} ({error.server_message or 'no reason given'})"
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _command(run: Path, name: str, private: bool, task_revisions: bool) -> str:
+    words = ["python", "recipes/push.py", str(run), "--hub_model_id", name]
+    words += ["--hub_private"] * private + ["--hub_task_revisions"] * task_revisions
+    return shlex.join(words)

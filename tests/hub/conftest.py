@@ -1,0 +1,3 @@
+from tiny_runs import drawings, pair
+
+__all__ = ["drawings", "pair"]
