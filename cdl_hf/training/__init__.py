@@ -5,8 +5,10 @@ from ..lazy import lazy_attributes
 _HOME = {
     "ContinualDistillationTrainer": "trainer",
     "RunFolder": "run_folder",
+    "ShowAccuracy": "callbacks",
     "StageError": "stage",
     "Stopped": "signals",
+    "TrainerCallback": "callbacks",
     "TrainingArguments": "arguments",
 }
 __all__ = list(_HOME)

@@ -32,8 +32,11 @@ class StopRequest:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def _keep(self, number: int, frame) -> None:
+    def make(self) -> None:
         self._told = True
+
+    def _keep(self, number: int, frame) -> None:
+        self.make()
         self.__exit__()
 
     def made(self) -> bool:

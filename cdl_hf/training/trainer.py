@@ -21,6 +21,7 @@ from ..models.backbones import backbone_digest
 from .accelerators import build_accelerator
 from .answers import QueryStore
 from .arguments import TrainingArguments
+from .callbacks import ShowAccuracy, TrainerCallback
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .fingerprint import HARMLESS, ROUNDING, changes
 from .memory import parts_that_fit, possible_parts, shortage_told
@@ -46,6 +47,7 @@ class ContinualDistillationTrainer:
         folder: Where the run is written; `args.output_dir` by default.
         accelerator: As [`build_accelerator`] makes it, which is the default.
         fingerprint: Everything that decides the result; a checkpoint with another one is not resumed from.
+        callbacks: What is called after each stage, evaluation and task; by default the accuracies are printed.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ContinualDistillationTrainer:
         folder: RunFolder | None = None,
         accelerator: Accelerator | None = None,
         fingerprint: dict[str, Any] | None = None,
+        callbacks: Sequence[TrainerCallback] = (ShowAccuracy(),),
     ):
         self.stream, self.args = stream, args
         if folder is None:
@@ -66,7 +69,7 @@ class ContinualDistillationTrainer:
         self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
-        self.fingerprint = fingerprint or {}
+        self.fingerprint, self.callbacks = fingerprint or {}, callbacks
         # What is trained, by role: a teacher learns as a student does that has no teacher.
         self.modules: dict[str, Supervised] = {}
         if teacher is not None:
@@ -105,12 +108,16 @@ class ContinualDistillationTrainer:
         """Runs the whole stream, or what is left of it after [`resume`].
 
         Raises:
-            Stopped: SIGTERM or SIGINT came; a checkpoint was saved.
+            Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
             StageError: A loss is not finite; a checkpoint of the state before it was saved.
             NotEnoughMemory: A batch does not fit into the device's memory.
         """
         with self._stop_request:
             self._train()
+
+    def stop(self) -> None:
+        """Ends the run as SIGTERM does: the step or the task is finished and saved, so that it can be resumed."""
+        self._stop_request.make()
 
     def _train(self) -> None:
         first_task, first_stage, state = self._start
@@ -123,6 +130,8 @@ class ContinualDistillationTrainer:
             self._refit(task)
             self._evaluate(task)
             self._save_states(task)
+            for callback in self.callbacks:
+                callback.on_task_end(self, task)
             self._checkpoint(task.index + 1, 0, None)
 
     def _train_stage(self, task: Task, stage: int, state: StageState | None) -> None:
@@ -183,6 +192,8 @@ class ContinualDistillationTrainer:
         for role in roles:
             self.modules[role].eval()
         self.seconds[name] += time.perf_counter() - began
+        for callback in self.callbacks:
+            callback.on_stage_end(self, task, roles)
         if stage + 1 < len(self.stages):
             self._checkpoint(task.index, stage + 1, None)
 
@@ -264,9 +275,8 @@ class ContinualDistillationTrainer:
             {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()},
             step=self.steps,
         )
-        shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in self.matrices.items())
-        classes = task.columns.stop
-        self.accelerator.print(f"task {task.index + 1}/{len(self.stream)}, {classes} classes: accuracy {shown}")
+        for callback in self.callbacks:
+            callback.on_evaluation(self, task)
 
     def results(self) -> dict[str, Any]:
         """Metrics and sizes of each model, under its role."""

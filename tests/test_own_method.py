@@ -1,0 +1,58 @@
+"""The README's methods in a file of one's own train, save and load as the package's do."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import images, tiny_backbone
+from tiny_runs import drawings
+from transformers import AutoModelForImageClassification
+
+from cdl_hf import ContinualDistillationTrainer, PromptViTForImageClassification, TaskStream, load_source
+from cdl_hf.data import image_processor_for
+from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
+from cdl_hf.models.prompt_pools import POOLS
+from cdl_hf.training import TrainingArguments
+
+__all__ = ["drawings"]
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def my_methods(tmp_path, monkeypatch):
+    for registry in (POOLS, PROMPT_DEFAULTS):
+        monkeypatch.setitem(registry, "shared", None)  # to be gone afterwards
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "my_methods.py" in block)
+    (tmp_path / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(importlib.import_module("sys").modules, "my_methods", raising=False)
+    return importlib.import_module("my_methods")
+
+
+def test_own_methods(my_methods, drawings, tmp_path, monkeypatch):
+    stream = TaskStream(load_source(str(drawings)), num_tasks=3)
+    prompts = {"classes_per_task": stream.classes_per_task, "prompt_method": "shared"}
+    student, teacher = (PromptViTForImageClassification.from_backbone(tiny_backbone(), **prompts) for _ in range(2))
+    trainer = ContinualDistillationTrainer(
+        stream,
+        my_methods.LogitCopy(student, teacher),
+        teacher,
+        image_processor_for({"input_size": (3, 32, 32)}),
+        TrainingArguments(num_epochs=1, batch_size=8, output_dir=str(tmp_path / "run")),
+    )
+    before = student.prompt_pool.prompts.clone()
+    trainer.train()
+    trainer.save_models()
+    assert not torch.equal(student.prompt_pool.prompts, before)
+    assert "soft_loss" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+    x = images()
+    with torch.no_grad():
+        loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
+        assert torch.equal(loaded(x).logits, student(x).logits)
+    for registry in (POOLS, PROMPT_DEFAULTS):
+        monkeypatch.delitem(registry, "shared")
+    with pytest.raises(ValueError, match="import the file that adds it first"):
+        PromptViTForImageClassification.from_backbone(tiny_backbone(), **prompts)

@@ -1,0 +1,88 @@
+"""What callbacks see, and what they can change."""
+
+import json
+
+import pytest
+from tiny_models import tiny_backbone, tiny_model
+from tiny_runs import drawings
+
+from cdl_hf import ContinualDistillationTrainer, TaskStream, load_source
+from cdl_hf.data import image_processor_for
+from cdl_hf.distillation import METHODS
+from cdl_hf.training import ShowAccuracy, Stopped, TrainerCallback, TrainingArguments
+
+__all__ = ["drawings"]
+
+
+@pytest.fixture
+def make_trainer(drawings, tmp_path):
+    def make(*callbacks, **args):
+        stream = TaskStream(load_source(str(drawings)), num_tasks=3)
+        backbone = tiny_backbone()
+        config = {"tasks": 0, "backbone": backbone, "classes_per_task": stream.classes_per_task}
+        student, teacher = (tiny_model("l2p", **config) for _ in range(2))
+        args = TrainingArguments(num_epochs=1, batch_size=4, output_dir=str(tmp_path / "run"), **args)
+        processor = image_processor_for({"input_size": (3, 32, 32)})
+        method = METHODS["kd"](student, teacher)
+        return ContinualDistillationTrainer(stream, method, teacher, processor, args, callbacks=callbacks)
+
+    return make
+
+
+class Diary(TrainerCallback):
+    def __init__(self):
+        self.events = []
+
+    def on_stage_end(self, trainer, task, roles):
+        self.events.append(("stage", task.index, *roles))
+
+    def on_evaluation(self, trainer, task):
+        assert len(trainer.matrices["student"].rows) == task.index + 1
+        self.events.append(("evaluation", task.index))
+
+    def on_task_end(self, trainer, task):
+        assert (trainer.folder.path / "states" / "student" / f"task_{task.index:03d}.safetensors").is_file()
+        assert not trainer.models["student"].training
+        self.events.append(("task", task.index))
+
+
+def events_of(task):
+    return [("stage", task, "teacher"), ("stage", task, "student"), ("evaluation", task), ("task", task)]
+
+
+def test_events_in_order(make_trainer, capsys):
+    diary = Diary()
+    make_trainer(ShowAccuracy(), diary).train()
+    assert diary.events == events_of(0) + events_of(1) + events_of(2)
+    assert "task 3/3, 6 classes: accuracy teacher " in capsys.readouterr().out
+
+
+def test_a_callback_stops_the_run_which_can_be_resumed(make_trainer):
+    class StopAfterTheSecondTask(TrainerCallback):
+        def on_evaluation(self, trainer, task):
+            if task.index == 1:
+                trainer.stop()
+
+    diary = Diary()
+    trainer = make_trainer(diary, StopAfterTheSecondTask())
+    with pytest.raises(Stopped):
+        trainer.train()
+    assert diary.events == events_of(0) + events_of(1)
+    (trainer.folder.path / "args.yaml").touch()
+    later = Diary()
+    resumed = make_trainer(later, resume=True)
+    resumed.resume()
+    resumed.train()
+    assert later.events == events_of(2)
+
+
+def test_a_callback_alters_the_next_stage(make_trainer):
+    class LowerRate(TrainerCallback):
+        def on_task_end(self, trainer, task):
+            trainer.args.learning_rate /= 10
+
+    trainer = make_trainer(LowerRate(), learning_rate=1e-3)
+    trainer.train()
+    lines = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if line["event"] == "epoch" and line["stage"] == "student"]
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5])
