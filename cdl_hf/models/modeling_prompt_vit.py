@@ -33,7 +33,8 @@ class PromptViTOutput(ModelOutput):
             In evaluation mode what a user predicts with, heads mixed; in training mode the model's own head alone.
         head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): The own trained head's, which a student follows.
         kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): The KD head's, when there is a KD branch.
-        prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The prompt method's own loss, if it has one.
+        prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned in training mode or with `labels`):
+            The prompt method's own loss, if it has one.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             The tokens (B, n, D) before the first block and after each, before the final norm.
     """
@@ -357,6 +358,8 @@ class PromptViTForImageClassification(PreTrainedModel):
             loss = self._cross_entropy(logits, labels)
             if prompt_loss is not None:
                 loss = loss + prompt_loss
+        elif not self.training:
+            prompt_loss = None  # pipelines take each output apart by images
         return PromptViTOutput(loss, logits, head_logits, kd_logits, prompt_loss, hidden_states)
 
     def _encode(
