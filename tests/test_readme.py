@@ -15,18 +15,38 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 
 
+def example(words: str):
+    """The first block of Python with these words."""
+    return next(block for block in EXAMPLES if words in block)
+
+
 @pytest.mark.slow
 def test_the_python_example_trains_and_its_model_answers(tmp_path, monkeypatch, capsys):
-    training, using = (next(e for e in EXAMPLES if word in e) for word in ("trainer.train()", "pipeline("))
+    training, using, saving = (example(words) for words in ("trainer.train()", "pipeline(", "save_backbone=False"))
     monkeypatch.chdir(tmp_path)
-    exec(compile(training, "README.md", "exec"), {})
+    names = {}
+    exec(training, names)
     assert 10 < float(capsys.readouterr().out.splitlines()[-1]) <= 100  # a guess is right once in a hundred
 
     from cdl_hf import load_source
 
     load_source("quickdraw100")["test"][0]["image"].save("drawing.png")
-    exec(compile(using, "README.md", "exec"), {})
+    exec(using, {})
     assert capsys.readouterr().out.count("'score'") == 3
+
+    names["model"] = names["student"]
+    exec(saving, names)
+    assert names["model"] is not names["student"] and not names["model"].config.left_out
+
+
+def test_the_metric_and_the_callback(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    metric = example("evaluate.load")
+    exec(metric, {})
+    assert capsys.readouterr().out.strip() == metric.strip().splitlines()[-1].split("# ")[1]
+    names = {}
+    exec(example("TrainerCallback"), names)
+    assert len(names["callbacks"]) == 2
 
 
 @pytest.mark.slow

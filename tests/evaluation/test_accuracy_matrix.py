@@ -41,6 +41,32 @@ BY_HAND = [
 ]
 
 
+# Ten tasks: each is learnt at 80, gains 10 with the next task and then loses 5 with every further one.
+TEN_TASKS = [
+    [80],
+    [90, 80],
+    [85, 90, 80],
+    [80, 85, 90, 80],
+    [75, 80, 85, 90, 80],
+    [70, 75, 80, 85, 90, 80],
+    [65, 70, 75, 80, 85, 90, 80],
+    [60, 65, 70, 75, 80, 85, 90, 80],
+    [55, 60, 65, 70, 75, 80, 85, 90, 80],
+    [50, 55, 60, 65, 70, 75, 80, 85, 90, 80],
+]
+# A = 710 / 10; the rows' sums are 80, 170, 255, 335, 410, 480, 545, 605, 660, 710
+# cdl = (10 * 80 - 710) / 10; max = (9 * 90 - 630) / 9; bwt = (630 - 9 * 80) / 9
+# coda: with task t the last one gains 10 and t - 1 lose 5 each: (-10 + 5 (t - 1)) / t = 5 - 15 / t, for t = 1 to 9
+BY_HAND.append(
+    (
+        TEN_TASKS,
+        71,
+        (80 + 85 + 85 + 83.75 + 82 + 80 + 545 / 7 + 75.625 + 220 / 3 + 71) / 10,
+        {"cdl": 9, "max": 20, "bwt": -10, "coda": 5 - 15 * (7129 / 2520) / 9},
+    )
+)
+
+
 @pytest.mark.parametrize(("rows", "average", "incremental", "forgetting"), BY_HAND)
 def test_by_hand(rows, average, incremental, forgetting):
     matrix = matrix_of(rows)
@@ -52,8 +78,9 @@ def test_by_hand(rows, average, incremental, forgetting):
 
 
 def test_definitions_differ_on_one_matrix():
-    values = {name: definition([[80], [90, 60], [70, 50, 40]]) for name, definition in FORGETTING.items()}
-    assert list(values) == ["cdl", "max", "bwt", "coda"] and len(set(values.values())) == 4
+    for rows in ([[80], [90, 60], [70, 50, 40]], TEN_TASKS):
+        values = {name: definition(rows) for name, definition in FORGETTING.items()}
+        assert list(values) == ["cdl", "max", "bwt", "coda"] and len(set(values.values())) == 4
 
 
 def test_tasks_and_images_weigh_differently():

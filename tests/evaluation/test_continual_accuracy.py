@@ -4,6 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from test_accuracy_matrix import TEN_TASKS
 
 import cdl_hf.evaluation
 from cdl_hf.evaluation import AccuracyMatrix
@@ -33,6 +34,22 @@ def test_example_of_the_docstring(metric):
     results = metric.compute()
     assert results["accuracy_matrix"] == [[100], [50, 100]] and results["average_accuracy"] == 75
     assert results["forgetting"] == {"cdl": 25, "max": 50, "bwt": -50, "coda": 50}
+
+
+def test_ten_tasks_by_hand(metric):
+    """20 images a task; an answer is 1 if right."""
+    for after, row in enumerate(TEN_TASKS):
+        for task, accuracy in enumerate(row):
+            right = accuracy // 5
+            metric.add_batch(
+                predictions=[1] * right + [0] * (20 - right),
+                references=[1] * 20,
+                task_ids=[task] * 20,
+                after_task=after,
+            )
+    results = metric.compute()
+    assert results["accuracy_matrix"] == TEN_TASKS and results["average_accuracy"] == pytest.approx(71)
+    assert results["forgetting"] == pytest.approx({"cdl": 9, "max": 20, "bwt": -10, "coda": 0.285053}, abs=1e-6)
 
 
 def test_equals_the_matrix(metric):
