@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, refuse
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
@@ -112,8 +112,7 @@ def test_views(args: EvaluateArguments) -> list:
         return [splits["test"]]
     if not is_run(args.checkpoint):
         raise ValueError("--dataset is needed: a saved model does not say where its images are, only a run does")
-    classes = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments)
-    stream_args = next(iter(parse(classes, ["--config", str(Path(args.checkpoint) / "args.yaml")])))
+    stream_args = next(iter(parse(RUN, ["--config", str(Path(args.checkpoint) / "args.yaml")])))
     return [task.test for task in build_stream(stream_args)]
 
 

@@ -11,20 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-from cdl_hf.training.arguments import (
-    DistillationArguments,
-    HubArguments,
-    ModelArguments,
-    StreamArguments,
-    TrainingArguments,
-)
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, refuse, to_dict, to_yaml
 
 
 def main() -> None:
-    arguments = parse(
-        (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, HubArguments), description=__doc__
-    )
+    arguments = parse(RUN, description=__doc__)
     stream_args, model_args, distillation_args, args, hub_args = arguments
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.

@@ -9,10 +9,9 @@ import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
-from safetensors.torch import load_file
 
 from ..models import PromptViTForImageClassification
-from ..training.checkpointing import load_trained_state
+from ..training.task_states import TaskStates
 
 ROLES = ("teacher", "student")
 # What huggingface_hub raises where it cannot upload: an answer of the Hub or none (HTTPError), no login, files that
@@ -21,7 +20,7 @@ FAILURES = (httpx2.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class PushError(RuntimeError):
-    """Not everything is on the Hub; the message says why and how to try again. The run's folder is as it was."""
+    """Not everything is on the Hub, but all is still in the folder; the message says why, and how to try again."""
 
 
 def check_ready(run: Path, name: str | None) -> None:
@@ -96,51 +95,34 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
         raise ValueError(
             "it exists already and is public, not private; change that on its page, or choose another name"
         )
-    tasks = _tasks(run, role) if task_revisions else []
+    states = TaskStates(run, role)
+    tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
     api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role}, all tasks learnt")
     if tasks:
-        _push_tasks(run / role, tasks, repository, api)
+        _push_tasks(run / role, states, tasks, repository, api)
     return f"{api.endpoint}/{repository}"
 
 
-def _push_tasks(folder: Path, tasks: list[Path], repository: str, api: HfApi) -> None:
+def _push_tasks(folder: Path, states: TaskStates, tasks: int, repository: str, api: HfApi) -> None:
     """The model as it was after each task, as a branch that has all else from the main one."""
     model = PromptViTForImageClassification.from_pretrained(folder)
     class_names = list(model.config.id2label.values())
-    for task, state in enumerate(tasks, start=1):
-        rewind(model, class_names, task, state)
-        branch = f"task-{task:02d}"
+    for task in range(tasks):
+        states.load(task, model)
+        model.config.tasks_seen = task + 1
+        model.config.id2label = dict(enumerate(class_names[: model.config.seen_classes]))
+        model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+        branch, message = f"task-{task + 1:02d}", f"The first {task + 1} of {tasks} tasks learnt"
         api.create_branch(repository, branch=branch, exist_ok=True)
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)
-            api.upload_folder(
-                repo_id=repository, folder_path=place, revision=branch, commit_message=f"{task} tasks learnt"
-            )
+            api.upload_folder(repo_id=repository, folder_path=place, revision=branch, commit_message=message)
 
 
-def rewind(model: PromptViTForImageClassification, class_names: list[str], task: int, state: Path) -> None:
-    """Makes a model what it was when it had learnt its first tasks.
-
-    Args:
-        class_names: All that it knows in the end, in the order of their columns.
-        task: How many tasks it had learnt then.
-        state: What the run has left of it then, `states/<role>/task_<task - 1>.safetensors`.
-    """
-    load_trained_state(model, load_file(state))
-    config = model.config
-    config.tasks_seen = task
-    config.id2label = dict(enumerate(class_names[: config.seen_classes]))
-    config.label2id = {name: i for i, name in config.id2label.items()}
-
-
-def _tasks(run: Path, role: str) -> list[Path]:
-    return sorted((run / "states" / role).glob("task_*.safetensors"))
-
-
-def _name_repository(card: Path, repository: str, tasks: list[Path]) -> None:
+def _name_repository(card: Path, repository: str, tasks: int) -> None:
     """Puts the repository into the card's code, which a reader copies; the rest of the card may be edited by hand."""
-    comment = f'  # add revision="task-01" for it as it was after the first of {len(tasks)} tasks' if tasks else ""
+    comment = f'  # add revision="task-01" for it as it was after the first of {tasks} tasks' if tasks else ""
     text = card.read_text(encoding="utf-8")
     text = re.sub(r'^checkpoint = ".*$', f'checkpoint = "{repository}"{comment}', text, count=1, flags=re.MULTILINE)
     card.write_text(text, encoding="utf-8")

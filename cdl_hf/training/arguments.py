@@ -198,3 +198,6 @@ class HubArguments:
     def __post_init__(self):
         if not self.push_to_hub and (self.hub_model_id or self.hub_private or self.hub_task_revisions):
             raise ValueError("hub_model_id, hub_private and hub_task_revisions need push_to_hub")
+
+
+RUN = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, HubArguments)

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-ARGUMENTS = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments)
 PRESETS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.stem != "grid")
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_preset_is_read(preset):
-    stream, model, _, training = parse(ARGUMENTS, ["--config", str(preset)])
+    stream, model, _, training, _ = parse(RUN, ["--config", str(preset)])
     assert stream.dataset == preset.parent.name
     assert training.learning_rate > 0
     assert "." in model.teacher or model.teacher.endswith("quickdraw")
@@ -22,8 +21,8 @@ def test_preset_is_read(preset):
 
 def test_defaults_are_the_bundled_preset():
     """`accelerate launch recipes/train.py` runs what coda_prompt.yaml says."""
-    preset = parse(ARGUMENTS, ["--config", str(RECIPES / "quickdraw100" / "coda_prompt.yaml"), "--num_tasks", "none"])
-    assert list(preset) == list(parse(ARGUMENTS, []))
+    preset = parse(RUN, ["--config", str(RECIPES / "quickdraw100" / "coda_prompt.yaml"), "--num_tasks", "none"])
+    assert list(preset) == list(parse(RUN, []))
 
 
 def test_all_pairs_of_the_papers_have_a_preset():
