@@ -38,7 +38,7 @@ def main() -> None:
         accelerator = accelerators.build_accelerator(args, folder.path)
 
         if args.dry_run:
-            accelerator.print(describe_run(*arguments, folder.path, accelerator))
+            accelerator.print(describe_run(stream_args, model_args, distillation_args, args, folder.path, accelerator))
             return
 
         # What: the stream, teacher and student

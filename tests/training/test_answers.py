@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import cdl_hf.training.answers as answers_module
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.training import report
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def asked(monkeypatch) -> dict[str, int]:
 
     monkeypatch.setattr(PromptViTForImageClassification, "query", counted_query)
     monkeypatch.setattr(KD, "_teach", counted_teach)
+    monkeypatch.setattr(report, "latency", lambda model, image: 0.0)  # asks, too
     return calls
 
 
