@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdl_hf.evaluation.statistics import Spread
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.grid import PlannedRun, read_grid
 from cdl_hf.training.parser import parse, refuse, to_dict
 
@@ -199,11 +200,10 @@ def changed_arguments(run: PlannedRun, runs: Path) -> str:
     An argument that train.py did not have yet when the run was made counts with its default.
     """
     from cdl_hf.training.fingerprint import HARMLESS, ROUNDING, changes  # seconds to import
-    from cdl_hf.training.grid import ARGUMENTS
 
     of_the_call = {"dry_run", "overwrite", "resume", "teacher_from", "student_from", "store_answers"}
     before = json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))["args"]
-    told = changes(to_dict(parse(ARGUMENTS, [])) | before, run.resolved(runs))
+    told = changes(to_dict(parse(RUN, [])) | before, run.resolved(runs))
     return "; ".join(words for name, words in told.items() if name not in HARMLESS | ROUNDING | of_the_call)
 
 

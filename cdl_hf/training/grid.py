@@ -22,10 +22,9 @@ from typing import Any
 
 import yaml
 
-from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .arguments import RUN
 from .parser import parse, to_dict
 
-ARGUMENTS = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments)
 TEACHER, STUDENT = "teacher", "student"
 _KEYS = {"arguments", "seeds", "grids"}
 _GRID_KEYS = {"teachers", "students", "heads"}
@@ -73,7 +72,7 @@ class PlannedRun:
 
     def resolved(self, runs: Path) -> dict[str, Any]:
         """All arguments of train.py in their types. A mistake in them ends the process, as it would end the run."""
-        return to_dict(parse(ARGUMENTS, self.command_line(runs)))
+        return to_dict(parse(RUN, self.command_line(runs)))
 
 
 def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun]]:

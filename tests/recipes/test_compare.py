@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import load_recipe, run_recipe
 
-from cdl_hf.training.grid import ARGUMENTS
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
 
 GRID = """
@@ -28,7 +28,7 @@ grids:
 
 def pretend_to_train(argv: list[str]) -> tuple[int, str]:
     """What train.py leaves, without training."""
-    arguments = to_dict(parse(ARGUMENTS, argv))
+    arguments = to_dict(parse(RUN, argv))
     if arguments["distillation"] == "cdl_prompt":
         return 2, "cdl_prompt maps prompts, and apt has none"
     folder, role = Path(arguments["output_dir"]), arguments["stages"]
