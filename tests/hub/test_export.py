@@ -6,17 +6,34 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from tiny_models import PROMPTS, STUDENT, images, tiny_model
+from tiny_models import STUDENT, images, tiny_model
 from torch.nn import functional as F
 
 from cdl_hf.data import image_processor_for
 from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program
 from cdl_hf.hub.saved_models import SavedModel
-from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
+from cdl_hf.models.classifiers import CLASSIFIERS
+from cdl_hf.models.kd_branches import BRANCHES
+from cdl_hf.models.prompt_pools import POOLS
 
-PAIRS = [(p, b, "linear") for p in PROMPTS for b in KD_BRANCHES if (p, b) != ("apt", "cdl_prompt")]
-PAIRS += [("none", "none", "ncm"), ("coda_prompt", "kdp", "ranpac")]
-QUICK = ("dualprompt", "cdl_prompt", "linear")  # selection, all tasks' prompts, and joined prefixes
+# Every prompt method, KD branch and head at least once, as each takes seconds; all pairs were tried once by hand.
+PAIRS = [
+    ("l2p", "none", "linear"),
+    ("l2p", "cdl_prompt", "linear"),
+    ("dualprompt", "cdl_prompt", "linear"),
+    ("dualprompt", "deit", "linear"),
+    ("coda_prompt", "cdl_prompt", "linear"),
+    ("coda_prompt", "kdp", "ranpac"),
+    ("apt", "deit", "linear"),
+    ("apt", "kdp", "linear"),
+    ("none", "none", "ncm"),
+]
+QUICK = PAIRS[2]  # selection, all tasks' prompts, and joined prefixes
+
+
+def test_none_is_forgotten():
+    methods, branches, heads = map(set, zip(*PAIRS, strict=True))
+    assert methods == {*POOLS} and branches == {"none", *BRANCHES} and heads == {"linear", *CLASSIFIERS}
 
 
 @torch.no_grad()
