@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cdl_hf.distillation import Supervised
+from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.training.build import Learners
 
 from .machine import flops_of, linear_rate, now, peak_growth
@@ -38,14 +39,15 @@ class Steps:
         self.device = batch["labels"].device
         self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)
         plain = plain_method(self.method, self.plain_student, self.plain_teacher)
-        with torch.no_grad():
-            query = self.student.query(batch["pixel_values"])
-            logits = self.teacher.eval()(batch["pixel_values"], query=query).logits
-        stored = {"query": query, "teacher_logits": logits[:, self.student.config.current_columns]}
+        self.shares_query = self.student.shares_query_with(self.teacher)
+        # Where a method compares tokens, its teacher is part of its forward pass; `none` has no teacher.
+        asked = self.teacher if isinstance(self.method, KD) and not self.method.reads_tokens else None
+        query = self.student.query(batch["pixel_values"])
+        stored = {"query": query, "teacher_logits": self._teach(self.teacher, query)}
         self.ours: dict[str, Step] = {
             "teacher step": self._training(Supervised(self.teacher), {}),
-            "student step": self._training(self.method, {}, self.teacher),
-            "student step, stored queries": self._training(self.method, {"query": query}, self.teacher),
+            "student step": self._training(self.method, {}, asked),
+            "student step, stored queries": self._training(self.method, {"query": query}, asked),
             "student step, stored queries and teacher's logits": self._training(self.method, stored),
             "evaluation of both": self._evaluation(None),
             "evaluation of both, stored queries": self._evaluation(query),
@@ -69,15 +71,19 @@ class Steps:
                     answers["query"] = method.student.query(pixel_values)
                     done("query")
                 if teacher is not None:
-                    with torch.no_grad():
-                        logits = teacher.eval()(pixel_values, query=answers["query"]).logits
-                    answers["teacher_logits"] = logits[:, method.student.config.current_columns]
+                    answers["teacher_logits"] = self._teach(teacher, answers["query"])
                     done("teacher")
                 loss = method(**self.batch, **answers)["loss"]
             done("student")
             _learn(loss, method, optimizer, done)
 
         return step
+
+    @torch.no_grad()
+    def _teach(self, teacher: nn.Module, query: Tensor | None) -> Tensor:
+        """The teacher's logits over the task's classes."""
+        logits = teacher.eval()(self.batch["pixel_values"], query=query if self.shares_query else None).logits
+        return logits[:, self.student.config.current_columns]
 
     def _plain_training(self, method: Supervised) -> Step:
         optimizer = torch.optim.Adam(_learnt(method))
@@ -99,7 +105,7 @@ class Steps:
                     done("query")
                 self.student.eval()(self.batch["pixel_values"], query=asked)
                 done("student")
-                self.teacher.eval()(self.batch["pixel_values"], query=asked)
+                self.teacher.eval()(self.batch["pixel_values"], query=asked if self.shares_query else None)
                 done("teacher")
 
         return step
