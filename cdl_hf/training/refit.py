@@ -40,7 +40,9 @@ class ClassifierAlignment:
 
     Of each class the mean and the covariance of its features are kept, as they were when it was learnt. After each
     task, `SAMPLES` features a class are drawn from these normal distributions in each of `EPOCHS` epochs, and the
-    heads learn by SGD to tell all classes apart. The logits are not normalised, as SLCA's are.
+    heads learn by SGD to tell all classes apart. SLCA divides the logits by their length times 0.1 besides; on
+    held-out training images of the bundled drawings that was worse (57.3% against 59.8%, the teacher of seed 0), and
+    is left out.
 
     Attributes:
         means: (1 or 2, D) of each class.
