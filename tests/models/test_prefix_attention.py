@@ -98,3 +98,22 @@ def test_images_of_another_size_are_resized():
     vit, x = random_vit(), images(2, size=48)
     resized = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
     assert torch.equal(embed(vit, x), embed(vit, resized))
+
+
+def test_half_precision_on_a_cpu_learns_what_full_precision_does():
+    """There attention is written out in training, and fused in evaluation."""
+    vit, x = random_vit(), images()
+    tokens = embed(vit, x).detach()
+    prefix = torch.randn(2, 4, STUDENT["embed_dim"])
+    gradients, outputs = [], []
+    for enabled in (False, True):
+        key = prefix[0][None].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = run_block(vit.blocks[0], tokens, Prefix(key, prefix[1][None]))
+            with torch.no_grad():
+                outputs.append((out.float(), run_block(vit.blocks[0], tokens, Prefix(key, prefix[1][None])).float()))
+        out.float().square().mean().backward()
+        gradients.append(key.grad)
+    assert F.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.99
+    for trained, evaluated in outputs:
+        assert F.cosine_similarity(trained.flatten(), evaluated.flatten(), dim=0) > 0.999
