@@ -9,13 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .accuracy_matrix import AccuracyMatrix
+from .pareto import pareto_front
 
 # told apart by colour-blind readers, and dark enough for the names written in them
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF")
-MARKERS = "osD^vPX"
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF"),
+    *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
+)
+MARKERS = "osD^vPX<>ph"
 REFERENCE_COLOUR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
 
@@ -67,7 +71,14 @@ def plot_accuracy_over_tasks(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _label_ends(axes, sorted(ends, key=lambda end: end[1]))
-    figure.savefig(path, dpi=200, bbox_inches="tight")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | PathLike) -> None:
+    """Writes the same file each time: an SVG's names are not random, and it does not tell the time."""
+    metadata = {"Date": None} if str(path).endswith(".svg") else None
+    with matplotlib.rc_context({"svg.hashsalt": "cdl_hf"}):
+        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
@@ -86,6 +97,62 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2},
         )
+
+
+def plot_accuracy_against_cost(
+    points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
+) -> None:
+    """Draw accuracy against cost. What nothing else beats in both is numbered, and named at the right.
+
+    Args:
+        points: (cost, accuracy in %) by name, by group; of a group's two words the first has its own colour, the
+            second its own marker.
+        path: file to write; its suffix chooses the format.
+        title: above the picture.
+        cost: what costs are, with the unit; drawn on a logarithmic axis.
+    """
+    figure = Figure(figsize=(6.8, 4.6))
+    axes = figure.add_subplot()
+    hues, shapes = ({words[i]: None for words in points} for i in (0, 1))
+    for words, members in points.items():
+        colour, marker = COLOURS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
+        costs, accuracies = zip(*members.values(), strict=True)
+        style = {"s": 34, "color": colour, "marker": marker, "alpha": 0.8, "linewidths": 0}
+        axes.scatter(costs, accuracies, label=", ".join(words), **style)
+    every = {name: point for members in points.values() for name, point in members.items()}
+    front = pareto_front(every)
+    costs, accuracies = zip(*(every[name] for name in front), strict=True)
+    axes.step(costs, accuracies, where="post", color=REFERENCE_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
+    for number, name in enumerate(front, 1):
+        x, y = every[name]
+        axes.annotate(f"{number}", xy=(x, y), xytext=(-3, 5), textcoords="offset points", ha="right", fontsize=8.5)
+        axes.annotate(
+            f"{number}  {name}  {y:.1f}%",
+            xy=(1.03, 0.03 + 0.055 * (number - 1)),
+            xycoords="axes fraction",
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_in_words))
+    axes.xaxis.set_minor_formatter(FuncFormatter(_in_words))
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.set_xlabel(cost)
+    axes.set_ylabel("Average accuracy after the last task (%)")
+    axes.set_title(title, fontsize=11)
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8.5, frameon=False)
+    _save(figure, path)
+
+
+def _in_words(value: float, position: int | None = None) -> str:
+    """A tick of an axis of costs: 2M for two million."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:

@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cdl_hf.evaluation import AccuracyMatrix
-from cdl_hf.evaluation.plots import _spread, plot_accuracy_matrices, plot_accuracy_over_tasks, plot_confusion
+from cdl_hf.evaluation.plots import (
+    _spread,
+    plot_accuracy_against_cost,
+    plot_accuracy_matrices,
+    plot_accuracy_over_tasks,
+    plot_confusion,
+)
 
 
 def matrix(num_tasks, start=80, slope=2, seen=None):
@@ -150,3 +156,19 @@ def test_confusion(tmp_path, drawn, sizes, ticks):
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == ticks
     assert len(axes.lines) == 2 * (len(sizes) - 1)
     assert colours_in(tmp_path / "confusion.png") > 2
+
+
+def test_accuracy_against_cost_numbers_what_nothing_beats(tmp_path, drawn):
+    points = {
+        ("l2p", "teacher"): {"large": (4e6, 50.0)},
+        ("l2p", "student"): {"small": (1e6, 30.0), "wasteful": (2e6, 29.0)},
+        ("apt", "student"): {"other": (2e6, 45.0)},
+    }
+    for name in ("one.svg", "two.svg"):
+        plot_accuracy_against_cost(points, tmp_path / name, "Title", "Parameters")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    (axes,) = drawn[0].axes
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"1", "2", "3", "1  small  30.0%", "2  other  45.0%", "3  large  50.0%"}
+    colours = [collection.get_facecolor()[0].tolist() for collection in axes.collections]
+    assert colours[0] == colours[1] != colours[2]

@@ -1,0 +1,52 @@
+"""Runs that are one setting, and what tells settings apart."""
+
+import pytest
+
+from cdl_hf.evaluation.pareto import pareto_front
+from cdl_hf.evaluation.settings import settings_of
+
+
+def run(seed=0, **args):
+    defaults = {
+        **{"stages": "student", "prompt_method": "l2p", "distillation": "kdp", "head": "linear", "alpha": 0.5},
+        **{"classifier_alignment": False, "class_order": "natural", "stream_seed": 0, "teacher": "a", "student": "b"},
+        **{"output_dir": f"somewhere/{seed}", "learning_rate": 0.1},
+    }
+    figures = {"average_accuracy": 50.0 + seed, "accuracy_matrix": [[60.0], [40.0, 62.5]]}
+    return {
+        "stream": {"source": "/data/drawings", "num_tasks": 2, "test": [10, 8]},
+        **{"args": {**defaults, "seed": seed, **args}, "tested_on": "test", "seconds": {}},
+        **{"teacher": figures, "student": figures},
+    }
+
+
+def test_seeds_are_put_together():
+    (setting,) = settings_of({"x-seed1": run(1), "x-seed0": run(0), "x-seed10": run(10)})
+    assert setting.accuracy == {0: 50.0, 1: 51.0, 10: 60.0}
+    assert setting.runs == {0: "x-seed0", 1: "x-seed1", 10: "x-seed10"}
+    assert (setting.learner, setting.head, setting.scene[0]) == ("student, kdp", "linear", "drawings")
+    matrix = setting.matrix()
+    assert matrix.counts(1) == [(12, 30), (15, 24)]
+
+
+def test_a_run_of_both_models_is_two_settings():
+    settings = settings_of({"mine": run(stages="both", distillation="none", classifier_alignment=True)})
+    assert [(s.role, s.learner, s.head) for s in settings] == [
+        ("teacher", "teacher", "aligned"),
+        ("student", "student alone", "aligned"),
+    ]
+
+
+def test_what_is_called_the_same_is_told_apart_by_its_arguments():
+    settings = settings_of({"a-seed0": run(), "b-seed0": run(alpha=0.7), "c-seed0": run(head="ncm", alpha=0.7)})
+    assert [s.learner for s in settings] == ["student, kdp (alpha 0.5)", "student, kdp (alpha 0.7)", "student, kdp"]
+
+
+def test_runs_of_a_name_that_differ_are_refused():
+    with pytest.raises(ValueError, match="the runs x differ in more than their seeds"):
+        settings_of({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
+
+
+def test_front():
+    points = {"a": (1, 30.0), "b": (2, 29.0), "c": (2, 40.0), "d": (3, 40.0), "e": (9, 41.0), "f": (1, 20.0)}
+    assert pareto_front(points) == ["a", "c", "e"]

@@ -1,0 +1,165 @@
+"""recipes/report.py on made-up runs, and the reports in the repository made again from their stored results."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import load_recipe
+
+from cdl_hf.evaluation import AccuracyMatrix
+from cdl_hf.training.grid import ARGUMENTS
+from cdl_hf.training.parser import parse, to_dict
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs"))
+DRAWING = re.compile(r"Matplotlib v[\d.]+")
+
+
+def figures(num_tasks: int, accuracy: float, parameters: int) -> dict:
+    """Of a model with this accuracy on every task, and `accuracy` / 10 points lost of all but the last."""
+    matrix = AccuracyMatrix(num_tasks)
+    for after in range(num_tasks):
+        for task in range(after + 1):
+            right = round(10 * accuracy) + (round(accuracy) if task == after and after < num_tasks - 1 else 0)
+            matrix.update(after, task, right, 1000)
+    return {**matrix.summary(), "parameters": parameters, "trainable_parameters": parameters // 10}
+
+
+def write_run(folder: Path, name: str, seed: int, accuracy: float, *arguments: str) -> None:
+    args = to_dict(parse(ARGUMENTS, [*arguments, "--seed", str(seed), "--output_dir", f"/somewhere/{name}"]))
+    tasks, role = args["num_tasks"] or 10, args["stages"]
+    results = {
+        "stream": {
+            **{"source": args["dataset"], "num_tasks": tasks},
+            **{"classes_per_task": [100 // tasks] * tasks, "test": [1000] * tasks},
+        },
+        **{"args": args, "versions": {"torch": "2.14"}, "tested_on": "test", "seconds": {role: 100.0 + seed}},
+        role: figures(tasks, accuracy, {"teacher": 4_000_000, "student": 1_000_000}[role]),
+    }
+    run = folder / f"{name}-seed{seed}"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text(json.dumps(results, indent=2))
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    folder = tmp_path / "runs"
+    for seed, noise in enumerate((0.0, 1.0, 3.0)):
+        teacher = ("--stages", "teacher", "--prompt_method", "l2p")
+        student = ("--stages", "student", "--prompt_method", "l2p", "--distillation")
+        frozen = ("--stages", "teacher", "--prompt_method", "none")
+        write_run(folder, "l2p-teacher", seed, 60 + noise, *teacher)
+        write_run(folder, "l2p-none", seed, 30 + noise, *student, "none")
+        write_run(folder, "l2p-kd", seed, 31 + 2 * noise, *student, "kd")
+        write_run(folder, "l2p-kdp", seed, 50 + noise * 1.1, *student, "kdp")
+        write_run(folder, "l2p-teacher-ncm", seed, 62 + noise * 1.1, *teacher, "--head", "ncm")
+        write_run(folder, "l2p-kdp-ncm", seed, 49 + 2 * noise, *student, "kdp", "--head", "ncm")
+        write_run(folder, "frozen-teacher", seed, 20, *frozen)
+        write_run(folder, "frozen-teacher-ncm", seed, 54.3, *frozen, "--head", "ncm")
+        write_run(folder, "l2p-once-teacher", seed, 70 + noise, *teacher, "--num_tasks", "1")
+        write_run(folder, "l2p-once-kdp", seed, 55 + noise, *student, "kdp", "--num_tasks", "1")
+    return folder
+
+
+@pytest.fixture
+def report(monkeypatch):
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        load_recipe("report").main()
+
+    return run
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_report(runs, report, tmp_path):
+    report(runs, "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    # kd - none: 1, 2, 4 with mean 2.33 and s = 1.5275, times 4.303 / sqrt(3); kdp is clearly above both.
+    assert "| student, kd | 33.67 ± 3.06 | +2.33 [-1.46, +6.13] |" in text
+    assert re.search(r"\| student, kdp \| \*\*51.47 ± 1.68\*\* \| \+20.13 \[\+19.75, \+20.51\] \|", text)
+    assert "| student alone | 31.33 ± 1.53 |  |" in text
+    # The teacher's class means are clearly above its trained head, those of the student are not.
+    assert "| l2p | teacher | 61.33 ± 1.53 |  | **63.47 ± 1.68**<br>+2.13 [+1.75, +2.51] |  |" in text
+    assert "| l2p | student, kdp | 51.47 ± 1.68 |  | 51.67 ± 3.06<br>" in text
+    assert "| frozen, the head trained task after task | 20.00 ± 0.00 |  |" in text
+    assert "| frozen, nearest class mean | 54.30 ± 0.00 |  |" in text
+    assert "| l2p, all classes at once | 71.33 ± 1.53 |  |" in text
+    assert "| l2p, all classes at once, student, kdp |  | 56.33 ± 1.53 |" in text
+    assert "Beside the papers" not in text
+    assert "/somewhere" not in "".join(map(str, written(tmp_path / "report").values()))
+    lines = (tmp_path / "report" / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + 30
+    assert (
+        'l2p-kd,1,quickdraw100,10,natural,vit_micro_quickdraw,vit_nano_quickdraw,student,l2p,"student, kd",linear,33.0'
+        in "\n".join(lines)
+    )
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert not re.search(r"(src|href)=\"http", page)
+    assert "<strong>51.47 ± 1.68</strong>" in page
+
+
+def test_the_same_bytes_again(runs, report, tmp_path):
+    report(runs, "--output_dir", tmp_path / "one")
+    (tmp_path / "one" / "findings.md").write_text("## Findings\n\nIt helps.\n")
+    report(runs, "--output_dir", tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "findings.md").write_text("## Findings\n\nIt helps.\n")
+    report(tmp_path / "one" / "runs", "--output_dir", tmp_path / "two")
+    assert "\n\n## Findings\n\nIt helps.\n\n" in (tmp_path / "one" / "report.md").read_text()
+    assert written(tmp_path / "one") == written(tmp_path / "two")
+
+
+def test_papers_beside_ours(report, tmp_path):
+    base, small = "vit_base_patch16_224.augreg2_in21k_ft_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    preset = to_dict(parse(ARGUMENTS, ["--config", str(RECIPES / "cifar100" / "base_to_small.yaml")]))
+    assert (preset["teacher"], preset["student"]) == (base, small)
+    pair = ("--dataset", "cifar100", "--teacher", base, "--student", small, "--prompt_method", "l2p")
+    write_run(tmp_path / "runs", "l2p-kdp", 0, 80.0, *pair, "--stages", "student", "--distillation", "kdp")
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| l2p | student, kdp | 81.79 / 4.31 | 80.00 / 7.20 | 0 |" in text
+    assert "| reported by the papers | measured here |" in text
+
+
+def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(finished_run)
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report", "--measure_latency")
+    stored = json.loads((tmp_path / "report" / "runs" / "mine" / "latency.json").read_text())
+    assert all(stored[role]["milliseconds"] > 0 for role in ("teacher", "student"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "![Accuracy against latency](pareto-latency.svg)" in text
+    assert {"teacher", "student, kdp"} <= set(re.findall(r"coda_prompt \| ([\w, ]+) \|", text))
+    before = written(tmp_path / "report")
+    report(tmp_path / "report" / "runs", "--output_dir", tmp_path / "report")
+    assert written(tmp_path / "report") == before
+
+
+def test_folder_without_runs_is_refused(report, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report(tmp_path, "--output_dir", tmp_path / "report")
+    assert "has no folder of a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.parent.name)
+def test_report_in_the_repository_is_made_again_from_its_results(folder, report, tmp_path):
+    for part in ("findings.md", *(str(p.relative_to(folder)) for p in folder.glob("runs/*/latency.json"))):
+        if (folder / part).is_file():
+            (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / part).write_bytes((folder / part).read_bytes())
+    report(folder / "runs", "--output_dir", tmp_path)
+    ours, theirs = written(tmp_path), written(folder)
+    assert ours.keys() == theirs.keys()
+    picture = next(name for name in ours if name.endswith(".svg"))
+    if DRAWING.search(ours[picture].decode())[0] != DRAWING.search(theirs[picture].decode())[0]:
+        # Another version of matplotlib draws other pictures; all else must still be the same.
+        for files in (ours, theirs):
+            files["report.html"] = re.sub(rb'src="data:[^"]+"', b"", files["report.html"])
+        ours, theirs = ({n: c for n, c in f.items() if not n.endswith(".svg")} for f in (ours, theirs))
+    assert ours == theirs
