@@ -14,11 +14,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from cdl_hf.evaluation.statistics import Spread
-from cdl_hf.training.arguments import RUN
+from cdl_hf.training.arguments import RUN, HubArguments
 from cdl_hf.training.grid import PlannedRun, read_grid
 from cdl_hf.training.parser import parse, refuse, to_dict
 
@@ -202,6 +202,7 @@ def changed_arguments(run: PlannedRun, runs: Path) -> str:
     from cdl_hf.training.fingerprint import HARMLESS, ROUNDING, changes  # seconds to import
 
     of_the_call = {"dry_run", "overwrite", "resume", "teacher_from", "student_from", "store_answers"}
+    of_the_call |= {each.name for each in fields(HubArguments)}
     before = json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))["args"]
     told = changes(to_dict(parse(RUN, [])) | before, run.resolved(runs))
     return "; ".join(words for name, words in told.items() if name not in HARMLESS | ROUNDING | of_the_call)

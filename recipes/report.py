@@ -20,8 +20,7 @@ from cdl_hf.evaluation.pareto import pareto_front
 from cdl_hf.evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
 from cdl_hf.evaluation.settings import Setting, settings_of
 from cdl_hf.evaluation.statistics import Spread, clear_best, paired_difference
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments
-from cdl_hf.training.grid import ARGUMENTS
+from cdl_hf.training.arguments import RUN, DistillationArguments, ModelArguments
 from cdl_hf.training.parser import parse, refuse, to_dict
 
 RECIPES = Path(__file__).parent
@@ -92,11 +91,19 @@ def store(runs: Path, folder: Path) -> None:
 
 
 def stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results by the name of the run, arguments that are newer than a run with their defaults."""
-    defaults, found = to_dict(parse(ARGUMENTS, [])), {}
+    """Results by the name of the run, arguments that are newer than a run with their defaults.
+
+    Raises:
+        ValueError: A run is too old to tell how large its classifier is.
+    """
+    defaults, found = to_dict(parse(RUN, [])), {}
     for file in sorted(folder.glob("*/results.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
-        found[file.parent.name] = content | {"args": defaults | content["args"]}
+        args = defaults | content["args"]
+        models = [content[role] for role in ("teacher", "student") if role in content]
+        if args["head"] != "linear" and not all("classifier_values" in of_model for of_model in models):
+            raise ValueError(f"{file} does not tell how large its classifier is, as runs of today do: run it again")
+        found[file.parent.name] = content | {"args": args}
     return found
 
 
@@ -384,7 +391,7 @@ def reported_figures(source: str, teacher: str, student: str) -> dict[tuple[str,
     """`A_N / F_N` by prompt and distillation method, from the table in the folder of the data set's presets."""
     folder, found = RECIPES / source, {}
     for path in sorted(folder.glob("*_to_*.yaml")):
-        preset = to_dict(parse(ARGUMENTS, ["--config", str(path)]))
+        preset = to_dict(parse(RUN, ["--config", str(path)]))
         if (preset["teacher"], preset["student"]) == (teacher, student):
             row = rf"^\| {path.stem} \| `(\w+)` \| `(\w+)` \| ([\d.]+ / [\d.]+) \|"
             rows = re.findall(row, (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -397,7 +404,9 @@ def figures(s: Setting) -> tuple:
 
 
 def parameters(s: Setting) -> int:
-    return s.values("parameters")[next(iter(s.results))]
+    """What predicts, with the numbers that a computed classifier keeps for it."""
+    of_model = next(iter(s.results.values()))[s.role]
+    return of_model["parameters"] + of_model.get("classifier_values", 0)
 
 
 def full_name(s: Setting) -> str:
@@ -441,7 +450,7 @@ def as_csv(settings: list[Setting], measured: Mapping) -> str:
                     *(s.args["teacher"], s.args["student"], s.role, s.prompts, s.learner, s.head),
                     *(round(of_model[name], 4) for name in CSV_COLUMNS[11:14]),
                     *(round(of_model["forgetting"][name], 4) for name in ("cdl", "max", "bwt", "coda")),
-                    *(of_model["parameters"], of_model["trainable_parameters"], latency, s.seconds[seed]),
+                    *(parameters(s), of_model["trainable_parameters"], latency, s.seconds[seed]),
                 ]
             )
     return text.getvalue()

@@ -12,7 +12,7 @@ from .statistics import BySeed
 _HOW = {
     *("seed", "stages", "teacher_from", "student_from", "store_answers", "output_dir", "overwrite", "resume"),
     *("dry_run", "num_workers", "eval_batch_size", "checkpoint_every", "report_to", "auto_batch_size"),
-    "gradient_accumulation_steps",
+    *("gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private", "hub_task_revisions"),
 }
 _TOLD = {
     *("dataset", "num_tasks", "classes_per_task", "first_task_classes", "class_order", "stream_seed"),

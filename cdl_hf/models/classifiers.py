@@ -20,6 +20,13 @@ class Classifier(nn.Module):
         width: D of the features.
     """
 
+    predicting: tuple[str, ...]  # buffers that predict; the others are for the classes to come
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers a prediction needs: these are no parameters."""
+        return sum(self.get_buffer(name).numel() for name in self.predicting)
+
     def fit(self, features: Tensor, labels: Tensor) -> None:
         raise NotImplementedError
 
@@ -28,6 +35,7 @@ class NearestClassMean(Classifier):
     """Cosine of the angle to each class's mean of unit features (SimpleCIL, arXiv 2303.07338, section 3.2), times
     `scale`, which only makes probabilities of it."""
 
+    predicting = ("sums",)
     scale = 16.0
 
     def __init__(self, config: PromptViTConfig, width: int):
@@ -53,6 +61,7 @@ class RanPAC(Classifier):
     new task's images predict the rest best.
     """
 
+    predicting = ("projection", "weight")
     ridges = [10.0**k for k in range(-8, 9)]
 
     def __init__(self, config: PromptViTConfig, width: int):

@@ -287,10 +287,12 @@ class ContinualDistillationTrainer:
         for role, module in self.modules.items():
             model = module.student
             module.train()
+            classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
             results[role] = {
                 **self.matrices[role].summary(),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "classifier_values": sum(classifier.num_values for classifier in classifiers),
             }
             module.eval()
         return results

@@ -21,6 +21,11 @@ def test_nearest_class_mean_of_unit_features():
     assert torch.allclose(scores, torch.tensor([[1.0, -(0.5**0.5)], [-(0.5**0.5), 1.0]]), atol=1e-6)
 
 
+def test_numbers_that_a_prediction_needs():
+    assert classifier("ncm", classes=(3,), width=4).num_values == 3 * 4
+    assert classifier("ranpac", classes=(3,), width=4, ranpac_width=16).num_values == (4 + 3) * 16
+
+
 def test_ranpac_solves_the_ridge_regression_on_rectified_projections():
     torch.manual_seed(0)
     ranpac = classifier("ranpac", classes=(3,), width=4, ranpac_width=16)

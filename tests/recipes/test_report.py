@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import load_recipe
 
 from cdl_hf.evaluation import AccuracyMatrix
-from cdl_hf.training.grid import ARGUMENTS
+from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -24,11 +24,12 @@ def figures(num_tasks: int, accuracy: float, parameters: int) -> dict:
         for task in range(after + 1):
             right = round(10 * accuracy) + (round(accuracy) if task == after and after < num_tasks - 1 else 0)
             matrix.update(after, task, right, 1000)
-    return {**matrix.summary(), "parameters": parameters, "trainable_parameters": parameters // 10}
+    sizes = {"parameters": parameters, "trainable_parameters": parameters // 10, "classifier_values": 0}
+    return {**matrix.summary(), **sizes}
 
 
 def write_run(folder: Path, name: str, seed: int, accuracy: float, *arguments: str) -> None:
-    args = to_dict(parse(ARGUMENTS, [*arguments, "--seed", str(seed), "--output_dir", f"/somewhere/{name}"]))
+    args = to_dict(parse(RUN, [*arguments, "--seed", str(seed), "--output_dir", f"/somewhere/{name}"]))
     tasks, role = args["num_tasks"] or 10, args["stages"]
     results = {
         "stream": {
@@ -117,7 +118,7 @@ def test_the_same_bytes_again(runs, report, tmp_path):
 
 def test_papers_beside_ours(report, tmp_path):
     base, small = "vit_base_patch16_224.augreg2_in21k_ft_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
-    preset = to_dict(parse(ARGUMENTS, ["--config", str(RECIPES / "cifar100" / "base_to_small.yaml")]))
+    preset = to_dict(parse(RUN, ["--config", str(RECIPES / "cifar100" / "base_to_small.yaml")]))
     assert (preset["teacher"], preset["student"]) == (base, small)
     pair = ("--dataset", "cifar100", "--teacher", base, "--student", small, "--prompt_method", "l2p")
     write_run(tmp_path / "runs", "l2p-kdp", 0, 80.0, *pair, "--stages", "student", "--distillation", "kdp")
@@ -139,6 +140,18 @@ def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path)
     before = written(tmp_path / "report")
     report(tmp_path / "report" / "runs", "--output_dir", tmp_path / "report")
     assert written(tmp_path / "report") == before
+
+
+def test_what_a_computed_classifier_keeps_counts(runs, report, tmp_path, capsys):
+    for file in runs.glob("frozen-teacher-ncm-*/results.json"):
+        file.write_text(file.read_text().replace('"classifier_values": 0', '"classifier_values": 111'))
+    report(runs, "--output_dir", tmp_path / "report")
+    lines = (tmp_path / "report" / "results.csv").read_text().splitlines()
+    assert [",4000111," in line for line in lines] == ["frozen-teacher-ncm" in line for line in lines]
+    file.write_text(file.read_text().replace("classifier_values", "other"))
+    with pytest.raises(SystemExit):
+        report(runs, "--output_dir", tmp_path / "report")
+    assert "run it again" in capsys.readouterr().err
 
 
 def test_folder_without_runs_is_refused(report, tmp_path, capsys):
