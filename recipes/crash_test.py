@@ -1,9 +1,10 @@
 """Kills a run with SIGKILL at random moments, resumes it, and compares its end with that of an uninterrupted run.
 
-    python recipes/crash_test.py --kills 20 --extra="--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5"
+    python recipes/crash_test.py --kills 20
+    python recipes/crash_test.py --kills 8 --extra="--prompt_method apt --num_tasks 5 --checkpoint_every 3"
 
-Each trial starts a run, kills it at a moment drawn from the seed, and resumes it to its end. Equal means equal in
-every bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
+The kills fall in turn in a step, between two stages, in an evaluation and in a save, at places drawn from the seed.
+Equal means equal in every bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from cdl_hf.training.parser import parse
 
 TRAIN = Path(__file__).with_name("train.py")
+KINDS = ("in a step", "between stages", "in an evaluation", "in a save")
 
 
 @dataclass
@@ -28,45 +30,88 @@ class CrashTestArguments:
     kills: int = field(default=20, metadata={"help": "number of trials", "min": 1})
     seed: int = field(default=0, metadata={"help": "seed of the moments", "min": 0})
     extra: str = field(
-        default="--max_samples_per_class 4 --num_epochs 2 --checkpoint_every 5",
+        default="--num_tasks 4 --max_samples_per_class 4 --num_epochs 2 --checkpoint_every 3",
         metadata={"help": "arguments of train.py, in one text: --extra='--num_tasks 5'"},
     )
 
 
+@dataclass
+class Moment:
+    """When to kill: seconds after a run has written so many lines of metrics; if in a save, when it next saves."""
+
+    kind: str
+    lines: int
+    seconds: float
+
+    @classmethod
+    def draw(cls, kind: str, metrics: list[dict], chance: random.Random) -> "Moment":
+        """One of this kind among those of a whole run with these metrics."""
+        epochs = [i for i, line in enumerate(metrics) if line["event"] == "epoch"]
+        last = [i for i in epochs if metrics[i]["epoch"] == max(metrics[j]["epoch"] for j in epochs)]
+        if kind == "between stages":  # a stage's last line is written, its checkpoint not yet
+            return cls(kind, chance.choice(last) + 1, 0.0)
+        if kind == "in an evaluation":  # it follows the task's last stage
+            before = [i for i in last if metrics[i + 1]["event"] == "evaluation"]
+            return cls(kind, chance.choice(before) + 1, chance.uniform(0.0, 0.2))
+        line = chance.choice(epochs)
+        return cls(kind, line, chance.uniform(0.0, metrics[line]["seconds"]) if kind == "in a step" else 0.0)
+
+    def wait(self, process: subprocess.Popen, folder: Path) -> None:
+        """Returns at the moment, or when the run has ended."""
+        while process.poll() is None and number_of_lines(folder) < self.lines:
+            time.sleep(0.001)
+        time.sleep(self.seconds)
+        while self.kind == "in a save" and process.poll() is None and not unfinished_checkpoints(folder):
+            time.sleep(0.0002)
+
+
 def main() -> None:
     (args,) = parse((CrashTestArguments,), description=__doc__)
-    moments = random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole"
+    chance = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         began = time.monotonic()
-        start(args, whole).wait()
-        duration = time.monotonic() - began
-        expected = outcome(whole)
-        print(f"uninterrupted: {duration:.0f} s", flush=True)
+        if start(args, folder / "whole").wait():
+            sys.exit(f"The uninterrupted run failed: python recipes/train.py {args.extra} tells why.")
+        print(f"uninterrupted: {time.monotonic() - began:.0f} s", flush=True)
+        metrics = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
         equal = 0
         for trial in range(args.kills):
-            killed = Path(folder) / f"killed_{trial}"
-            process = start(args, killed)
-            moment = moments.uniform(0, duration)
-            try:
-                process.wait(timeout=moment)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            checkpoints = sorted(path.name for path in killed.glob("checkpoints/*"))
-            begun = (killed / "args.yaml").is_file()
-            code = start(args, killed, "--resume" if begun else "--overwrite").wait()
-            same = code == 0 and outcome(killed) == expected
-            equal += same
-            at = checkpoints[-1] if checkpoints else "no checkpoint"
-            print(f"kill {trial + 1} after {moment:.1f} s, at {at}: {'equal' if same else 'DIFFERENT'}", flush=True)
+            moment = Moment.draw(KINDS[trial % len(KINDS)], metrics, chance)
+            equal += survives(args, folder / f"killed_{trial}", moment, folder / "whole", f"kill {trial + 1}")
     print(f"{equal} of {args.kills} kills ended as the uninterrupted run")
     sys.exit(equal != args.kills)
+
+
+def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path, name: str) -> bool:
+    """Kills a run at the moment, resumes it, and tells whether it ends as the whole one."""
+    process = start(args, folder)
+    moment.wait(process, folder)
+    process.kill()
+    was_killed = process.wait() != 0
+    lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[0-9]*")]
+    half = unfinished_checkpoints(folder)
+    begun = (folder / "args.yaml").is_file()
+    code = start(args, folder, "--resume" if begun else "--overwrite").wait()
+    same = was_killed and code == 0 and outcome(folder) == outcome(whole)
+    found = f"after {lines} lines of metrics, newest checkpoint {max(checkpoints, default='none')}"
+    found += f", {half[0]} half written" if half else ""
+    print(f"{name}, {moment.kind}: {found}: {'equal' if same else 'DIFFERENT'}", flush=True)
+    return same
 
 
 def start(args: CrashTestArguments, folder: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, str(TRAIN), *shlex.split(args.extra), "--output_dir", str(folder), *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def number_of_lines(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def unfinished_checkpoints(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "checkpoints").glob(".*")]
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from .prefix_attention import check_backbone
 
@@ -75,27 +76,28 @@ def load_backbone(
     """
     folder = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
     if folder.is_dir():
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
-        config = json.loads(config_file.read_text())
+        if weights is not None:
+            raise ValueError(f"the folder {folder} has weights of its own: leave out those of {weights}")
+        config = _read_config(folder)
         name, args = config["architecture"], {**config.get("model_args", {}), **args}
         args.pop("num_classes", None)
-        module = _create(f"local-dir:{folder}", str(source), args, pretrained=pretrained)
+        module = _create(f"local-dir:{folder}", str(source), args, pretrained=False)
+        if pretrained:
+            files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+            _load_weights(module, next((file for file in files if file.is_file()), files[0]), str(source))
         return PretrainedBackbone(name, args, module, module.pretrained_cfg, folder.name)
 
     name = str(source)
-    overlay = {}
     if weights is not None:
-        if not Path(weights).is_file():
-            raise ValueError(f"the weights file {weights} of {name} does not exist")
-        overlay["pretrained_cfg_overlay"] = {"file": str(weights)}
-    elif pretrained and ":" not in name and "." not in name:
+        module = _create(name, name, args, pretrained=False)
+        _load_weights(module, Path(weights), name)
+        return PretrainedBackbone(name, args, module, module.pretrained_cfg, name)
+    if pretrained and ":" not in name and "." not in name:
         tags = timm.list_pretrained(f"{name}.*")
         if not tags:
             raise ValueError(f"there is no backbone {name!r}: {_unknown(name)}")
         raise ValueError(f"{name!r} does not say which pre-trained weights; choose one of: {', '.join(tags)}")
-    module = _create(name, name, args, pretrained=pretrained, **overlay)
+    module = _create(name, name, args, pretrained=pretrained)
     if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
         name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
     hub_name = str(source).split(":", 1)[1] if ":" in str(source) else module.pretrained_cfg.get("hf_hub_id")
@@ -148,9 +150,52 @@ def backbone_digest(module: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def _create(name: str, shown_name: str, args: dict[str, Any], **kwargs) -> VisionTransformer:
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
     try:
-        backbone = timm.create_model(name, num_classes=0, **args, **kwargs)
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise ValueError(f"{file} is not of a backbone: it names no architecture (see recipes/pretrain.py)")
+    return config
+
+
+def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> None:
+    """Loads a file's weights, in any of the forms that timm reads; it would not mind if some or all were missing."""
+    if not file.is_file():
+        raise ValueError(f"the weights file {file} of {shown_name} does not exist")
+    try:
+        loaded = load_checkpoint(module, str(file), strict=False, filter_fn=checkpoint_filter_fn)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        if "size mismatch" in str(error):
+            raise ValueError(
+                f"{file} holds weights of another architecture than {shown_name}: {lines[1]} ({len(lines) - 1} such)"
+            ) from error
+        if "Unsupported globals" in str(error):
+            raise ValueError(
+                f"{file} holds code besides weights, which is not run: give the weights alone, as .safetensors"
+            ) from error
+        reason = lines[0].split(". ")[0]
+        raise ValueError(f"{file} cannot be loaded for {shown_name}, it may be damaged: {reason}") from error
+    except (OSError, EOFError, KeyError, ValueError, AttributeError, SafetensorError) as error:
+        raise ValueError(
+            f"{file} is damaged, or no file of weights: {type(error).__name__} {error}, on reading it for {shown_name}"
+        ) from error
+    if loaded is not None and loaded.missing_keys:
+        missing, total = loaded.missing_keys, len(module.state_dict())
+        raise ValueError(
+            f"{file} does not hold the weights of {shown_name}: {len(missing)} of {total} tensors are missing, such "
+            f"as {missing[0]}"
+        )
+
+
+def _create(name: str, shown_name: str, args: dict[str, Any], pretrained: bool) -> VisionTransformer:
+    try:
+        backbone = timm.create_model(name, num_classes=0, **args, pretrained=pretrained)
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown name or argument, weights of another shape
         reason = _unknown(name) if "Unknown model" in str(error) else str(error)
         raise ValueError(f"timm cannot make the backbone {shown_name!r} with {args}: {reason}") from error

@@ -143,6 +143,10 @@ class PromptViTConfig(PreTrainedConfig):
                 f"prompt_method is {self.prompt_method!r}; choose one of {', '.join(PROMPT_DEFAULTS)}, or import the "
                 "file that adds it first"
             )
+        for name in ("prompt_blocks", "g_prompt_blocks"):
+            blocks = getattr(self, name) or []
+            if len(set(blocks)) < len(blocks):
+                raise ValueError(f"{name} names a block twice: {blocks}")
         if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
         if self.prompt_method == "l2p" and not 1 <= self.top_k <= self.pool_size:

@@ -70,7 +70,7 @@ def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[Pret
         pretrained: Whether to load their weights.
 
     Raises:
-        ValueError: A backbone cannot be loaded.
+        ValueError: A backbone cannot be loaded, or its patches do not fit the images.
     """
     size = {} if model_args.image_size is None else {"img_size": model_args.image_size}
     weights = {"weights": model_args.student_weights, "pretrained": pretrained}
@@ -80,6 +80,13 @@ def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[Pret
     teacher = load_backbone(model_args.teacher, **weights, **size)
     if teacher.module.patch_embed.img_size[0] != side:
         teacher = load_backbone(model_args.teacher, **weights, img_size=side)
+    for role, backbone in (("teacher", teacher), ("student", student)):
+        patch = backbone.module.patch_embed.patch_size[0]
+        if side % patch:
+            raise ValueError(
+                f"images of {side} pixels cannot be cut into the {role}'s patches of {patch}: choose an image_size "
+                "that is a multiple of both models'"
+            )
     return teacher, student
 
 

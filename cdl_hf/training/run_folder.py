@@ -40,13 +40,16 @@ class RunFolder:
             _processes()  # they must know of each other
             (output_dir,) = broadcast_object_list([output_dir])  # one second, one folder, on every process
         path = Path(output_dir)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {path} is a file; name a folder")
         folder = cls(path, overwrite)
-        if resume and not (path / ARGUMENTS).is_file():
-            raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
-        if folder._is_filled() and not (overwrite or resume):
-            raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
+        try:
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"output_dir {path} is a file; name a folder")
+            if resume and not (path / ARGUMENTS).is_file():
+                raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
+            if folder._is_filled() and not (overwrite or resume):
+                raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
+        except OSError as error:  # no right to look into it, a name too long
+            raise ValueError(f"output_dir {path} cannot be used: {error.strerror}") from error
         return folder
 
     def create(self) -> "RunFolder":
