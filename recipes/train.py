@@ -59,8 +59,9 @@ def main() -> None:
             accelerator.print(report.describe_models(learners))
             if args.resume:
                 trainer.resume()
+        folder.create()
         with together():
-            folder.create().write_arguments(arguments.given, to_yaml(arguments))
+            folder.write_arguments(arguments.given, to_yaml(arguments))
             folder.write_split(stream.split_list())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..evaluation import AccuracyMatrix
+from .agreement import together
 from .checkpointing import write_json, write_whole
 
 ARGUMENTS = "args.yaml"
@@ -59,17 +60,20 @@ class RunFolder:
             ValueError: It cannot be written to, or holds what no run has left.
         """
         self.processes.wait_for_everyone()  # all have looked into the folder before one writes
-        if self.processes.is_main_process:
-            try:
-                if self.overwrite and self._is_filled():
-                    self._clear()
-                self.path.mkdir(parents=True, exist_ok=True)
-                (self.path / ".writable").touch()
-                (self.path / ".writable").unlink()
-            except OSError as error:
-                raise ValueError(f"output_dir {self.path} cannot be written to: {error.strerror}") from error
-        self.processes.wait_for_everyone()
+        with together():
+            if self.processes.is_main_process:
+                self._make()
         return self
+
+    def _make(self) -> None:
+        try:
+            if self.overwrite and self._is_filled():
+                self._clear()
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".writable").touch()
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(f"output_dir {self.path} cannot be written to: {error.strerror}") from error
 
     def _is_filled(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())

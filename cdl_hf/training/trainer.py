@@ -81,7 +81,7 @@ class ContinualDistillationTrainer:
         # The roles that are trained together, stage after stage.
         self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
         self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
-        self.seconds = dict.fromkeys([*map(" and ".join, self.stages), "evaluation"], 0.0)
+        self.seconds = dict.fromkeys([*map(" and ".join, self.stages), "evaluation", "saving"], 0.0)
         # In how many parts each stage computes a batch.
         self.parts = dict.fromkeys(map(" and ".join, self.stages), args.gradient_accumulation_steps)
         self._stop_request = StopRequest(self.accelerator)
@@ -400,6 +400,7 @@ class ContinualDistillationTrainer:
 
     def _checkpoint(self, task_id: int, stage: int, state: StageState | None) -> None:
         """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way."""
+        began = time.perf_counter()
         if self.accelerator.is_main_process:
             content = {
                 "task": task_id,
@@ -420,6 +421,7 @@ class ContinualDistillationTrainer:
             place = (self.steps * (len(self.stream) + 1) + task_id) * 2 + (state is None)
             save_checkpoint(self.folder.checkpoints, 2 * place + stage, content)
         self.accelerator.wait_for_everyone()
+        self.seconds["saving"] += time.perf_counter() - began
         if self._stop_request.made():
             raise Stopped
 

@@ -1,0 +1,86 @@
+"""recipes/train.py in two processes that torchrun starts: one result, one set of files, one end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cdl_hf.training.checkpointing import load_newest_checkpoint
+
+ROOT = Path(__file__).parents[2]
+MINUTE = 60
+pytestmark = pytest.mark.slow
+
+
+def start(processes: int, *arguments) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*launcher, ROOT / "recipes" / "train.py", *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What a run prints that ends well."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def read(folder: Path) -> tuple[list[dict], dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], json.loads((folder / "results.json").read_text())
+
+
+def test_two_processes_learn_what_one_does(command, tmp_path):
+    """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
+
+    An epoch is one step of 8 images, so that the losses are those of the steps.
+    """
+    command = [*command, "--num_tasks", "2", "--max_samples_per_class", "3", "--batch_size", "8"]
+    command += ["--num_epochs", "4", "--eval_batch_size", "6"]
+    for processes in (1, 2):
+        finish(start(processes, *command, "--output_dir", tmp_path / str(processes)))
+    (one, results), (two, other_results) = (read(tmp_path / name) for name in ("1", "2"))
+    assert [line["event"] for line in one] == [line["event"] for line in two] == (["epoch"] * 8 + ["evaluation"]) * 2
+    for a, b in zip(one, two, strict=True):
+        if a["event"] == "epoch":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for role in ("teacher", "student"):
+        assert results["stream"]["test"] == [9, 9]
+        assert results[role]["accuracy_matrix"] == other_results[role]["accuracy_matrix"]
+    ours, theirs = ({str(path.relative_to(tmp_path / n)) for path in (tmp_path / n).rglob("*")} for n in ("1", "2"))
+    assert ours == theirs
+
+
+def test_mistake_that_one_process_meets_ends_all_and_is_told_once(command, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    process = start(2, *command, "--output_dir", tmp_path / "file" / "run")
+    _, err = process.communicate(timeout=MINUTE)
+    assert process.returncode != 0
+    told = [line for line in err.splitlines() if line.startswith("train.py: error: ")]
+    assert len(told) == 1 and "cannot be written to" in told[0]
+
+
+def test_process_that_dies_ends_the_others_with_the_cause(command, tmp_path):
+    process = start(2, *command, "--num_epochs", "5000", "--checkpoint_every", "5", "--output_dir", tmp_path / "run")
+    while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=MINUTE)
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in err  # torchrun's word
+    assert "Stopped: another process of this run has ended" in err and "--resume" in err
+    assert "recipes/train.py" not in "".join(line for line in err.splitlines() if line.startswith("  File"))
+    assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")["steps"] >= 5
