@@ -8,18 +8,24 @@ Equal means equal in every bit: the weights of both models, `metrics.jsonl` and 
 """
 
 import json
+import multiprocessing
+import os
 import random
+import runpy
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from cdl_hf.training.parser import parse
 
 TRAIN = Path(__file__).with_name("train.py")
+# Runs are forked from a process that has imported what takes seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["cdl_hf.training.trainer", "cdl_hf.training.report", "cdl_hf.evaluation.plots"])
 KINDS = ("in a step", "between stages", "in an evaluation", "in a save")
 
 
@@ -30,7 +36,7 @@ class CrashTestArguments:
     kills: int = field(default=20, metadata={"help": "number of trials", "min": 1})
     seed: int = field(default=0, metadata={"help": "seed of the moments", "min": 0})
     extra: str = field(
-        default="--num_tasks 4 --max_samples_per_class 4 --num_epochs 2 --checkpoint_every 3",
+        default="--num_tasks 4 --max_samples_per_class 2 --num_epochs 2 --checkpoint_every 3",
         metadata={"help": "arguments of train.py, in one text: --extra='--num_tasks 5'"},
     )
 
@@ -56,12 +62,12 @@ class Moment:
         line = chance.choice(epochs)
         return cls(kind, line, chance.uniform(0.0, metrics[line]["seconds"]) if kind == "in a step" else 0.0)
 
-    def wait(self, process: subprocess.Popen, folder: Path) -> None:
+    def wait(self, process: BaseProcess, folder: Path) -> None:
         """Returns at the moment, or when the run has ended."""
-        while process.poll() is None and number_of_lines(folder) < self.lines:
+        while process.is_alive() and number_of_lines(folder) < self.lines:
             time.sleep(0.001)
         time.sleep(self.seconds)
-        while self.kind == "in a save" and process.poll() is None and not unfinished_checkpoints(folder):
+        while self.kind == "in a save" and process.is_alive() and not unfinished_checkpoints(folder):
             time.sleep(0.0002)
 
 
@@ -71,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.monotonic()
-        if start(args, folder / "whole").wait():
+        if finish(start(args, folder / "whole")):
             sys.exit(f"The uninterrupted run failed: python recipes/train.py {args.extra} tells why.")
         print(f"uninterrupted: {time.monotonic() - began:.0f} s", flush=True)
         metrics = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -88,11 +94,11 @@ def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path
     process = start(args, folder)
     moment.wait(process, folder)
     process.kill()
-    was_killed = process.wait() != 0
+    was_killed = finish(process) != 0
     lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[0-9]*")]
     half = unfinished_checkpoints(folder)
     begun = (folder / "args.yaml").is_file()
-    code = start(args, folder, "--resume" if begun else "--overwrite").wait()
+    code = finish(start(args, folder, "--resume" if begun else "--overwrite"))
     same = was_killed and code == 0 and outcome(folder) == outcome(whole)
     found = f"after {lines} lines of metrics, newest checkpoint {max(checkpoints, default='none')}"
     found += f", {half[0]} half written" if half else ""
@@ -100,9 +106,25 @@ def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path
     return same
 
 
-def start(args: CrashTestArguments, folder: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, str(TRAIN), *shlex.split(args.extra), "--output_dir", str(folder), *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(args: CrashTestArguments, folder: Path, *more: str) -> BaseProcess:
+    process = FORKS.Process(target=train, args=([*shlex.split(args.extra), "--output_dir", str(folder), *more],))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess) -> int:
+    """Waits for the end of a process; its exit code."""
+    process.join()
+    return process.exitcode
+
+
+def train(arguments: list[str]) -> None:
+    """What `python recipes/train.py` does, unseen."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    sys.argv = [str(TRAIN), *arguments]
+    runpy.run_path(str(TRAIN), run_name="__main__")
 
 
 def number_of_lines(folder: Path) -> int:

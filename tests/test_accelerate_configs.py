@@ -26,7 +26,7 @@ def read(name):
 
 
 def test_there_is_one_file_for_each_kind_of_machine():
-    assert {path.stem for path in FOLDER.iterdir()} == set(NAMES)
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "accelerate_configs" / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 
 
 def example(words: str):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 
@@ -18,8 +18,8 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     On a CPU each process takes its share of the cores: launchers leave it one thread.
 
     Raises:
-        ValueError: The package of the tracker that `report_to` names is not installed, or a batch cannot be divided
-            over the processes.
+        ValueError: The package of the tracker that `report_to` names is not installed, a batch cannot be divided over
+            the processes, or the launcher asks for models in parts, which the stages cannot train as yet.
     """
     if args.report_to != "none" and args.report_to not in [str(tracker.value) for tracker in get_available_trackers()]:
         raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
@@ -31,6 +31,11 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=folder / "logs",
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"{accelerator.distributed_type.value} is not supported yet, every process holds both models whole: launch "
+            "with accelerate_configs/multi_gpu.yaml; the README.md beside it says more"
+        )
     shares = accelerator.num_processes * args.gradient_accumulation_steps
     if args.batch_size % shares:
         raise ValueError(

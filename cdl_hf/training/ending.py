@@ -29,10 +29,10 @@ def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]
         saved = f"What was learnt before that step is in {folder.checkpoints}"
         _leave_together(accelerator, f"Stopped: {error}. {saved}; start another run with a lower --learning_rate.")
     except NotEnoughMemory as error:
-        sys.exit(f"Stopped: {error}. Then {again}.")
+        _leave(f"Stopped: {error}. Then {again}.")
     except (OSError, SafetensorError) as error:  # a full disk, a file that is gone
         reason = str(error).strip().splitlines()[-1]  # a loader process sends its traceback along
-        sys.exit(f"Stopped: {reason}. What was saved before is whole; when this is mended, {again}.")
+        _leave(f"Stopped: {reason}. What was saved before is whole; when this is mended, {again}.")
     except RuntimeError as error:
         if not _tells_of_a_lost_process(error):
             raise
@@ -41,10 +41,14 @@ def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]
 
 def _leave_together(accelerator: Accelerator, message: str, code: int = 1) -> None:
     """Ends this process as all others end; one of them tells why."""
-    if accelerator.is_main_process:
-        print(message, file=sys.stderr, flush=True)
-    else:
+    if not accelerator.is_main_process:
         time.sleep(PATIENCE)
+        sys.exit(code)
+    _leave(message, code)
+
+
+def _leave(message: str, code: int = 1) -> None:
+    print(f"\n{message}", file=sys.stderr, flush=True)  # below a progress bar
     sys.exit(code)
 
 

@@ -161,7 +161,6 @@ def run_stage(
                     accelerator.backward(output["loss"])
                     averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
                     if accelerator.sync_gradients and not averages.is_finite(name):
-                        bar.close()
                         unchanged = name == next(iter(modules))  # no module has taken this step
                         raise StageError(
                             f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step + 1}, "

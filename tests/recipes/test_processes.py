@@ -17,22 +17,28 @@ MINUTE = 60
 pytestmark = pytest.mark.slow
 
 
-def start(processes: int, *arguments) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, ROOT / "recipes" / "train.py", *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start():
+    """Starts recipes/train.py in so many processes; none outlives the test."""
+    started = []
 
+    def run(processes: int, *arguments) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        process = subprocess.Popen(
+            [*launcher, ROOT / "recipes" / "train.py", *map(str, arguments)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
 
-def finish(process: subprocess.Popen) -> str:
-    """What a run prints that ends well."""
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return out
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def read(folder: Path) -> tuple[list[dict], dict]:
@@ -40,7 +46,7 @@ def read(folder: Path) -> tuple[list[dict], dict]:
     return [json.loads(line) for line in lines], json.loads((folder / "results.json").read_text())
 
 
-def test_two_processes_learn_what_one_does(command, tmp_path):
+def test_two_processes_learn_what_one_does(start, command, tmp_path):
     """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
 
     An epoch is one step of 8 images, so that the losses are those of the steps.
@@ -48,7 +54,9 @@ def test_two_processes_learn_what_one_does(command, tmp_path):
     command = [*command, "--num_tasks", "2", "--max_samples_per_class", "3", "--batch_size", "8"]
     command += ["--num_epochs", "4", "--eval_batch_size", "6"]
     for processes in (1, 2):
-        finish(start(processes, *command, "--output_dir", tmp_path / str(processes)))
+        process = start(processes, *command, "--output_dir", tmp_path / str(processes))
+        _, err = process.communicate()
+        assert process.returncode == 0, err
     (one, results), (two, other_results) = (read(tmp_path / name) for name in ("1", "2"))
     assert [line["event"] for line in one] == [line["event"] for line in two] == (["epoch"] * 8 + ["evaluation"]) * 2
     for a, b in zip(one, two, strict=True):
@@ -61,7 +69,7 @@ def test_two_processes_learn_what_one_does(command, tmp_path):
     assert ours == theirs
 
 
-def test_mistake_that_one_process_meets_ends_all_and_is_told_once(command, tmp_path):
+def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command, tmp_path):
     (tmp_path / "file").write_text("mine")
     process = start(2, *command, "--output_dir", tmp_path / "file" / "run")
     _, err = process.communicate(timeout=MINUTE)
@@ -70,7 +78,7 @@ def test_mistake_that_one_process_meets_ends_all_and_is_told_once(command, tmp_p
     assert len(told) == 1 and "cannot be written to" in told[0]
 
 
-def test_process_that_dies_ends_the_others_with_the_cause(command, tmp_path):
+def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_path):
     process = start(2, *command, "--num_epochs", "5000", "--checkpoint_every", "5", "--output_dir", tmp_path / "run")
     while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert process.poll() is None, process.communicate()

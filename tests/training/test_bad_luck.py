@@ -22,12 +22,9 @@ def stopped(train, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             train(*arguments)
-        if isinstance(stop.value.code, str):  # what Python prints on leaving, with code 1
-            message = stop.value.code
-        else:
-            assert stop.value.code == 1
-            message = capsys.readouterr().err.strip().split("\r")[-1]  # after the progress bar
-        assert message.startswith("Stopped: ") and "\n" not in message
+        assert stop.value.code == 1
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("Stopped: ")
         return message
 
     return run
