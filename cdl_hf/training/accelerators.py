@@ -33,8 +33,8 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            f"{accelerator.distributed_type.value} is not supported yet, every process holds both models whole: launch "
-            "with accelerate_configs/multi_gpu.yaml; the README.md beside it says more"
+            f"{accelerator.distributed_type.value} is not supported yet, every process holds both models whole: "
+            "launch with accelerate_configs/multi_gpu.yaml; the README.md beside it says more"
         )
     shares = accelerator.num_processes * args.gradient_accumulation_steps
     if args.batch_size % shares:

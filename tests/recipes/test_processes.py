@@ -46,13 +46,16 @@ def read(folder: Path) -> tuple[list[dict], dict]:
     return [json.loads(line) for line in lines], json.loads((folder / "results.json").read_text())
 
 
-def test_two_processes_learn_what_one_does(start, command, tmp_path):
+@pytest.mark.parametrize(
+    "extra", [[], ["--store_answers", "--head", "ranpac", "--ranpac_width", "24"]], ids=["linear", "ranpac"]
+)
+def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
     """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
 
     An epoch is one step of 8 images, so that the losses are those of the steps.
     """
     command = [*command, "--num_tasks", "2", "--max_samples_per_class", "3", "--batch_size", "8"]
-    command += ["--num_epochs", "4", "--eval_batch_size", "6"]
+    command += ["--num_epochs", "4", "--eval_batch_size", "6", *extra]
     for processes in (1, 2):
         process = start(processes, *command, "--output_dir", tmp_path / str(processes))
         _, err = process.communicate()
