@@ -26,6 +26,7 @@ from .arguments import RUN
 from .parser import parse, to_dict
 
 TEACHER, STUDENT = "teacher", "student"
+STUDENTS, HEADS = "students", "heads"  # axes that teachers do not depend on
 _KEYS = {"arguments", "seeds", "grids"}
 _GRID_KEYS = {"teachers", "students", "heads"}
 # What the plan itself says of a run
@@ -82,27 +83,37 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
 
     Args:
         path: The YAML file.
-        only: Values to keep (seeds as `seed0`); of an axis none of whose values is named here, all are kept.
+        only: Values to keep (seeds as `seed0`); of an axis none of whose values is named here, all are kept. Axes of
+            the same name in several grids are one; a grid that has none of the values to keep is left out.
 
     Raises:
         ValueError: The file cannot be read as a grid; the message says where it goes wrong.
     """
     content = _read(path)
-    seeds = {f"seed{seed}": int(seed) for seed in content["seeds"]}
-    axes = [axis for grid in content["grids"].values() for axis in _axes(grid)]
-    known = {name for axis in [seeds, *axes] for name in axis}
+    grids = [
+        {"seeds": {f"seed{seed}": {} for seed in content["seeds"]}, **_axes(grid)}
+        for grid in content["grids"].values()
+    ]
+    known = {name for grid in grids for axis in grid.values() for name in axis}
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"{path} has no {unknown[0]!r}: choose among {', '.join(sorted(known))}")
+    restricted = {axis for grid in grids for axis, values in grid.items() if values.keys() & set(only)}
     groups: dict[str, dict[str, PlannedRun]] = {}
-    for seed in _chosen(seeds, only).values():
-        for grid in content["grids"].values():
-            *teachers, students, heads = (_chosen(axis, only) for axis in _axes(grid))
-            for values in itertools.product(*(axis.items() for axis in teachers)):
+    for seed in content["seeds"]:
+        for grid in grids:
+            kept = {
+                axis: {name: v for name, v in values.items() if axis not in restricted or name in only}
+                for axis, values in grid.items()
+            }
+            if f"seed{seed}" not in kept.pop("seeds") or (grid[STUDENTS] and not kept[STUDENTS]):
+                continue
+            students, heads = kept.pop(STUDENTS), kept.pop(HEADS)
+            for values in itertools.product(*(axis.items() for axis in kept.values())):
                 arguments = _relative(content["arguments"], path)
                 for _, more in values:
                     arguments |= _relative(more, path)
                 name = "-".join(name for name, _ in values)
-                for run in _runs_of(name, arguments, seed, students, heads):
+                for run in _runs_of(name, arguments, int(seed), students, heads):
                     teacher = f"{name}-teacher-seed{seed}"
                     known_run = groups.setdefault(teacher, {}).setdefault(run.name, run)
                     if known_run != run:
@@ -123,13 +134,9 @@ def _runs_of(
             yield PlannedRun(f"{run.setting}-{head}", seed, run.role, {**run.arguments, **more}, run)
 
 
-def _axes(grid: dict[str, Any]) -> list[dict[str, Values]]:
-    """The teachers' axes, students and heads."""
-    return [*grid["teachers"].values(), grid.get("students", {}), grid.get("heads", {})]
-
-
-def _chosen(axis: dict[str, Any], only: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in axis.items() if name in only} or axis
+def _axes(grid: dict[str, Any]) -> dict[str, dict[str, Values]]:
+    """All axes of a grid by name: its teachers', students and heads."""
+    return {**grid["teachers"], STUDENTS: grid.get(STUDENTS, {}), HEADS: grid.get(HEADS, {})}
 
 
 def _relative(values: Values, path: Path) -> Values:
@@ -162,13 +169,15 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(grid["teachers"], dict) or not grid["teachers"]:
             raise ValueError(f"{path}: the teachers of {title} must have at least one axis")
         named = {**{f"{title}, {name}": axis for name, axis in grid["teachers"].items()}}
-        named |= {f"{title}, {name}": grid[name] for name in ("students", "heads") if name in grid}
+        named |= {f"{title}, {name}": grid[name] for name in (STUDENTS, HEADS) if name in grid}
         for name, axis in named.items():
             if not isinstance(axis, dict) or not axis:
                 raise ValueError(f"{path}: {name} must be values with their arguments, as in a: {{alpha: 0.5}}")
             for value, arguments in axis.items():
                 _check_values(arguments, path, f"{name}, {value}")
-        if TEACHER in grid.get("students", {}):
+        if strange := sorted(grid["teachers"].keys() & {"seeds", STUDENTS, HEADS}):
+            raise ValueError(f"{path}: an axis of the teachers of {title} is named {strange[0]}; choose another name")
+        if TEACHER in grid.get(STUDENTS, {}):
             raise ValueError(f"{path}: a student of {title} is named teacher; choose another name")
     return content
 

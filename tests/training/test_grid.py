@@ -67,8 +67,11 @@ def test_command_lines(grid):
 
 def test_values_to_keep(grid):
     groups = read_grid(grid(), ["seed5", "drawn", "kd"])
-    assert list(groups) == ["l2p-drawn-teacher-seed5", "apt-drawn-teacher-seed5", "l2p-natural-teacher-seed5"]
+    assert list(groups) == ["l2p-drawn-teacher-seed5", "apt-drawn-teacher-seed5"]
     assert [run.setting for run in groups["apt-drawn-teacher-seed5"]] == ["apt-drawn-teacher", "apt-drawn-kd"]
+    assert list(read_grid(grid(), ["apt", "natural", "seed0"])) == ["apt-natural-teacher-seed0"]  # none of grid two
+    (group,) = read_grid(grid(), ["l2p", "natural", "seed0", "none"]).values()
+    assert [run.setting for run in group] == ["l2p-natural-teacher", "l2p-natural-none"]
     with pytest.raises(ValueError, match="has no 'l2'"):
         read_grid(grid(), ["l2"])
 
