@@ -387,15 +387,18 @@ def baseline_name(s: Setting) -> str:
     return ", ".join(words if s.distillation in (None, "none") else [*words, s.learner])
 
 
-def reported_figures(source: str, teacher: str, student: str) -> dict[tuple[str, str], str]:
-    """`A_N / F_N` by prompt and distillation method, from the table in the folder of the data set's presets."""
+def reported_figures(source: str, teacher: str, student: str) -> dict[tuple[str, str | None], str]:
+    """`A_N / F_N` by prompt method and learner (`None`: the teacher), from the page in the folder of the presets."""
     folder, found = RECIPES / source, {}
     for path in sorted(folder.glob("*_to_*.yaml")):
         preset = to_dict(parse(RUN, ["--config", str(path)]))
         if (preset["teacher"], preset["student"]) == (teacher, student):
-            row = rf"^\| {path.stem} \| `(\w+)` \| `(\w+)` \| ([\d.]+ / [\d.]+) \|"
-            rows = re.findall(row, (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-            found |= {(prompts, distillation): reported for prompts, distillation, reported in rows}
+            large, small = (size[0].upper() for size in path.stem.split("_to_"))
+            alone = {f"ViT-{large} alone": None, f"ViT-{small} alone": "none"}
+            row = rf"^\| {path.stem} \| `(\w+)` \| (?:`(\w+)`[^|]*|([^|`]+)) \| ([\d.]+ / [\d.]+) \|"
+            page = (folder / "README.md").read_text(encoding="utf-8")
+            for prompts, method, model, reported in re.findall(row, page, re.MULTILINE):
+                found.setdefault((prompts, method or alone[model]), reported)
     return found
 
 

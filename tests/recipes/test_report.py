@@ -128,6 +128,26 @@ def test_papers_beside_ours(report, tmp_path):
     assert "| reported by the papers | measured here |" in text
 
 
+@pytest.mark.parametrize(
+    ("data_set", "teacher_alone", "student_alone", "cdl_prompt"),
+    [
+        ("cifar100", "83.02 / 6.06", "65.05 / 13.55", "86.57 / 5.72"),
+        ("imagenet_r", "71.59 / 5.65", "50.23 / 12.75", "76.36 / 4.27"),
+    ],
+)
+def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, cdl_prompt):
+    found = {}
+    for preset in sorted((RECIPES / data_set).glob("*_to_*.yaml")):
+        values = to_dict(parse(RUN, ["--config", str(preset)]))
+        reported = load_recipe("report").reported_figures(data_set, values["teacher"], values["student"])
+        found |= {(preset.stem, *key): value for key, value in reported.items()}
+    # Seven methods on two pairs; with three prompt methods CDL-Prompt on three, two teachers and the tiny student.
+    assert len(found) == 4 * 7 * 2 + 3 * (3 + 2 + 1)
+    assert found["base_to_small", "l2p", None] == teacher_alone
+    assert found["base_to_tiny", "coda_prompt", "none"] == student_alone
+    assert found["large_to_base", "dualprompt", "cdl_prompt"] == cdl_prompt
+
+
 def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished_run)
