@@ -269,8 +269,8 @@ class Scene:
         ]
         told = (
             "A_N in %, of the teacher's model and of the student's. Where all classes come at once, nothing can be "
-            "forgotten and all classes are compared: it is what the same training, of as many epochs, comes to without "
-            "a stream. A student of a teacher that saw all classes at once sees them at once as well."
+            "forgotten and all classes are compared: it is what the same training, of as many epochs, comes to "
+            "without a stream. A student of a teacher that saw all classes at once sees them at once as well."
         )
         return "\n\n".join(["### Baselines", told, table(["", self.teacher, self.student], cells)])
 
