@@ -7,9 +7,13 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import BaseImageProcessor
 
+from ..data import TaskStream
 from ..models import PromptViTForImageClassification
+from ..models.backbones import backbone_digest
 from .answers import TeacherAnswers
+from .arguments import TrainingArguments
 from .checkpointing import load_trained_state, trained_state
 
 Counts = list[tuple[int, int]]
@@ -32,7 +36,7 @@ class TaskStates:
 
         Args:
             counts: (right, all) test images of each task so far.
-            about: What another run must have in common with this one, by name; values of JSON.
+            about: Output of [`describe`].
         """
         path = self.path(task)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,3 +75,30 @@ class TaskStates:
 
     def path(self, task: int) -> Path:
         return self.run / "states" / self.role / f"task_{task:03d}.safetensors"
+
+
+def describe(
+    model: PromptViTForImageClassification,
+    stream: TaskStream,
+    args: TrainingArguments,
+    image_processor: BaseImageProcessor,
+) -> dict[str, Any]:
+    """What a run leaves with a model's states, so that another run can tell whether they fit; values of JSON.
+
+    `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
+    the model fits, `images` whether its answers do.
+    """
+    of_the_stream = stream.describe()
+    del of_the_stream["source"]  # the data may lie elsewhere by then
+    networks = (model.backbone, model.query_backbone or model.backbone)
+    about = {
+        "stream": of_the_stream,
+        "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
+        "head": {
+            "head": model.config.head,
+            "ranpac_width": model.config.ranpac_width,
+            "aligned": args.classifier_alignment,
+        },
+        "images": [args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()],
+    }
+    return json.loads(json.dumps(about))  # as it is read again

@@ -1,13 +1,11 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
@@ -17,20 +15,20 @@ from ..distillation import Supervised
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
-from ..models.backbones import backbone_digest
 from .accelerators import build_accelerator
 from .answers import QueryStore
 from .arguments import TrainingArguments
 from .callbacks import ShowAccuracy, TrainerCallback
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .fingerprint import HARMLESS, ROUNDING, changes
-from .memory import parts_that_fit, possible_parts, shortage_told
+from .given_model import GivenModel
+from .memory import advice, parts_that_fit, shortage_told
 from .refit import ClassifierAlignment, head_features
 from .run_folder import RunFolder
 from .seeds import derive_seed
 from .signals import Stopped, StopRequest
 from .stage import StageError, StageSettings, StageState, run_stage
-from .task_states import TaskStates
+from .task_states import TaskStates, describe
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -91,13 +89,16 @@ class ContinualDistillationTrainer:
         self._start: tuple[int, int, StageState | None] = (0, 0, None)  # task, stage, where in it
         self.states = {role: TaskStates(self.folder.path, role) for role in self.modules}
         self._queries: QueryStore | None = None
-        # Models that an earlier run has trained; of these, the kept ones are taken with its classifiers and counts.
+        # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
         runs = {TEACHER: args.teacher_from, STUDENT: args.student_from}
-        self.given = {role: TaskStates(Path(run), role) for role, run in runs.items() if run is not None}
-        self.kept = {role for role in self.given if self._check_given(role)}
-        self.alignments = {
-            role: ClassifierAlignment() for role in self.modules if args.classifier_alignment and role not in self.kept
+        self.given = {
+            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._describe(role), len(stream))
+            for role, run in runs.items()
+            if run is not None
         }
+        self.kept = {role for role, given in self.given.items() if given.kept}
+        aligned = self.modules.keys() - self.kept if args.classifier_alignment else ()
+        self.alignments = {role: ClassifierAlignment() for role in aligned}
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -142,7 +143,7 @@ class ContinualDistillationTrainer:
                 set_seed(derive_seed(self.args.seed, role, task.index))
                 self.models[role].start_task(task.class_names)
         if len(roles) == 1 and name in self.given:
-            self._load_given(task, name)
+            self.given[name].load(task.index)
         else:
             images = self._images_for_training(task)
             if roles == (STUDENT,):
@@ -170,7 +171,7 @@ class ContinualDistillationTrainer:
                     self.accelerator, modules, images, self.args.batch_size, self.parts[name]
                 )
             self.accelerator.gradient_accumulation_steps = self.parts[name]
-            with shortage_told(f"{settings.name}: {self._memory_advice(self.parts[name])}"):
+            with shortage_told(f"{settings.name}: {self._memory_advice(name)}"):
                 try:
                     run_stage(
                         self.accelerator,
@@ -197,31 +198,8 @@ class ContinualDistillationTrainer:
         if stage + 1 < len(self.stages):
             self._checkpoint(task.index, stage + 1, None)
 
-    @torch.no_grad()
-    def _load_given(self, task: Task, role: str) -> None:
-        """Takes what an earlier run has learnt of a task; of heads that are aligned here, the newest classes' rows."""
-        model = self.models[role]
-        heads = [head for head in (model.head, model.kd_head) if head is not None]
-        aligned = [tensor.clone() for head in heads for tensor in (head.weight, head.bias)]
-        self.given[role].load(task.index, model, classifier=role in self.kept)
-        if role in self.alignments:
-            earlier = slice(task.columns.start)
-            for tensor, before in zip((t for head in heads for t in (head.weight, head.bias)), aligned, strict=True):
-                tensor[earlier] = before[earlier]
-
-    def _memory_advice(self, parts: int) -> str:
-        """What to try where a batch does not fit into memory in so many parts."""
-        batch_size, processes = self.args.batch_size, self.accelerator.num_processes
-        told = (
-            f"{batch_size // parts // processes} images at a time do not fit into {self.accelerator.device}'s memory"
-        )
-        further = possible_parts(batch_size, processes, parts + 1)
-        if not further:
-            return f"{told}; take smaller images or models"
-        return (
-            f"{told}; next to try are {batch_size // further[0] // processes} with --gradient_accumulation_steps "
-            f"{further[0]}, which trains on the same batches of {batch_size} (--auto_batch_size finds what fits)"
-        )
+    def _memory_advice(self, stage: str) -> str:
+        return advice(self.accelerator.device, self.args.batch_size, self.accelerator.num_processes, self.parts[stage])
 
     def _settings(self, task: Task, name: str) -> StageSettings:
         return StageSettings(
@@ -321,56 +299,10 @@ class ContinualDistillationTrainer:
             for role, model in self.models.items():
                 if role not in self.kept:
                     counts = self.matrices[role].counts(task.index)
-                    self.states[role].save(task.index, model, counts, self._describe_for_others(role))
+                    self.states[role].save(task.index, model, counts, self._describe(role))
 
-    def _describe_for_others(self, role: str) -> dict[str, Any]:
-        """What another run must have in common with this one to take a model of it, and a teacher's answers."""
-        args, model = self.args, self.models[role]
-        networks = (model.backbone, model.query_backbone or model.backbone)
-        stream = self.stream.describe()
-        del stream["source"]  # the data may lie elsewhere by then
-        images = [args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, self.image_processor.to_dict()]
-        about = {
-            "stream": stream,
-            "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
-            "images": images,
-            "head": [model.config.head, model.config.ranpac_width, args.classifier_alignment],
-        }
-        return json.loads(json.dumps(about))  # as it is read again
-
-    def _check_given(self, role: str) -> bool:
-        """Whether a given model's predictions are this run's too, because they are made by the same classifier.
-
-        Raises:
-            ValueError: The run has no such model, or not of all tasks.
-        """
-        states = self.given[role]
-        for task in self.stream:
-            if not states.path(task.index).is_file():
-                raise ValueError(
-                    f"{role}_from has no {role} of task {task.index + 1}: {states.path(task.index)} is missing"
-                )
-        theirs, ours = states.about(0), self._describe_for_others(role)
-        if theirs["stream"] != ours["stream"]:
-            raise ValueError(
-                f"the {role} of {states.run} has learnt another stream: take its data, tasks and stream_seed"
-            )
-        if theirs["networks"] != ours["networks"]:
-            raise ValueError(
-                f"the {role} of {states.run} stands on other weights, or takes its query from others: take its "
-                "--teacher, and its --student"
-            )
-        if theirs["head"] != ours["head"] and theirs["head"][-1]:
-            raise ValueError(
-                f"the heads of the {role} of {states.run} are aligned, and no longer as they were trained: take a run "
-                "without classifier_alignment"
-            )
-        kept = theirs["head"] == ours["head"]
-        try:
-            states.load(0, self.models[role], classifier=kept)
-        except ValueError as error:
-            raise ValueError(f"the {role} of {states.run} is not the one configured here: {error}") from error
-        return kept
+    def _describe(self, role: str) -> dict[str, Any]:
+        return describe(self.models[role], self.stream, self.args, self.image_processor)
 
     def _passes_queries_on(self) -> bool:
         """Whether the teacher's stage computes the very queries that the student's stage needs."""
@@ -386,12 +318,11 @@ class ContinualDistillationTrainer:
         """What need not be computed again in the student's stage."""
         if TEACHER not in self.models:
             return {}
-        known, states = {}, self.given.get(TEACHER, self.states[TEACHER])
-        if self.args.store_answers or (
-            TEACHER in self.given
-            and states.about(task.index)["images"] == self._describe_for_others(TEACHER)["images"]
-        ):
-            known = dict(states.answers(task.index).read())
+        known = {}
+        if TEACHER in self.given:
+            known = dict(self.given[TEACHER].answers(task.index))
+        elif self.args.store_answers:
+            known = dict(self.states[TEACHER].answers(task.index).read())
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             known.pop("query", None)
         elif self._queries is not None:

@@ -1,0 +1,75 @@
+"""A model that an earlier run has trained, taken over task by task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models import PromptViTForImageClassification
+from .task_states import Counts, TaskStates
+
+
+class GivenModel:
+    """What an earlier run has left of a model, for one that is built alike.
+
+    Args:
+        states: What was left.
+        model: Into which it is put.
+        about: What this run would leave with the model's states: see [`describe`].
+        num_tasks: Tasks of the stream.
+
+    Attributes:
+        kept: Whether the predictions of then are this run's, made by the same classifier.
+
+    Raises:
+        ValueError: The run has no such model, or not of all tasks.
+    """
+
+    def __init__(
+        self, states: TaskStates, model: PromptViTForImageClassification, about: Mapping[str, Any], num_tasks: int
+    ):
+        self.states, self.model, self.about = states, model, about
+        role, run = states.role, states.run
+        for task in range(num_tasks):
+            if not states.path(task).is_file():
+                raise ValueError(f"{role}_from has no {role} of task {task + 1}: {states.path(task)} is missing")
+        theirs = states.about(0)
+        if theirs["stream"] != about["stream"]:
+            raise ValueError(f"the {role} of {run} has learnt another stream: take its data, tasks and stream_seed")
+        if theirs["networks"] != about["networks"]:
+            raise ValueError(
+                f"the {role} of {run} stands on other weights, or takes its query from others: take its --teacher, "
+                "and its --student"
+            )
+        self.kept = theirs["head"] == about["head"]
+        if not self.kept and theirs["head"]["aligned"]:
+            raise ValueError(
+                f"the heads of the {role} of {run} are aligned, and no longer as they were trained: take a run "
+                "without classifier_alignment"
+            )
+        try:
+            states.load(0, model, classifier=self.kept)
+        except ValueError as error:
+            raise ValueError(f"the {role} of {run} is not the one configured here: {error}") from error
+
+    @torch.no_grad()
+    def load(self, task: int) -> None:
+        """Puts the state after a task into the model; of heads that this run aligns, the newest classes' rows."""
+        heads = [head for head in (self.model.head, self.model.kd_head) if head is not None]
+        rows = [tensor for head in heads for tensor in (head.weight, head.bias)]
+        before = [tensor.clone() for tensor in rows]
+        self.states.load(task, self.model, classifier=self.kept)
+        if self.about["head"]["aligned"] and not self.kept:
+            earlier = self.model.config.current_columns.start
+            for tensor, aligned in zip(rows, before, strict=True):
+                tensor[:earlier] = aligned[:earlier]
+
+    def counts(self, task: int) -> Counts:
+        """(right, all) test images of each task so far, as that run has found them."""
+        return self.states.counts(task)
+
+    def answers(self, task: int) -> dict[str, np.ndarray]:
+        """Its answers to the task's training images, if they were stored and are of this run's images."""
+        same_images = self.states.about(task)["images"] == self.about["images"]
+        return self.states.answers(task).read() if same_images else {}
