@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import cdl_hf
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -40,7 +42,7 @@ def test_the_python_example_trains_and_its_model_answers(tmp_path, monkeypatch, 
 
 
 def test_the_metric_and_the_callback(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(Path(cdl_hf.__file__).parents[1])  # the checkout, or where the package is installed
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(ROOT / "recipes")])  # evaluate.py
     metric = example("evaluate.load")
     exec(metric, {})
