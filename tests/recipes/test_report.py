@@ -13,6 +13,10 @@ from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+from reports.papers import reported_figures  # noqa: E402
+
 REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs"))
 DRAWING = re.compile(r"Matplotlib v[\d.]+")
 
@@ -105,6 +109,20 @@ def test_report(runs, report, tmp_path):
     assert "<strong>51.47 ± 1.68</strong>" in page
 
 
+def test_overview_of_several_prompt_methods(runs, report, tmp_path):
+    for seed, (alone, taught) in enumerate(((40, 42), (40, 43), (41, 43))):
+        student = ("--stages", "student", "--prompt_method", "apt", "--distillation")
+        write_run(runs, "apt-none", seed, alone, *student, "none")
+        write_run(runs, "apt-kd", seed, taught, *student, "kd")
+    report(runs, "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| learner | l2p | apt | against none |" in text
+    # over the prompt methods, kd - none is (1 + 2) / 2, (2 + 3) / 2 and (4 + 2) / 2: 2.33 +- 4.303 * 0.7638 / sqrt(3)
+    assert "| student, kd | 33.67 ± 3.06 | **42.67 ± 0.58** | +2.33 [+0.44, +4.23] |" in text
+    # apt has no kdp: the difference is that to the l2p student alone
+    assert "| student, kdp | **51.47 ± 1.68** |  | +20.13 [+19.75, +20.51] |" in text
+
+
 def test_the_same_bytes_again(runs, report, tmp_path):
     report(runs, "--output_dir", tmp_path / "one")
     (tmp_path / "one" / "findings.md").write_text("## Findings\n\nIt helps.\n")
@@ -139,7 +157,7 @@ def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, 
     found = {}
     for preset in sorted((RECIPES / data_set).glob("*_to_*.yaml")):
         values = to_dict(parse(RUN, ["--config", str(preset)]))
-        reported = load_recipe("report").reported_figures(data_set, values["teacher"], values["student"])
+        reported = reported_figures(data_set, values["teacher"], values["student"])
         found |= {(preset.stem, *key): value for key, value in reported.items()}
     # Seven methods on two pairs; with three prompt methods CDL-Prompt on three, two teachers and the tiny student.
     assert len(found) == 4 * 7 * 2 + 3 * (3 + 2 + 1)

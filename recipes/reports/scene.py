@@ -1,0 +1,230 @@
+"""What the report says of one stream of data and one pair of models."""
+
+import statistics
+from pathlib import Path
+
+from cdl_hf.evaluation.pareto import pareto_front
+from cdl_hf.evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
+from cdl_hf.evaluation.settings import Setting
+from cdl_hf.evaluation.statistics import Spread, clear_best, paired_difference
+
+from .naming import HEAD_NAMES, HEADS, baseline_name, full_name, grouped, seeds_of
+from .papers import reported_figures
+from .tables import bold, parameters, table
+
+
+class Scene:
+    """What the report says of the settings on one stream of data, for one pair of models.
+
+    Args:
+        settings: In their order.
+        measured: Latencies by name and role.
+        output: Folder for the pictures.
+        suffix: Of their names.
+    """
+
+    def __init__(self, settings: list[Setting], measured: dict, output: Path, suffix: str):
+        self.settings, self.measured, self.output, self.suffix = settings, measured, output, suffix
+        source, class_order, stream_seed, teacher, student, tested_on = settings[0].scene
+        self.source, self.teacher, self.student = source, teacher, student
+        drawn = "" if class_order == "natural" else f", classes in the order {class_order} {stream_seed}"
+        split = "" if tested_on == "test" else f", tested on {tested_on} images"
+        self.title = f"{source}: {teacher} teaches {student}{drawn}{split}"
+
+    def sections(self) -> list[str]:
+        parts = [f"## {self.title}"]
+        streams = sorted({setting.stream["num_tasks"] for setting in self.settings if not setting.at_once})
+        for tasks in streams:
+            members = [s for s in self.settings if s.stream["num_tasks"] == tasks]
+            in_words = f", {tasks} tasks" if len(streams) > 1 else ""
+            parts += [self.methods(members, in_words), self.heads(members, in_words)]
+        parts += [self.baselines(), self.reported(), self.cost_and_accuracy(), self.training_cost()]
+        return parts
+
+    def methods(self, members: list[Setting], in_words: str) -> str:
+        """What each distillation method comes to, and the curves."""
+        by_prompts = grouped([s for s in members if s.head == "linear" and s.prompts != "none"], lambda s: s.prompts)
+        parts = [f"### Distillation methods{in_words}"] if by_prompts else []
+        if len(by_prompts) > 1:
+            parts.append(self.overview(by_prompts))
+        for prompts, learners in by_prompts.items():
+            students = [s for s in learners if s.role == "student"]
+            alone = next((s for s in students if s.distillation == "none"), None)
+            best = clear_best({s.learner: s.accuracy for s in students})
+            rows = []
+            for s in learners:
+                differs = ["", ""]
+                if s.role == "student" and alone is not None and s is not alone:
+                    pairs = (paired_difference(a, b) for a, b in zip(figures(s), figures(alone), strict=True))
+                    differs = ["" if pair is None else str(pair) for pair in pairs]
+                accuracy = bold(str(Spread.of(s.accuracy)), s.learner == best and s.role == "student")
+                rows.append([s.learner, accuracy, differs[0], str(Spread.of(s.forgetting)), differs[1], seeds_of(s)])
+            header = ["learner", "A_N (%)", "against none", "forgetting (points)", "against none", "seeds"]
+            name = f"curves-{prompts}-{learners[0].stream['num_tasks']}{self.suffix}.svg"
+            self.curves(learners, members, name)
+            parts += [f"#### {prompts}", table(header, rows), f"![Accuracy over the stream: {prompts}]({name})"]
+        return "\n\n".join(parts)
+
+    @staticmethod
+    def overview(by_prompts: dict[str, list[Setting]]) -> str:
+        """A_N of every learner with every prompt method, and what distillation adds on average over these."""
+        alone = {name: s for name, members in by_prompts.items() for s in members if s.distillation == "none"}
+        best = {
+            name: clear_best({s.learner: s.accuracy for s in members if s.role == "student"})
+            for name, members in by_prompts.items()
+        }
+        rows = []
+        for learner, settings in grouped([s for members in by_prompts.values() for s in members], learner_of).items():
+            found = {s.prompts: s for s in settings}
+            cells = [
+                bold(str(Spread.of(found[name].accuracy)), learner == best[name]) if name in found else ""
+                for name in by_prompts
+            ]
+            references = [alone[name] for name in found if name in alone]
+            difference = None
+            if settings[0].distillation not in (None, "none") and len(references) == len(settings):
+                difference = paired_difference(mean_by_seed(settings), mean_by_seed(references))
+            rows.append([learner, *cells, str(difference or "")])
+        told = (
+            "A_N in %. The last column is the difference to the student alone, for each seed the mean over the prompt "
+            "methods that the line has."
+        )
+        return "\n\n".join([told, table(["learner", *by_prompts, "against none"], rows)])
+
+    def curves(self, learners: list[Setting], members: list[Setting], name: str) -> None:
+        floors = {s.role: s for s in members if s.prompts == "none" and s.head == "ncm"}
+        plot_accuracy_over_tasks(
+            {s.learner: s.matrix() for s in learners},
+            self.output / name,
+            f"{self.source}: {learners[0].prompts}, seeds {seeds_of(learners[0])}",
+            classes_per_task=learners[0].stream["classes_per_task"],
+            references={f"class means, {role}": Spread.of(s.accuracy).mean for role, s in floors.items()},
+        )
+
+    def heads(self, members: list[Setting], in_words: str) -> str:
+        """Other classifiers on the same prompts, in pairs with the trained heads."""
+        rows = []
+        for learner in grouped([s for s in members if s.prompts != "none"], lambda s: (s.prompts, s.learner)).values():
+            by_head = {s.head: s for s in learner}
+            if by_head.keys() > {"linear"}:
+                best = clear_best({head: s.accuracy for head, s in by_head.items()})
+                cells = []
+                for head in HEADS:
+                    cell = str(Spread.of(by_head[head].accuracy)) if head in by_head else ""
+                    if head in by_head and head != "linear":
+                        difference = paired_difference(by_head[head].accuracy, by_head["linear"].accuracy)
+                        cell = f"{bold(cell, head == best)}<br>{difference or ''}"
+                    cells.append(bold(cell, head == best) if head == "linear" else cell)
+                rows.append([learner[0].prompts, learner[0].learner, *cells])
+        if not rows:
+            return ""
+        told = (
+            "A_N in %, and below it the difference to the trained head. The prompts are the same: an aligned head is "
+            "the trained one after classifier alignment, the others are computed from all classes' features."
+        )
+        header = ["prompts", "learner", *(HEAD_NAMES[head] for head in HEADS)]
+        return "\n\n".join([f"### Classifiers{in_words}", told, table(header, rows, numbers_from=2)])
+
+    def baselines(self) -> str:
+        """Frozen transformers, and all classes at once."""
+        several = len({s.stream["num_tasks"] for s in self.settings if not s.at_once}) > 1
+        lines: dict[str, dict[str, Setting]] = {}
+        for s in self.settings:
+            if s.prompts == "none" or s.at_once:
+                stream = f", {s.stream['num_tasks']} tasks" if several and not s.at_once else ""
+                lines.setdefault(baseline_name(s) + stream, {})[s.role] = s
+        if not lines:
+            return ""
+        cells = [
+            [name, *(str(Spread.of(of[role].accuracy)) if role in of else "" for role in ("teacher", "student"))]
+            for name, of in lines.items()
+        ]
+        told = (
+            "A_N in %, of the teacher's model and of the student's. Where all classes come at once, nothing can be "
+            "forgotten and all classes are compared: it is what the same training, of as many epochs, comes to "
+            "without a stream. A student of a teacher that saw all classes at once sees them at once as well."
+        )
+        return "\n\n".join(["### Baselines", told, table(["", self.teacher, self.student], cells)])
+
+    def reported(self) -> str:
+        """Figures of the papers beside those measured here."""
+        papers = reported_figures(self.source, self.teacher, self.student)
+        rows = []
+        for s in self.settings:
+            if (s.prompts, s.distillation) in papers and s.head == "linear" and not s.at_once and not s.note:
+                ours = f"{Spread.of(s.accuracy)} / {Spread.of(s.forgetting)}"
+                rows.append([s.prompts, s.learner, papers[s.prompts, s.distillation], ours, seeds_of(s)])
+        if not rows:
+            return ""
+        told = (
+            "A_N / F_N in %. *Reported* are the figures of the methods' authors (arXiv 2407.13911), *measured* those "
+            "of the runs in this report."
+        )
+        header = ["prompts", "learner", "reported by the papers", "measured here", "seeds"]
+        return "\n\n".join(["### Beside the papers", told, table(header, rows, numbers_from=2)])
+
+    def cost_and_accuracy(self) -> str:
+        """The Pareto pictures."""
+        continual = [s for s in self.settings if not s.at_once]
+        if not continual:
+            return ""
+        costs = {"parameters": {full_name(s): parameters(s) for s in continual}}
+        if all((s.name, s.role) in self.measured for s in continual):
+            costs["latency"] = {full_name(s): self.measured[s.name, s.role]["milliseconds"] for s in continual}
+        named = {"parameters": "Parameters that a prediction needs", "latency": "Latency of one image (ms)"}
+        parts = ["### Accuracy against cost"]
+        for kind, by_name in costs.items():
+            groups: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+            for s in continual:
+                group = "frozen" if s.prompts == "none" else s.prompts, s.role
+                point = by_name[full_name(s)], Spread.of(s.accuracy).mean
+                groups.setdefault(group, {})[full_name(s)] = point
+            name = f"pareto-{kind}{self.suffix}.svg"
+            plot_accuracy_against_cost(groups, self.output / name, self.title, named[kind])
+            points = {name: point for members in groups.values() for name, point in members.items()}
+            cost = "parameters" if kind == "parameters" else "ms"
+            front = [
+                [name, f"{points[name][0]:,.0f}" if kind == "parameters" else f"{points[name][0]:.2f}"]
+                + [f"{points[name][1]:.2f}"]
+                for name in pareto_front(points)
+            ]
+            parts += [
+                f"![Accuracy against {kind}]({name})",
+                f"No other setting has at most their {kind} and a higher mean accuracy:",
+                table(["setting", cost, "A_N (%)"], front),
+            ]
+        if "latency" in costs:
+            devices = sorted({self.measured[s.name, s.role]["device"] for s in continual})
+            parts.append(f"Latencies are medians of 100 single images, on: {'; '.join(devices)}.")
+        return "\n\n".join(parts)
+
+    def training_cost(self) -> str:
+        """Seconds and sizes."""
+        rows = []
+        for s in self.settings:
+            if s.head == "linear":
+                learnt = s.values("trainable_parameters")[next(iter(s.results))]
+                stream = " at once" if s.at_once else ""
+                prompts = ("frozen" if s.prompts == "none" else s.prompts) + stream
+                seconds = f"{Spread.of(s.seconds).mean:,.0f}"
+                rows.append([prompts, s.learner, f"{parameters(s):,}", f"{learnt:,}", seconds])
+        told = (
+            "Seconds of wall-clock time for the model's own stages, the mean over the seeds. They are noisy: runs may "
+            "have shared their machine with others, and a student is spared what its teacher's run has stored."
+        )
+        header = ["prompts", "learner", "parameters", "of them learnt", "seconds (noisy)"]
+        return "\n\n".join(["### Training cost", told, table(header, rows, numbers_from=2)])
+
+
+def figures(s: Setting) -> tuple:
+    return s.accuracy, s.forgetting
+
+
+def learner_of(s: Setting) -> str:
+    return s.learner
+
+
+def mean_by_seed(settings: list[Setting]) -> dict[int, float]:
+    """Mean A_N of the settings, for each seed that all have."""
+    seeds = set.intersection(*(set(s.accuracy) for s in settings))
+    return {seed: statistics.fmean(s.accuracy[seed] for s in settings) for seed in sorted(seeds)}
