@@ -150,7 +150,8 @@ class _Normalize:
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1) * (1 / processor.rescale_factor)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels.contiguous().to(torch.float32) - self.mean).div_(self.std)
+        values = pixels.expand(3, -1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.sub_(self.mean).div_(self.std)  # in place: new memory costs more than the arithmetic
 
 
 def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:
