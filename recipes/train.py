@@ -71,12 +71,12 @@ def main() -> None:
     with ended_plainly(folder, accelerator):
         # The continual learning
         trainer.train()
-        accelerator.end_training()
 
         # What it came to: results, pictures, models and their cards
         results = report.results(trainer, to_dict(arguments))
         folder.write_results(results, trainer.matrices)
         trainer.save_models()
+        accelerator.end_training()
         if accelerator.is_main_process:
             source = SOURCES.get(stream_args.dataset)
             for role, model in trainer.models.items():

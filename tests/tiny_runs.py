@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +91,25 @@ def finished_run(pair, drawings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     run_recipe("train", *arguments(pair, drawings), "--output_dir", folder)
     return folder
+
+
+def results_without_times(folder: Path) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("seconds", "latency_ms", "args"):
+        del results[name]
+    return results
+
+
+def metrics_without_times(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    return lines
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert results_without_times(one) == results_without_times(other)
+    assert metrics_without_times(one) == metrics_without_times(other)
+    for role in ("teacher", "student"):
+        ours, theirs = (load_file(folder / role / "model.safetensors") for folder in (one, other))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

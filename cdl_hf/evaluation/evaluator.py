@@ -27,7 +27,6 @@ class Evaluator:
         self._queries: dict[tuple[int, int], Tensor | None] = {}  # by task and batch of this process
         self._kept = 0  # bytes
 
-    @torch.inference_mode()
     def __call__(
         self, models: dict[str, torch.nn.Module], tasks: Iterable[Dataset]
     ) -> dict[str, list[tuple[int, int]]]:
@@ -44,6 +43,13 @@ class Evaluator:
         for model in models.values():
             model.eval()
         shares = {name: first.shares_query_with(model) for name, model in models.items()}
+        with torch.inference_mode():
+            return self._count(models, shares, tasks)
+
+    def _count(
+        self, models: dict[str, torch.nn.Module], shares: dict[str, bool], tasks: Iterable[Dataset]
+    ) -> dict[str, list[tuple[int, int]]]:
+        names, first = list(models), next(iter(models.values()))
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
         for task, images in enumerate(tasks):
             loader = DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.models import load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from .prefix_attention import check_backbone
+from .prefix_attention import PrefixBlock, check_backbone
 
 BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
 
@@ -202,6 +202,8 @@ def _create(name: str, shown_name: str, args: dict[str, Any], pretrained: bool) 
     except (OSError, SafetensorError) as error:  # not on the Hub, no network, not in the local cache, unreadable file
         raise ValueError(f"the weights of {shown_name!r} cannot be read: {error}") from error
     check_backbone(backbone, shown_name)
+    for block in backbone.blocks:
+        block.__class__ = PrefixBlock  # the same parts, run in another way
     return backbone
 
 

@@ -17,7 +17,7 @@ from .backbones import PretrainedBackbone, create_backbone, find_backbone
 from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
 from .kd_branches import BRANCHES
-from .prefix_attention import cls_features, embed, final_norm, run_block
+from .prefix_attention import cls_features, embed, final_norm
 from .prompt_pools import POOLS, PromptPool
 
 
@@ -90,7 +90,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["PrefixBlock"]
     _supports_sdpa = True
 
     def __init__(self, config: PromptViTConfig):
@@ -382,7 +382,7 @@ class PromptViTForImageClassification(PreTrainedModel):
                 prefix, suffix = branch.surround(prefix, query, i, task_id)
             last = i == len(vit.blocks) - 1
             rows = read if last and not output_hidden_states else None
-            x = run_block(block, x, prefix, suffix, cls_index, rows)
+            x = block(x, prefix, suffix, cls_index, rows)
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:

@@ -97,12 +97,19 @@ def run_block(
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
+class PrefixBlock(Block):
+    """timm's block, whose parts prompts run one by one. It is called as a module all the same: what shards a
+    transformer, or spreads it over devices, does so block by block and needs its hooks called."""
+
+    forward = run_block
+
+
 def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """CLS output of an un-prompted transformer after its final norm: (B, 3, H, W) -> (B, D)."""
+    """CLS output of an un-prompted transformer of [`PrefixBlock`]s after its final norm: (B, 3, H, W) -> (B, D)."""
     x = embed(vit, pixel_values)
     for block in vit.blocks[:-1]:
-        x = run_block(block, x)
-    return final_norm(vit, run_block(vit.blocks[-1], x, rows=[0])[:, 0])
+        x = block(x)
+    return final_norm(vit, vit.blocks[-1](x, rows=[0])[:, 0])
 
 
 def _attention(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 
+from . import sharding
 from .arguments import TrainingArguments
 
 
@@ -19,22 +20,25 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
 
     Raises:
         ValueError: The package of the tracker that `report_to` names is not installed, a batch cannot be divided over
-            the processes, or the launcher asks for models in parts, which the stages cannot train as yet.
+            the processes, or the launcher asks for what the stages cannot do.
     """
     if args.report_to != "none" and args.report_to not in [str(tracker.value) for tracker in get_available_trackers()]:
         raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
-        # no buffer changes in training, and those of a classifier are large
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=folder / "logs",
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if sharding.is_asked_for():
+        sharding.check_options(args.auto_batch_size)
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is learnt is not sharded, see sharding.py
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+            # no buffer changes in training, and those of a classifier are large
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=folder / "logs",
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            f"{accelerator.distributed_type.value} is not supported yet, every process holds both models whole: "
-            "launch with accelerate_configs/multi_gpu.yaml; the README.md beside it says more"
+            "DeepSpeed is not supported: launch with accelerate_configs/multi_gpu.yaml, or with fsdp.yaml where the "
+            "models do not fit into one device's memory"
         )
     shares = accelerator.num_processes * args.gradient_accumulation_steps
     if args.batch_size % shares:

@@ -6,6 +6,8 @@ import threading
 import torch
 from accelerate import Accelerator
 
+from .late_count import LateCount
+
 
 class Stopped(Exception):
     """The run was told to stop, and has saved what it needs to go on."""
@@ -21,6 +23,7 @@ class StopRequest:
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.previous = accelerator, {}
         self._told = self._agreed = False
+        self._asked: LateCount | None = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
@@ -40,10 +43,13 @@ class StopRequest:
         self.__exit__()
 
     def made(self) -> bool:
-        """Whether any process was told to stop; to be asked by all processes together."""
+        """Whether any process was told to stop; to be asked by all processes together.
+
+        Several hear of it when they ask next, so that no step waits until all have answered.
+        """
         if self.accelerator.num_processes == 1:
             return self._told
         if not self._agreed:
-            told = torch.tensor(int(self._told), device=self.accelerator.device)
-            self._agreed = bool(self.accelerator.reduce(told))
+            self._agreed = self._asked is not None and int(self._asked) > 0
+            self._asked = LateCount(self.accelerator, torch.tensor(int(self._told), device=self.accelerator.device))
         return self._agreed

@@ -1,5 +1,6 @@
 """One stage: the training of one module on one task, or of two in turn. The only loop over training batches."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import TaskImages
+from .late_count import LateCount
+from .sharding import prepare_module
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ class StageError(RuntimeError):
     """Training cannot go on, in any process; the message says where and what to do.
 
     Args:
-        state: The stage before the step that failed, if its modules are still as they were.
+        state: The stage before the step that failed; its modules are as they were then.
     """
 
-    def __init__(self, message: str, state: StageState | None):
+    def __init__(self, message: str, state: StageState):
         super().__init__(message)
         self.state = state
 
@@ -135,7 +139,7 @@ def run_stage(
         optimizer = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate)
         if name in start.optimizers:
             optimizer.load_state_dict(start.optimizers[name])
-        prepared[name], optimizers[name] = accelerator.prepare(module.train(), optimizer)
+        prepared[name], optimizers[name] = prepare_module(accelerator, module.train()), accelerator.prepare(optimizer)
     bar = tqdm(total=settings.num_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
     bar.update(start.epoch * sampler.steps + start.step)
 
@@ -155,18 +159,23 @@ def run_stage(
         for batch in loader if step < sampler.steps else ():
             index = batch.pop("index")
             with accelerator.accumulate(*prepared.values()):
+                taken: list[_Step] = []
                 for name, module in prepared.items():
                     with accelerator.autocast():
                         output = module(**batch)
-                    accelerator.backward(output["loss"])
                     averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
-                    if accelerator.sync_gradients and not averages.is_finite(name):
-                        unchanged = name == next(iter(modules))  # no module has taken this step
+                    finite = averages.count_finite(name) if accelerator.sync_gradients else None
+                    accelerator.backward(output["loss"])
+                    if finite is not None and int(finite) < accelerator.num_processes:
+                        for earlier in taken:
+                            earlier.take_back()
                         raise StageError(
                             f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step + 1}, "
                             f"at learning rate {rate:g}",
-                            _take_state(epoch, step, done, optimizers) if unchanged else None,
+                            _take_state(epoch, step, done, optimizers),
                         )
+                    if accelerator.sync_gradients and len(taken) + 1 < len(modules):
+                        taken.append(_Step(optimizers[name]))
                     optimizers[name].step()
                     optimizers[name].zero_grad()
                     if on_answer is not None:
@@ -208,6 +217,23 @@ def _take_state(epoch: int, step: int, averages: "_Averages", optimizers: dict) 
     return StageState(epoch, step, *averages.total(), states)
 
 
+class _Step:
+    """What a step is about to change, for where another module's step on the same batch cannot be taken."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer, self.state = optimizer, copy.deepcopy(optimizer.state_dict())
+        self.values = [parameter.detach().clone() for parameter in self._parameters()]
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        for parameter, value in zip(self._parameters(), self.values, strict=True):
+            parameter.copy_(value)
+        self.optimizer.load_state_dict(self.state)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+
+
 class _Averages:
     """Averages over the images of an epoch, kept on the device until they are asked for."""
 
@@ -235,10 +261,9 @@ class _Averages:
         other.images, other.sums = self.images, {name: dict(sums) for name, sums in self.sums.items()}
         return other
 
-    def is_finite(self, name: str) -> bool:
-        """Whether all losses were, of all processes. Asked in every step, it makes each wait for the device."""
-        finite = torch.isfinite(self.sums[name]["loss"]).long()
-        return int(self.accelerator.reduce(finite)) == self.accelerator.num_processes
+    def count_finite(self, name: str) -> LateCount:
+        """Processes whose losses have all been finite."""
+        return LateCount(self.accelerator, torch.isfinite(self.sums[name]["loss"]).long())
 
     def local(self, name: str, key: str) -> float:
         """This process's average so far."""

@@ -1,7 +1,8 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
+from transformers.utils import logging
 
 from ..data import Task, TaskImages, TaskStream, test_transform, train_transform
 from ..distillation import Supervised
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
+from . import sharding
 from .accelerators import build_accelerator
 from .answers import QueryStore
 from .arguments import TrainingArguments
@@ -74,7 +77,13 @@ class ContinualDistillationTrainer:
             self.modules[TEACHER] = Supervised(teacher)
         if args.stages != TEACHER:
             self.modules[STUDENT] = method
+        # What this run leaves with the models' states; told by weights that may be in shards afterwards.
+        self._about = {
+            role: describe(module.student, stream, args, image_processor) for role, module in self.modules.items()
+        }
         for module in self.modules.values():
+            if sharding.is_asked_for() and self.accelerator.num_processes > 1:
+                sharding.shard_transformers(module, self.accelerator)
             module.to(self.accelerator.device)
         # The roles that are trained together, stage after stage.
         self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
@@ -92,7 +101,7 @@ class ContinualDistillationTrainer:
         # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
         runs = {TEACHER: args.teacher_from, STUDENT: args.student_from}
         self.given = {
-            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._describe(role), len(stream))
+            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._about[role], len(stream))
             for role, run in runs.items()
             if run is not None
         }
@@ -184,8 +193,7 @@ class ContinualDistillationTrainer:
                         on_epoch=on_epoch,
                     )
                 except StageError as error:
-                    if error.state is not None:
-                        self._checkpoint(task.index, stage, error.state)
+                    self._checkpoint(task.index, stage, error.state)
                     raise
             self._end_task(roles)
             if TEACHER in roles and self.args.store_answers:
@@ -278,8 +286,10 @@ class ContinualDistillationTrainer:
     def save_models(self) -> None:
         """Writes `teacher/` and `student/`: weights, configuration and image processor."""
         for role, model in self.models.items():
+            state = sharding.whole_state(model)
             if self.accelerator.is_main_process:
-                model.save_pretrained(self.folder.path / role)
+                with _no_progress_bar():
+                    model.save_pretrained(self.folder.path / role, state_dict=state)
                 self.image_processor.save_pretrained(self.folder.path / role)
 
     def _images_for_training(self, task: Task) -> TaskImages:
@@ -299,10 +309,7 @@ class ContinualDistillationTrainer:
             for role, model in self.models.items():
                 if role not in self.kept:
                     counts = self.matrices[role].counts(task.index)
-                    self.states[role].save(task.index, model, counts, self._describe(role))
-
-    def _describe(self, role: str) -> dict[str, Any]:
-        return describe(self.models[role], self.stream, self.args, self.image_processor)
+                    self.states[role].save(task.index, model, counts, self._about[role])
 
     def _passes_queries_on(self) -> bool:
         """Whether the teacher's stage computes the very queries that the student's stage needs."""
@@ -404,3 +411,15 @@ class ContinualDistillationTrainer:
             told = [told for name, told in changed.items() if name in names]
             if told:
                 self.accelerator.print(f"Changed, {effect}: {'; '.join(told)}.")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows one for each file that it writes, and a model is one file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

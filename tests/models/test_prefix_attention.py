@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from tiny_models import STUDENT, images, tiny_backbone
 from torch.nn import functional as F
 
@@ -29,25 +32,35 @@ def random_vit(**args):
     return vit
 
 
+def timms(vit):
+    """The transformer with timm's own blocks."""
+    vit = copy.deepcopy(vit)
+    for block in vit.blocks:
+        block.__class__ = Block
+    return vit
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_without_prompts_it_is_timms_transformer(variant):
     vit, x = random_vit(**VARIANTS[variant]), images()
-    assert torch.allclose(cls_features(vit, x), vit.fc_norm(vit.forward_features(x)[:, 0]), atol=1e-5)
+    features = timms(vit).forward_features(x)
+    assert torch.allclose(cls_features(vit, x), vit.fc_norm(features[:, 0]), atol=1e-5)
+    assert torch.allclose(vit.forward_features(x), features, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_convolutional_stem_may_make_the_patches():
     hybrid = load_backbone("vit_tiny_r_s16_p8_224", pretrained=False, **{**STUDENT, "patch_size": 4}).module.eval()
     x = images()
-    assert torch.allclose(cls_features(hybrid, x), hybrid.forward_features(x)[:, 0], atol=1e-5)
+    assert torch.allclose(cls_features(hybrid, x), timms(hybrid).forward_features(x)[:, 0], atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_convolutional_stem_runs_too():
     vit = create_backbone("vit_tiny_r_s16_p8_224", img_size=64, embed_dim=32, depth=2, num_heads=2).eval()
     x = images(2, size=64)
-    assert torch.allclose(cls_features(vit, x), vit.forward_features(x)[:, 0], atol=1e-5)
+    assert torch.allclose(cls_features(vit, x), timms(vit).forward_features(x)[:, 0], atol=1e-5)
 
 
 def naive_attention(attn, x, prefix, suffix, cls_index):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import assert_same_run
 
 from cdl_hf.training.checkpointing import load_newest_checkpoint
 
@@ -22,11 +26,11 @@ def start():
     """Starts recipes/train.py in so many processes; none outlives the test."""
     started = []
 
-    def run(processes: int, *arguments) -> subprocess.Popen:
+    def run(processes: int, *arguments, **environment: str) -> subprocess.Popen:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         process = subprocess.Popen(
             [*launcher, ROOT / "recipes" / "train.py", *map(str, arguments)],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,6 +48,10 @@ def start():
 def read(folder: Path) -> tuple[list[dict], dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], json.loads((folder / "results.json").read_text())
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +76,41 @@ def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
     for role in ("teacher", "student"):
         assert results["stream"]["test"] == [9, 9]
         assert results[role]["accuracy_matrix"] == other_results[role]["accuracy_matrix"]
-    ours, theirs = ({str(path.relative_to(tmp_path / n)) for path in (tmp_path / n).rglob("*")} for n in ("1", "2"))
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+def test_backbones_in_shards_give_the_same_run(start, command, tmp_path):
+    """As accelerate_configs/fsdp.yaml asks for it."""
+
+    def run(name: str, *more: str, **environment: str) -> None:
+        process = start(2, *command, "--output_dir", tmp_path / name, *more, **environment)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+
+    command = [*command, "--num_tasks", "2", "--num_epochs", "1", "--classifier_alignment"]
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    run("whole")
+    run("shards", **fsdp)
+    (whole, results), (shards, other_results) = (read(tmp_path / name) for name in ("whole", "shards"))
+    assert len(whole) == len(shards) == 6
+    for a, b in zip(whole, shards, strict=True):
+        if a["event"] == "epoch":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    for role in ("teacher", "student"):
+        assert results[role]["accuracy_matrix"] == other_results[role]["accuracy_matrix"]
+        assert results[role]["parameters"] == other_results[role]["parameters"]
+        ours, theirs = (load_file(tmp_path / name / role / "model.safetensors") for name in ("whole", "shards"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    ours, theirs = (files(tmp_path / name) for name in ("whole", "shards"))
     assert ours == theirs
+
+    shutil.copytree(tmp_path / "shards", tmp_path / "resumed")
+    for name in (max((tmp_path / "resumed" / "checkpoints").iterdir()), "teacher", "student"):
+        shutil.rmtree(tmp_path / "resumed" / name)
+    run("resumed", "--resume", **fsdp)  # from between the last task's stages
+    assert_same_run(tmp_path / "shards", tmp_path / "resumed")
+    assert files(tmp_path / "resumed") == theirs
 
 
 def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command, tmp_path):

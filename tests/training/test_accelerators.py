@@ -1,4 +1,4 @@
-"""What a launcher may ask for; the Accelerators are stand-ins, as only GPUs have these kinds."""
+"""What a launcher may ask for; Accelerators of kinds that only GPUs have are stand-ins."""
 
 from types import SimpleNamespace
 
@@ -10,11 +10,26 @@ from cdl_hf.training import accelerators
 from cdl_hf.training.arguments import TrainingArguments
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_models_in_parts_are_refused(monkeypatch, tmp_path, kind):
-    monkeypatch.setattr(accelerators, "Accelerator", lambda **settings: SimpleNamespace(distributed_type=kind))
-    with pytest.raises(ValueError, match=rf"{kind.value} is not supported yet.*multi_gpu\.yaml"):
+def test_deepspeed_is_refused(monkeypatch, tmp_path):
+    deepspeed = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    monkeypatch.setattr(accelerators, "Accelerator", lambda **settings: deepspeed)
+    with pytest.raises(ValueError, match=r"DeepSpeed is not supported.*multi_gpu\.yaml.*fsdp\.yaml"):
         accelerators.build_accelerator(TrainingArguments(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "args", "told"),
+    [
+        ("VERSION", "1", {}, "fsdp_version to 2"),
+        ("OFFLOAD_PARAMS", "true", {}, "fsdp_offload_params"),
+        ("VERSION", "2", {"auto_batch_size": True}, "auto_batch_size does not go with FSDP"),
+    ],
+)
+def test_options_that_shards_do_not_have_are_refused(monkeypatch, tmp_path, option, value, args, told):
+    for name, given in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", f"FSDP_{option}": value}.items():
+        monkeypatch.setenv(name, given)
+    with pytest.raises(ValueError, match=told):
+        accelerators.build_accelerator(TrainingArguments(**args), tmp_path)
 
 
 def test_a_batch_must_divide_over_processes_and_parts(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from test_trainer import assert_same_run, metrics_without_times
+from tiny_runs import assert_same_run, metrics_without_times
 
 from cdl_hf.distillation import Supervised
 from cdl_hf.training import checkpointing
@@ -62,6 +62,20 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_step(train, stopped, c
     assert str(tmp_path / "run" / "checkpoints") in message
     train(*command, "--output_dir", tmp_path / "run", "--resume")
     assert metrics_without_times(tmp_path / "run") == metrics_without_times(tmp_path / "whole")
+
+
+def test_student_whose_loss_is_not_finite_takes_back_the_teachers_step(train, stopped, command, tmp_path, monkeypatch):
+    command = [*command, "--schedule", "same_step", "--distillation", "none"]
+    train(*command, "--output_dir", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        # teacher and student in turn: call 16 is the student's of the second task's second step
+        fail_in_calls(patch, not_finite, lambda call, images: call == 16)
+        message = stopped(*command, "--output_dir", tmp_path / "run")
+    assert "student's loss" in message and "task 2/3" in message and "epoch 1, step 2" in message
+    saved = checkpointing.load_newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert saved["task"] == 1 and saved["state"]["step"] == 1
+    train(*command, "--output_dir", tmp_path / "run", "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_full_disk_stops_the_run_and_keeps_what_it_saved(train, stopped, command, tmp_path, monkeypatch):

@@ -6,40 +6,18 @@ import math
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from tiny_runs import assert_same_run, metrics_without_times, results_without_times
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import cdl_hf.training.stage as stage_module
 import cdl_hf.training.trainer as trainer_module
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.training.checkpointing import save_checkpoint
-
-
-def results_without_times(folder: Path) -> dict:
-    results = json.loads((folder / "results.json").read_text())
-    for name in ("seconds", "latency_ms", "args"):
-        del results[name]
-    return results
-
-
-def metrics_without_times(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("seconds", None)
-    return lines
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert results_without_times(one) == results_without_times(other)
-    assert metrics_without_times(one) == metrics_without_times(other)
-    for role in ("teacher", "student"):
-        ours, theirs = (load_file(folder / role / "model.safetensors") for folder in (one, other))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class Killed(BaseException):
