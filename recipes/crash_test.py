@@ -4,7 +4,8 @@
     python recipes/crash_test.py --kills 8 --extra="--prompt_method apt --num_tasks 5 --checkpoint_every 3"
 
 The kills fall in turn in a step, between two stages, in an evaluation and in a save, at places drawn from the seed.
-Equal means equal in every bit: the weights of both models, `metrics.jsonl` and `results.json` but for times.
+Equal means equal in every bit: the weights of both models, what they had learnt after each task, stored answers,
+`metrics.jsonl` and `results.json` but for times.
 """
 
 import json
@@ -19,6 +20,8 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from safetensors.numpy import load_file
 
 from cdl_hf.training.parser import parse
 
@@ -144,8 +147,16 @@ def outcome(folder: Path) -> dict[str, object]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("seconds", None)
-    weights = {role: (folder / role / "model.safetensors").read_bytes() for role in ("teacher", "student")}
-    return {"results": results, "metrics": lines, **weights}
+    models = {role: tensors(folder / role / "model.safetensors") for role in ("teacher", "student")}
+    states = folder / "states"
+    learnt = {str(file.relative_to(states)): tensors(file) for file in states.rglob("*.safetensors")}
+    answers = {str(file.relative_to(states)): file.read_bytes() for file in states.rglob("*.npy")}
+    return {"results": results, "metrics": lines, "models": models, "learnt": learnt, "answers": answers}
+
+
+def tensors(file: Path) -> dict[str, bytes]:
+    """A file's tensors; what else it holds is in no particular order."""
+    return {name: tensor.tobytes() for name, tensor in load_file(file).items()}
 
 
 if __name__ == "__main__":
