@@ -67,7 +67,7 @@ def main() -> None:
         refuse(str(error))
 
     accelerator.print(f"output: {folder.path}")
-    accelerators.start_trackers(accelerator, args, to_dict(arguments))
+    accelerators.start_trackers(accelerator, args, to_dict(arguments), trainer.steps)
     with ended_plainly(folder, accelerator):
         # The continual learning
         trainer.train()

@@ -52,8 +52,12 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any]) -> None:
-    """Starts the tracker that `report_to` names, with the arguments as its configuration."""
+def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any], steps: int) -> None:
+    """Starts the tracker that `report_to` names, with the arguments as its configuration.
+
+    Args:
+        steps: Steps done before, in a resumed run: TensorBoard forgets what was logged after them.
+    """
     if args.report_to != "none":
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
-        accelerator.init_trackers("cdl_hf", config=plain)
+        accelerator.init_trackers("cdl_hf", config=plain, init_kwargs={"tensorboard": {"purge_step": steps + 1}})

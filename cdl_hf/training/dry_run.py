@@ -15,8 +15,10 @@ from .arguments import DistillationArguments, ModelArguments, StreamArguments, T
 from .build import build_learners, build_stream
 from .checkpointing import KEPT
 from .footprint import FakeSteps
+from .given_model import check_states
 from .report import describe_models
 from .stage import EpochSampler
+from .task_states import TaskStates, describe_stream
 
 
 def describe_run(
@@ -30,9 +32,12 @@ def describe_run(
     """Stream, models, steps, memory and files of a run. Backbones have shapes but no weights: none are downloaded.
 
     Raises:
-        ValueError: As [`build_stream`] and [`build_learners`].
+        ValueError: As [`build_stream`], [`build_learners`] and [`check_states`].
     """
     stream = build_stream(stream_args)
+    for role, run in (("teacher", args.teacher_from), ("student", args.student_from)):
+        if run is not None:
+            check_states(TaskStates(Path(run), role), describe_stream(stream), len(stream))
     with torch.device("meta"):
         learners = build_learners(stream, model_args, distillation_args, args, pretrained=False)
     modules = {} if learners.teacher is None else {"teacher": Supervised(learners.teacher)}

@@ -5,9 +5,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from ..models import PromptViTForImageClassification
 from .task_states import Counts, TaskStates
+
+
+def check_states(states: TaskStates, stream: Mapping[str, Any], num_tasks: int) -> None:
+    """Whether an earlier run has left a model of every task of this stream.
+
+    Args:
+        stream: Output of [`describe_stream`].
+
+    Raises:
+        ValueError: It has not.
+    """
+    role, run = states.role, states.run
+    for task in range(num_tasks):
+        if not states.path(task).is_file():
+            raise ValueError(f"{role}_from has no {role} of task {task + 1}: {states.path(task)} is missing")
+        try:
+            theirs = states.about(task)["stream"]
+        except SafetensorError as error:
+            raise ValueError(f"{states.path(task)} of {role}_from is damaged: {error}") from error
+        if theirs != stream:
+            raise ValueError(f"the {role} of {run} has learnt another stream: take its data, tasks and stream_seed")
 
 
 class GivenModel:
@@ -23,7 +45,7 @@ class GivenModel:
         kept: Whether the predictions of then are this run's, made by the same classifier.
 
     Raises:
-        ValueError: The run has no such model, or not of all tasks.
+        ValueError: The run has no such model, or not of all tasks, or it has learnt something else.
     """
 
     def __init__(
@@ -31,12 +53,8 @@ class GivenModel:
     ):
         self.states, self.model, self.about = states, model, about
         role, run = states.role, states.run
-        for task in range(num_tasks):
-            if not states.path(task).is_file():
-                raise ValueError(f"{role}_from has no {role} of task {task + 1}: {states.path(task)} is missing")
+        check_states(states, about["stream"], num_tasks)
         theirs = states.about(0)
-        if theirs["stream"] != about["stream"]:
-            raise ValueError(f"the {role} of {run} has learnt another stream: take its data, tasks and stream_seed")
         if theirs["networks"] != about["networks"]:
             raise ValueError(
                 f"the {role} of {run} stands on other weights, or takes its query from others: take its --teacher, "

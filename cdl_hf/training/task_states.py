@@ -88,11 +88,9 @@ def describe(
     `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
     the model fits, `images` whether its answers do.
     """
-    of_the_stream = stream.describe()
-    del of_the_stream["source"]  # the data may lie elsewhere by then
     networks = (model.backbone, model.query_backbone or model.backbone)
     about = {
-        "stream": of_the_stream,
+        "stream": describe_stream(stream),
         "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
         "head": {
             "head": model.config.head,
@@ -101,4 +99,15 @@ def describe(
         },
         "images": [args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()],
     }
-    return json.loads(json.dumps(about))  # as it is read again
+    return _as_read(about)
+
+
+def describe_stream(stream: TaskStream) -> dict[str, Any]:
+    """The stream's part of [`describe`]."""
+    about = stream.describe()
+    del about["source"]  # the data may lie elsewhere by then
+    return _as_read(about)
+
+
+def _as_read(about: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(about))

@@ -1,6 +1,7 @@
 """--dry_run tells what a run would be, offline and without weights."""
 
 import re
+import shutil
 from pathlib import Path
 
 import PIL.Image
@@ -68,3 +69,19 @@ def test_mistakes_are_found(train, command, capsys):
     with pytest.raises(SystemExit):
         train("--dry_run", *command, "--pool_size", "7")
     assert "multiple of the number of tasks" in capsys.readouterr().err
+
+
+def test_a_given_teacher_must_be_there(train, told, command, finished_run, tmp_path_factory, capsys):
+    command = [*command, "--stages", "student", "--teacher_from"]
+    assert "for the student" in told(*command, finished_run)
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("damaged") / "run")
+    last = run / "states" / "teacher" / "task_002.safetensors"
+    last.write_bytes(last.read_bytes()[:-10])
+    for arguments, mistake in (
+        ([run], "task_002.safetensors of teacher_from is damaged"),
+        ([finished_run, "--num_tasks", "2"], "another stream"),
+        ([run / "teacher"], "task_000.safetensors is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            train("--dry_run", *command, *arguments)
+        assert mistake in capsys.readouterr().err

@@ -132,6 +132,23 @@ def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_tensorboard_shows_a_resumed_run_once(train, command, tmp_path, kill_after_checkpoint):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    command = [*command, "--num_epochs", "1", "--report_to", "tensorboard", "--output_dir", tmp_path / "run"]
+    kill_after_checkpoint(3)  # after the first stage of the second task; its student then is not logged yet
+    with pytest.raises(Killed):
+        train(*command)
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    shutil.rmtree(checkpoints[-1])  # from the end of the first task, then
+    kill_after_checkpoint(0)
+    train(*command, "--resume")
+    events = accumulator(str(tmp_path / "run" / "logs" / "cdl_hf")).Reload()
+    shown = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert shown["teacher/loss"] == [3, 9, 15] and shown["student/loss"] == [6, 12, 18]
+    assert shown["teacher/average_accuracy"] == shown["student/average_accuracy"] == [6, 12, 18]
+    assert (next((tmp_path / "run" / "logs").rglob("hparams.yml"))).read_text().count("learning_rate: 0.01") == 1
+
+
 def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_path, capsys):
     train(*command, "--output_dir", tmp_path / "run")
     before = results_without_times(tmp_path / "run")
