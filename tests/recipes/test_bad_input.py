@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdl_hf.training import trainer
+
 ROOT = Path(__file__).parents[2]
 TINY = "vit_tiny_patch16_224"
 
@@ -218,6 +220,39 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+def remount(disk: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", disk], check=True)
+
+
+def test_disk_that_is_read_only(train, command, small_disk, capsys, monkeypatch):
+    """From the start, which is a mistake, or from the first checkpoint on: it and the files before it are left."""
+    command, run = [*command, "--num_epochs", "1", "--output_dir", small_disk / "run"], small_disk / "run"
+    (small_disk / "mine").write_text("kept")
+    remount(small_disk, "ro")
+    with pytest.raises(SystemExit) as stop:
+        train(*command)
+    assert stop.value.code == 2 and "cannot be written to: Read-only file system" in capsys.readouterr().err
+    assert contents(small_disk) == {str(small_disk / "mine"): b"kept"}
+
+    remount(small_disk, "rw,size=50m")
+    save = trainer.save_checkpoint
+
+    def save_the_last(*args):
+        save(*args)
+        remount(small_disk, "ro")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", save_the_last)
+        with pytest.raises(SystemExit) as stop:
+            train(*command)
+    message = capsys.readouterr().err
+    assert stop.value.code == 1 and "Stopped: " in message and "Read-only file system" in message
+    assert "--resume" in message and len(list((run / "checkpoints").iterdir())) == 1
+    remount(small_disk, "rw")
+    train(*command, "--resume")
+    assert "Resuming in task 1, student." in capsys.readouterr().out and (run / "results.json").exists()
+
+
 @pytest.mark.slow
 def test_disk_that_gets_full_during_training(command, small_disk):
     """As a user's own process: it keeps the last checkpoint that fits, and ends when there is room."""
@@ -233,7 +268,7 @@ def test_disk_that_gets_full_during_training(command, small_disk):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "Stopped: " in done.stderr and "No space left on device" in done.stderr and "--resume" in done.stderr
     filler.unlink()
-    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    remount(small_disk, "size=50m")
     done = run("--resume")
     assert done.returncode == 0, done.stderr
     assert "Resuming in task" in done.stdout and (small_disk / "run" / "results.json").exists()
