@@ -36,7 +36,10 @@ def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]
     except RuntimeError as error:
         if not _tells_of_a_lost_process(error):
             raise
-        _leave_together(accelerator, f"Stopped: another process of this run has ended, and says why. Then {again}.")
+        told = f"Stopped: another process of this run has ended, and says why. Then {again}."
+        if accelerator.process_index == 1:  # the main process may be the one that has ended
+            _leave(told)
+        _leave_together(accelerator, told)
 
 
 def _leave_together(accelerator: Accelerator, message: str, code: int = 1) -> None:

@@ -122,14 +122,15 @@ def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command
     assert len(told) == 1 and "cannot be written to" in told[0]
 
 
-def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_path, rank):
     process = start(2, *command, "--num_epochs", "5000", "--checkpoint_every", "5", "--output_dir", tmp_path / "run")
     while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) == 2
-    os.kill(int(workers[1]), signal.SIGKILL)
+    os.kill(int(workers[rank]), signal.SIGKILL)
     _, err = process.communicate(timeout=MINUTE)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in err  # torchrun's word
