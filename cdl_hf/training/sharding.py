@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, model_has_dtensor, parse_flag_from_env
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
@@ -68,4 +67,6 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
     """The state of `module` with its transformers whole, on the main process's CPU; to be asked by all together."""
     if not model_has_dtensor(module):
         return module.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # takes half a second
+
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
