@@ -10,6 +10,7 @@ the extra [demo]; nothing is fetched from elsewhere.
 import html
 import os
 import shutil
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import yaml
 from cdl_hf.training.parser import parse, refuse
 
 TOP = 5
+TIMED = 5  # times that a model answers, of which the page shows the median: one alone is anything on a busy machine
 COLOURS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
 DRAWINGS = "quickdraw100"  # the data set whose models take drawings
 PACKAGES = (  # that a Space needs besides gradio
@@ -59,7 +61,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """The most probable classes with their probabilities, and the time it took."""
+    """The most probable classes with their probabilities, and the time that an answer takes."""
 
     classes: list[tuple[str, float]]
     milliseconds: float
@@ -123,12 +125,14 @@ class Demo:
                     saved.model.config.tasks_seen = task + 1
             self._task = task
             for role, saved in self.saved.items():
-                began = time.perf_counter()
-                top = saved.logits(pixel_values)[0].softmax(0).topk(min(TOP, len(names)))
-                columns, shares = top.indices.tolist(), top.values.tolist()  # waits for an accelerator
-                milliseconds = 1000 * (time.perf_counter() - began)
+                times = []
+                for _ in range(TIMED):
+                    began = time.perf_counter()
+                    top = saved.logits(pixel_values)[0].softmax(0).topk(min(TOP, len(names)))
+                    columns, shares = top.indices.tolist(), top.values.tolist()  # waits for an accelerator
+                    times.append(1000 * (time.perf_counter() - began))
                 classes = [(names[column], share) for column, share in zip(columns, shares, strict=True)]
-                answers[role] = Answer(classes, milliseconds)
+                answers[role] = Answer(classes, statistics.median(times))
         return answers
 
 

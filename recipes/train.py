@@ -20,7 +20,7 @@ def main() -> None:
     stream_args, model_args, distillation_args, args, hub_args = arguments
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
-    from cdl_hf.data import SOURCES
+    from cdl_hf.data import source_of
     from cdl_hf.hub.model_card import ModelCardContent, complete_model_folder
     from cdl_hf.hub.push import PushError, check_ready, push_run
     from cdl_hf.training import ContinualDistillationTrainer, RunFolder, accelerators, build, report
@@ -78,7 +78,7 @@ def main() -> None:
         trainer.save_models()
         accelerator.end_training()
         if accelerator.is_main_process:
-            source = SOURCES.get(stream_args.dataset)
+            source = source_of(stream_args.dataset)
             for role, model in trainer.models.items():
                 backbone = learners.backbones[role]
                 networks = [backbone] if model.query_backbone is None else [backbone, learners.query_backbone]
@@ -88,9 +88,9 @@ def main() -> None:
                     backbones={role: backbone.source for role, backbone in learners.backbones.items()},
                     command=["accelerate", "launch", *(word for word in sys.argv if word != "--resume")],
                     weights_licence=backbone.pretrained_cfg.get("license"),
-                    data_licence=source.licence if source else None,
+                    data_licence=source.licence,
                     base_model=[network.hub_name for network in networks if network.hub_name],
-                    hub_dataset=source.hub_name if source else None,
+                    hub_dataset=source.hub_name,
                 )
                 complete_model_folder(folder.path, card)
     accelerator.print(report.table(results))

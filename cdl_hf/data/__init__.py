@@ -3,12 +3,11 @@
 from .decoding import open_image
 from .images import TaskImages
 from .source_error import SourceError
-from .sources import SOURCES, load_source
+from .sources import load_source, source_of
 from .stream import Task, TaskStream
 from .transforms import image_processor_for, test_transform, train_transform
 
 __all__ = [
-    "SOURCES",
     "SourceError",
     "Task",
     "TaskImages",
@@ -16,6 +15,7 @@ __all__ = [
     "image_processor_for",
     "load_source",
     "open_image",
+    "source_of",
     "test_transform",
     "train_transform",
 ]

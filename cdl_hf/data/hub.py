@@ -21,7 +21,7 @@ def read_hub(name: str) -> DatasetDict:
     Raises:
         SourceError: there is none of that name, or neither a connection nor a copy in the cache.
     """
-    if not _hub_answers():
+    if not hub_answers():
         with _offline():
             try:
                 return load_dataset(name)
@@ -39,8 +39,8 @@ def read_hub(name: str) -> DatasetDict:
         ) from error
 
 
-def _hub_answers() -> bool:
-    """Asks once: without a connection, `datasets` would try for half a minute and report each attempt."""
+def hub_answers() -> bool:
+    """Asks once: without a connection, `datasets` and `transformers` would try for half a minute, telling it."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
     except (httpx2.TransportError, OfflineModeIsEnabled):

@@ -30,7 +30,7 @@ class Source:
     Attributes:
         local: the folder that people have of it, if it is from the Hub.
         is_sound: whether all its images are known to be readable.
-        licence: of the images, with the attribution that it asks for; None where it is not known for sure.
+        licence: of the images: what their publishers say of it, and the attribution that they ask for.
     """
 
     location: str
@@ -42,10 +42,13 @@ class Source:
 
     @property
     def hub_name(self) -> str | None:
-        """Its repository on the Hub, if it is from there."""
-        return None if Path(self.location).is_absolute() else self.location
+        """Its repository on the Hub, if it is nothing of this machine."""
+        return None if Path(self.location).expanduser().exists() else self.location
 
 
+# Of CIFAR-100 the publishers' page has only the wish to be cited, no licence, and the data set's own repository on the
+# Hub (uoft-cs/cifar100) is tagged `license: unknown`. Of ImageNet-R the authors' page, the README of their repository,
+# says nothing of rights to the pictures, nor who made them; the copy on the Hub (axiong/imagenet-r) is tagged `mit`.
 SOURCES = {
     "quickdraw100": Source(
         str(Path(__file__).parent / "quickdraw100"),
@@ -53,13 +56,30 @@ SOURCES = {
         licence="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
         "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",
     ),
-    "cifar100": Source("uoft-cs/cifar100", "img", "fine_label", "cifar-100-python", is_sound=True),
-    "imagenet_r": Source("axiong/imagenet-r", "image", "wnid", "imagenet-r"),
+    "cifar100": Source(
+        *("uoft-cs/cifar100", "img", "fine_label", "cifar-100-python"),
+        is_sound=True,
+        licence="the publishers of [CIFAR-100](https://www.cs.toronto.edu/~kriz/cifar.html) name no licence; they ask "
+        "to cite their report (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009)",
+    ),
+    "imagenet_r": Source(
+        *("axiong/imagenet-r", "image", "wnid", "imagenet-r"),
+        licence="the authors of [ImageNet-R](https://github.com/hendrycks/imagenet-r) name none for the pictures, "
+        "which are other people's works; the [copy on the Hub](https://huggingface.co/datasets/axiong/imagenet-r) is "
+        "marked MIT. They ask to cite their paper (Hendrycks et al., *The Many Faces of Robustness*, 2021)",
+    ),
 }
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
 USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
 MANY = 100  # unreadable images that a message names
+
+
+def source_of(name_or_path: str) -> Source:
+    """What is known of a data set: of a named one also by its name on the Hub or the folder that people have of it."""
+    folder = Path(name_or_path).name
+    known = (s for s in SOURCES.values() if name_or_path == s.location or (s.local and s.local == folder))
+    return SOURCES.get(name_or_path) or next(known, Source(name_or_path))
 
 
 def load_source(

@@ -32,6 +32,7 @@ DISTILLATION = {
     "kdp": ("knowledge distillation prompts (KDP)", ("cdl", "kd")),
     "cdl_prompt": ("prompts mapped from its own (CDL-Prompt)", ("cdl", "kd")),
 }
+OF_CDL = ("kdp", "cdl_prompt")  # methods of the paper of continual distillation learning itself
 METRICS = {
     "average_accuracy": "Accuracy after the last task (%), mean over tasks: A_N",
     "average_accuracy_by_image": "Accuracy after the last task (%), mean over images",
@@ -44,6 +45,7 @@ FORGETTING = {
     "coda": "Forgetting, CODA-Prompt's definition (points)",
 }
 NAMES_SHOWN = 20  # of a task's classes
+WIDTH = 90  # of a line of code that is not cut off on the Hub
 PICTURES = ("accuracy.png", "matrices.png")
 
 
@@ -77,15 +79,25 @@ class ModelCardContent:
         return portable(self.results["stream"]["source"] or "images")
 
     @property
-    def method(self) -> str:
-        """The prompt method, and how the student learnt from the teacher if this is one that did."""
+    def methods(self) -> list[str]:
+        """What made the model, of prompts, distillation and head: those that it has."""
         args = self.results["args"]
-        taught = self.role == "student" and args["distillation"] != "none"
-        return f"{args['prompt_method']}-{args['distillation']}" if taught else args["prompt_method"]
+        prompts = args["prompt_method"] if args["prompt_method"] in PROMPT_METHODS else "frozen"
+        taught = [args["distillation"]] if self.role == "student" and args["distillation"] != "none" else []
+        head = ["aligned"] if args["classifier_alignment"] else [args["head"]] if args["head"] in HEADS else []
+        return [prompts, *taught, *head]
+
+    @property
+    def tags(self) -> list[str]:
+        """Words by which the Hub finds it."""
+        prompted = ["prompt-tuning"] if "frozen" not in self.methods else []
+        taught = ["knowledge-distillation"] if set(self.methods) & set(DISTILLATION) else []
+        words = [method.replace("_", "-") for method in self.methods if method not in ("frozen", "aligned")]
+        return ["continual-learning", "class-incremental-learning", *prompted, *taught, "vit", *words]
 
     @property
     def model_name(self) -> str:
-        return f"{self.dataset}-{self.method}-{self.role}"
+        return "-".join([self.dataset, *self.methods, self.role])
 
 
 def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
@@ -128,7 +140,7 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
         license=content.weights_licence,
         library_name="transformers",  # the code of the model is in the repository
         pipeline_tag="image-classification",
-        tags=["continual-learning", "class-incremental-learning", "prompt-tuning", "vit", *content.method.split("-")],
+        tags=content.tags,
         base_model=content.base_model or None,
         datasets=content.hub_dataset,
         metrics=["accuracy"],
@@ -158,10 +170,13 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
         papers = ("cdl",)
     return {
         "content": content,
-        "prompt_method": PROMPT_METHODS.get(args["prompt_method"]),
-        "head": HEADS[args["head"]][0] if args["head"] != "linear" else None,
+        "args": args,
+        "own": results[content.role],
+        "other": results.get("teacher" if content.role == "student" else "student"),
+        "prompt_method": _linked(PROMPT_METHODS.get(args["prompt_method"], ""), args["prompt_method"]),
+        "head": _linked(*HEADS[args["head"]]) if args["head"] != "linear" else None,
         "aligned": args["classifier_alignment"],
-        "distillation": distillation,
+        "distillation": _linked(distillation, "cdl" if args["distillation"] in OF_CDL else args["distillation"]),
         "taught": content.role == "student" and args["distillation"] != "none",
         "backbones": {role: portable(name) for role, name in content.backbones.items()},
         "stream": stream,
@@ -174,10 +189,29 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
             *_comparison([results[role] for role in roles]),
             _latency_row(results["latency_ms"], roles),
         ],
-        "command": shlex.join(portable(word) for word in content.command),
+        "command": _lines([portable(word) for word in content.command]),
         "versions": results["versions"],
         "citations": [CITATIONS[key] for key in _papers(args, papers)],
     }
+
+
+def _linked(text: str, paper: str) -> str:
+    """The text with a link to the paper, where there is one."""
+    number = re.search(r"arXiv:([\d.]+)", CITATIONS.get(paper, ""))
+    return f"[{text}](https://arxiv.org/abs/{number[1].rstrip('.')})" if number else text
+
+
+def _lines(command: list[str]) -> str:
+    """A command for the shell; a long one has a line for each option."""
+    text = shlex.join(command)
+    if len(text) <= WIDTH:
+        return text
+    parts = [[]]
+    for word in command:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    return " \\\n    ".join(shlex.join(part) for part in parts)
 
 
 def _papers(args: dict[str, Any], of_distillation: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPImageProcessor, PreTrainedConfig
 
+from ..data.hub import hub_answers
 from ..models import PromptViTConfig, PromptViTForImageClassification
 
 ROLES = ("teacher", "student")
@@ -59,19 +60,28 @@ def load_saved_model(source: str | Path) -> SavedModel:
         raise ValueError(f"{source} is the folder of a run; name one of its models: {Path(source) / 'student'}")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"there is no model in {source}: it has no config.json")
+    is_folder = Path(source).is_dir()
+    here = {"local_files_only": is_folder or not hub_answers()}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source)
+        config, _ = PreTrainedConfig.get_config_dict(source, **here)
         if config.get("model_type") != PromptViTConfig.model_type:
             raise ValueError(f"{source} is a model of another kind ({config.get('model_type')}), not of this package")
-        model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True)
-        processor = CLIPImageProcessor.from_pretrained(source)
+        model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True, **here)
+        processor = CLIPImageProcessor.from_pretrained(source, **here)
     except (OSError, SafetensorError, StrictDataclassError, HFValidationError) as error:
-        is_folder = Path(source).is_dir()
-        reason = error if is_folder else "no such folder, and it could not be had from the Hub"
-        raise ValueError(f"the model {source} cannot be loaded: {reason}") from error
+        raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
     if loading["missing_keys"]:
         raise ValueError(f"the weights of {source} are incomplete: {', '.join(sorted(loading['missing_keys'])[:3])}")
     if not model.config.tasks_seen:
         raise ValueError(f"the model {source} has seen no class yet")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return SavedModel(model.to(device).eval(), processor)
+
+
+def _reason(error: Exception, is_folder: bool, local_files_only: bool) -> str:
+    if is_folder:
+        return str(error)
+    from_hub = (
+        "the Hub cannot be reached" if local_files_only else "the Hub did not give it: is it there, and yours to read?"
+    )
+    return f"there is no such folder, and {from_hub}"

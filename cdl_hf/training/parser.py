@@ -76,7 +76,8 @@ def parse(
         names = [f.name for f in fields(argument_class)]
         for name in names:
             if name not in values and arguments[name].default is MISSING:
-                refuse(f"--{name} is required: {arguments[name].help}.")
+                option = name if arguments[name].positional else f"--{name}"
+                refuse(f"{option} is required: {arguments[name].help}.")
         try:
             instances.append(argument_class(**{name: values[name] for name in names if name in values}))
         except ValueError as error:

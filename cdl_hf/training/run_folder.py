@@ -137,9 +137,11 @@ class RunFolder:
         if self.processes.is_main_process:
             write_json(self.path / "results.json", results)
             stream, args = results["stream"], results["args"]
-            title = f"{stream['source']}: {args['prompt_method']}"
+            title = f"{stream['source']}: {args['prompt_method'] if args['prompt_method'] != 'none' else 'no'} prompts"
             if "student" in matrices:
                 title += f", distillation {args['distillation']}"
+            if args["head"] != "linear":
+                title += f", head {args['head']}"
             plot_accuracy_over_tasks(
                 matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
             )

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from cdl_hf.data import SourceError, TaskStream, load_source
+from cdl_hf.data import SourceError, TaskStream, load_source, source_of
 
 from .conftest import labelled, noise, save_images
 
@@ -281,3 +281,21 @@ def test_named_hub_source(monkeypatch):
     assert asked == ["uoft-cs/cifar100"] and splits["train"].info.dataset_name == "cifar100"
     assert splits["test"].column_names == ["image", "label"]
     assert splits["test"].features["label"].names == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("given", "hub_name", "licence"),
+    [
+        ("quickdraw100", None, "CC BY 4.0"),
+        ("cifar100", "uoft-cs/cifar100", "name no licence"),
+        ("uoft-cs/cifar100", "uoft-cs/cifar100", "name no licence"),
+        ("/data/cifar-100-python/", "uoft-cs/cifar100", "name no licence"),
+        ("imagenet-r", "axiong/imagenet-r", "name none for the pictures"),
+        ("somebody/birds", "somebody/birds", None),
+        (".", None, None),
+    ],
+)
+def test_what_is_known_of_a_data_set(given, hub_name, licence):
+    source = source_of(given)
+    assert source.hub_name == hub_name
+    assert source.licence is None if licence is None else licence in source.licence

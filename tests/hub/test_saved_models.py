@@ -54,7 +54,7 @@ def drop_a_weight(folder):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (shutil.rmtree, "no such folder, and it could not be had from the Hub"),
+        (shutil.rmtree, "cannot be loaded: there is no such folder, and the Hub cannot be reached"),
         (lambda folder: (folder / "config.json").unlink(), "no model in .*: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
         (lambda folder: damage_config(folder, model_type="vit"), r"a model of another kind \(vit\)"),

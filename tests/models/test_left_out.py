@@ -10,6 +10,7 @@ from tiny_models import CLASSES_PER_TASK, PROMPTS, STUDENT, TEACHER, images, sta
 from transformers import AutoModelForImageClassification
 
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification, load_backbone
+from cdl_hf.models.classifiers import CLASSIFIERS
 from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
 
 COMBINATIONS = [(p, b) for p in PROMPTS for b in KD_BRANCHES if (p, b) != ("apt", "cdl_prompt")]
@@ -33,6 +34,32 @@ def test_the_whole_is_rebuilt(prompt_method, kd_branch, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(loaded(x).logits, model(x).logits)
     assert not any(p.requires_grad for p in loaded.backbone.parameters()) and not loaded.backbone.training
+
+
+@pytest.mark.parametrize("head", CLASSIFIERS)
+@pytest.mark.parametrize("prompt_method", ["none", "coda_prompt"])
+@torch.no_grad()
+def test_computed_classifiers_come_with_the_prompts(head, prompt_method, tmp_path):
+    backbone, x = tiny_backbone(), images(12)
+    model = tiny_model(prompt_method, tasks=2, backbone=backbone, head=head, ranpac_width=16).eval()
+    model.classifier.fit(torch.randn(30, STUDENT["embed_dim"]), torch.arange(30) % 5)
+    model.save_pretrained(tmp_path, save_backbone=False)
+    assert not [name for name in tensors_in(tmp_path) if name.startswith("backbone.blocks")]
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, backbones=[backbone])
+    assert loaded(x).logits.std() > 0 and torch.equal(loaded(x).logits, model(x).logits)
+    loaded.classifier.fit(torch.randn(8, STUDENT["embed_dim"]), torch.full((8,), 5))  # a later task goes on with it
+    loaded.start_task(["one", "two", "three", "four"])
+    assert loaded(x).logits.shape == (12, 9)
+
+
+@torch.no_grad()
+def test_a_frozen_transformer_keeps_its_heads_alone(tmp_path):
+    backbone, x = tiny_backbone(), images()
+    model = tiny_model("none", tasks=2, backbone=backbone).eval()
+    model.save_pretrained(tmp_path, save_backbone=False)
+    assert all("head" in name or name.endswith("pos_embed") for name in tensors_in(tmp_path))
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, backbones=[backbone])
+    assert torch.equal(loaded(x).logits, model(x).logits)
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def test_a_run_without_states_shows_its_end(recipe, finished_run, image, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "--run is required"),
+        ([], "error: run is required"),
         (["nowhere"], "not the output folder of a run"),
         (["{run}/student"], "not the output folder of a run"),
         (["{run}", "--space", "{run}"], "is there already"),

@@ -49,7 +49,7 @@ def test_a_model_on_a_data_set_that_has_other_classes_too(finished_run, drawings
 
 def test_mistakes_are_told(finished_run, drawings, tmp_path, capsys):
     assert "--dataset is needed" in refusal(capsys, finished_run / "student")
-    assert "--checkpoint is required" in refusal(capsys)
+    assert "error: checkpoint is required" in refusal(capsys)
     assert "no such folder" in refusal(capsys, "nowhere")
     assert "named data set" in refusal(capsys, finished_run, "--dataset", "quikdraw")
     shutil.copytree(drawings / "test" / "class_0", tmp_path / "images" / "strange")

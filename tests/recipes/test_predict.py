@@ -73,7 +73,7 @@ def test_nothing_readable_is_a_failure(finished_run, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{run}/student"], "--files is required"),
+        (["{run}/student"], "error: files is required"),
         (["{run}/student", "nowhere.png"], "no file or folder 'nowhere.png'"),
         (["{run}", "{run}/accuracy.png"], "folder of a run"),
         (["{run}/student", "{run}/accuracy.png", "--output", "answers.txt"], ".csv or .json"),

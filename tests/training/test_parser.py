@@ -345,8 +345,8 @@ def test_positional_arguments(argv):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "--checkpoint is required: a model."),
-        (["model"], "--files is required: images."),
+        ([], "error: checkpoint is required: a model."),
+        (["model"], "error: files is required: images."),
         (["model", "--top_k", "3", "a.png"], "--top_k takes one value, but 2 are given: 3 a.png."),
     ],
 )
