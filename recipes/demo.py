@@ -75,7 +75,7 @@ class Demo:
 
     Attributes:
         num_tasks: Tasks that one can go back to; 1 where the run's `states/` are not there.
-        dataset: The data set, as it was named to the run.
+        args: Arguments of the run that the page tells.
         takes_drawings: Whether the models have learnt drawings.
 
     Raises:
@@ -99,8 +99,9 @@ class Demo:
         self.last = some.model.config.tasks_seen - 1
         known = all(s.path(task).is_file() for s in self.states.values() for task in range(self.last + 1))
         self.num_tasks = self.last + 1 if known else 1
-        self.dataset = str(yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))["dataset"])
-        self.takes_drawings = self.dataset == DRAWINGS
+        args = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
+        self.args = {name: args[name] for name in ("dataset", "prompt_method", "distillation")}
+        self.takes_drawings = self.args["dataset"] == DRAWINGS
         self._lock, self._task = threading.Lock(), self.last
         self.answer(Image.new("RGB", (64, 64)), self.last)  # the first call takes longer than all others
 
@@ -265,11 +266,13 @@ def build_page(demo: Demo):
     def on_task(image, number: int):
         return render(demo, image, demo.task(number))
 
+    prompts = ", steered by learnt prompts" if demo.args["prompt_method"] != "none" else ""
+    taught = " The student learnt from the teacher." if demo.args["distillation"] != "none" else ""
     with gr.Blocks(title="A teacher and its student", analytics_enabled=False) as page:
         gr.Markdown(
             "# A teacher and its student, task by task\n"
-            "Both are frozen Vision Transformers, steered by learnt prompts; new classes came task by task, and no "
-            "image was kept. The student learnt from the teacher."
+            f"Both are frozen Vision Transformers{prompts}; new classes came task by task, and no image was kept."
+            f"{taught}"
         )
         image = gr.State()
         with gr.Row():
@@ -340,7 +343,8 @@ def write_space(run: Path, folder: Path) -> None:
         if (run / part).is_dir():
             shutil.copytree(run / part, folder / "run" / part, ignore=shutil.ignore_patterns("*.npy", "README.md"))
     # All that the page reads of it; what folder it was in is nobody's business.
-    (folder / "run" / "args.yaml").write_text(yaml.safe_dump({"dataset": portable(demo.dataset)}), encoding="utf-8")
+    args = {**demo.args, "dataset": portable(str(demo.args["dataset"]))}
+    (folder / "run" / "args.yaml").write_text(yaml.safe_dump(args), encoding="utf-8")
     shutil.copy(__file__, folder / "demo.py")
     (folder / "app.py").write_text(APP, encoding="utf-8")
     (folder / "requirements.txt").write_text(
