@@ -48,7 +48,7 @@ def main() -> None:
     import torch
     from torch.utils.data import DataLoader
 
-    from cdl_hf.data import test_transform
+    from cdl_hf.data import Batches, test_transform
     from cdl_hf.data.known_classes import known_classes
     from cdl_hf.evaluation.figures import figures
     from cdl_hf.evaluation.predictions import predict
@@ -66,9 +66,9 @@ def main() -> None:
     if left_out is not None:
         print(f"note: {left_out}")
 
-    loader = DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers)
-    predictions, labels = predict({name: each.logits for name, each in saved.items()}, loader)
-    batch = next(iter(loader))["pixel_values"].to(first.model.device)
+    batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers), images)
+    predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
+    batch = next(iter(batches))["pixel_values"].to(first.model.device)
     config = first.model.config
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     results = {

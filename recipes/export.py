@@ -44,7 +44,7 @@ def main() -> None:
     import torch
     from torch.utils.data import DataLoader
 
-    from cdl_hf.data import load_source, test_transform
+    from cdl_hf.data import Batches, load_source, test_transform
     from cdl_hf.data.known_classes import known_classes
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.evaluation.speed import latency
@@ -90,7 +90,7 @@ def main() -> None:
     }
     accuracies = {}
     if images is not None:
-        predictions, labels = predict(models, DataLoader(images, 64))
+        predictions, labels = predict(models, Batches(DataLoader(images, 64), images))
         accuracies = {name: 100 * (p.columns == labels).mean() for name, p in predictions.items()}
 
     print(f"\n{'':<16}{'MB':>8}{'difference':>13}{'1 image, ms':>14}{'images/s':>11}{'accuracy, %':>14}")
@@ -128,7 +128,7 @@ def comparison_batches(saved, images) -> list:
     else:
         order = torch.linspace(0, len(images) - 1, count).round().long()
         order = order[torch.randperm(count, generator=torch.Generator().manual_seed(0))]  # tasks mixed in each batch
-        pixel_values = torch.stack([images[i]["pixel_values"] for i in order.tolist()])
+        pixel_values = images.transform.normalize(torch.stack([images[i]["pixels"] for i in order.tolist()]))
     return list(pixel_values.split(BATCHES))
 
 

@@ -31,6 +31,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cdl_hf.data.batches import Batches
 from cdl_hf.data.images import TaskImages
 from cdl_hf.data.sources import SourceError, load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
@@ -184,11 +185,11 @@ def rate_at(epoch: float, args: TrainingArguments) -> float:
 
 
 @torch.inference_mode()
-def accuracy(network: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, normalize) -> float:
+def accuracy(network: torch.nn.Module, batches: Batches, accelerator: Accelerator, normalize) -> float:
     """Share (%) of right first guesses on held-out images."""
     network.eval()
     right = []
-    for batch in loader:
+    for batch in batches:
         with accelerator.autocast():
             guesses = network(normalize(batch["pixel_values"])).argmax(1)
         right.append(accelerator.gather_for_metrics(guesses == batch["labels"]))
@@ -249,6 +250,8 @@ def main():
         network, optimizer_of(network, args), train_loader, DataLoader(test, **options)
     )
 
+    test_batches = Batches(test_loader, test)
+
     # Training
     mixing = Mixup(
         mixup_alpha=0.4,
@@ -284,7 +287,7 @@ def main():
         train_loader.set_epoch(epoch)
         model.train()
         began, losses, right = time.time(), [], []
-        for step, batch in enumerate(train_loader):
+        for step, batch in enumerate(Batches(train_loader, train)):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch + (step + 1) / steps, args)
             images = augment(batch["pixel_values"], args.augmentation)
@@ -311,7 +314,7 @@ def main():
         seconds += time.time() - began
         entry = {"epoch": epoch + 1, "loss": torch.stack(losses).mean().item(), "seconds": round(seconds)}
         entry |= {"train_accuracy": 100 * torch.stack(right).mean().item()}
-        entry |= {"test_accuracy": accuracy(average.module, test_loader, accelerator, normalize)}
+        entry |= {"test_accuracy": accuracy(average.module, test_batches, accelerator, normalize)}
         if accelerator.is_main_process:
             tqdm.write(json.dumps({key: round(value, 3) for key, value in entry.items()}))
             state = {"network": network.state_dict(), "average": average.module.state_dict(), "epochs": epoch + 1}
@@ -324,7 +327,7 @@ def main():
     bar.close()
 
     # Results
-    final = accuracy(average.module, test_loader, accelerator, normalize)
+    final = accuracy(average.module, test_batches, accelerator, normalize)
     if accelerator.is_main_process:
         result = {"arguments": to_dict(parsed), "seconds": round(seconds), "test_accuracy": final}
         save_network(average.module, output, pipeline, names)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cdl_hf.data.batches import Batches
 from cdl_hf.data.images import TaskImages
 from cdl_hf.data.sources import SourceError, load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
@@ -57,7 +58,7 @@ def _features(backbone, images: TaskImages, batch_size: int) -> tuple[torch.Tens
     device = next(backbone.parameters()).device
     backbone.eval()
     features, labels = [], []
-    for batch in tqdm(DataLoader(images, batch_size), desc="features", leave=False):
+    for batch in tqdm(Batches(DataLoader(images, batch_size), images), desc="features", leave=False):
         tokens = backbone.forward_features(batch["pixel_values"].to(device))
         features.append(backbone.forward_head(tokens, pre_logits=True).float().cpu())
         labels.append(batch["labels"])

@@ -1,5 +1,6 @@
 """What is learnt from: sources, streams of tasks, images."""
 
+from .batches import Batches
 from .decoding import open_image
 from .images import TaskImages
 from .source_error import SourceError
@@ -8,6 +9,7 @@ from .stream import Task, TaskStream
 from .transforms import image_processor_for, test_transform, train_transform
 
 __all__ = [
+    "Batches",
     "SourceError",
     "Task",
     "TaskImages",

@@ -1,24 +1,26 @@
-"""A task's images as tensors, each sample's augmentation fixed by seed, task, epoch and index."""
+"""A task's images as bytes, each sample's augmentation fixed by seed, task, epoch and index."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import PIL.Image
 import torch
 from datasets import Dataset
 
 from .decoding import decode
 from .labels import read_labels
+from .transforms import TestTransform, TrainTransform
 
 
 class TaskImages(torch.utils.data.Dataset):
-    """Samples {"pixel_values": (3, H, W), "labels": column, "index": position in the view} of a task's view.
+    """Samples {"pixels": uint8 (3, H, W), "labels": column, "index": position in the view} of a task's view.
+
+    [`Batches`] makes `pixel_values` of the pixels, once they are on the device.
 
     Args:
         view: columns `image` and `label`, such as `Task.train`.
         label_to_column: the stream's, (C,).
-        transform: PIL image (mode L or RGB) -> tensor; its randomness must come from torch's global generator.
+        transform: From [`train_transform`] or [`test_transform`]; randomness comes from torch's global generator.
         seed: makes a sample's randomness depend on (seed, task, epoch, index) alone, not on stage, order, number of
             processes or workers, and leaves the global generator as it was. None: no seeding, for a test transform.
         task: index of the task.
@@ -33,7 +35,7 @@ class TaskImages(torch.utils.data.Dataset):
         self,
         view: Dataset,
         label_to_column: np.ndarray,
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        transform: TestTransform | TrainTransform,
         *,
         seed: int | None = None,
         task: int = 0,
@@ -65,7 +67,7 @@ class TaskImages(torch.utils.data.Dataset):
         known = {name: arrays[epoch] for name, arrays in self.answers.items() if epoch < len(arrays)}
         return [
             {
-                "pixel_values": self._pixel_values(index, image),
+                "pixels": self._pixels(index, image),
                 "labels": int(self.labels[index]),
                 "index": index,
                 **{name: torch.tensor(rows[index]) for name, rows in known.items()},
@@ -73,11 +75,11 @@ class TaskImages(torch.utils.data.Dataset):
             for index, image in zip(indices, images, strict=True)
         ]
 
-    def _pixel_values(self, index: int, image: dict) -> torch.Tensor:
+    def _pixels(self, index: int, image: dict) -> torch.Tensor:
         if self.seed is None:
-            return self.transform(decode(image))
+            return self.transform.pixels(decode(image))
         with _randomness_of(self.seed, self.task, int(self._epoch), index):
-            return self.transform(decode(image))
+            return self.transform.pixels(decode(image))
 
 
 @contextmanager

@@ -46,7 +46,10 @@ def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -
 
 
 def test_transform(processor: CLIPImageProcessor) -> "TestTransform":
-    """PIL image -> float tensor (3, H, W), equal to the processor's own `pixel_values`, in a fraction of its time."""
+    """PIL image -> float tensor (3, H, W), equal to the processor's own `pixel_values`, in a fraction of its time.
+
+    Its parts are `pixels`, PIL image -> uint8 tensor (3, H, W), and `normalize`, which takes batches of them too.
+    """
     return TestTransform(processor)
 
 
@@ -61,6 +64,8 @@ def train_transform(
 ) -> "TrainTransform":
     """PIL image -> float tensor (3, H, W): a random part of it, resampled and normalised as test images are.
 
+    As in [`test_transform`], `pixels` and `normalize` do it in two steps.
+
     A JPEG that has not been decoded may be so at a fraction of its size, if that is enough for the part.
 
     Args:
@@ -72,24 +77,35 @@ def train_transform(
     return TrainTransform(processor, crop_scale, crop_ratio, horizontal_flip)
 
 
-class TestTransform:
+class _Transform:
+    """Pixels, which a subclass takes from the image, and then their normalisation."""
+
+    normalize: "_Normalize"
+
+    def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
+        raise NotImplementedError
+
+    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+        return self.normalize(self.pixels(image))
+
+
+class TestTransform(_Transform):
     __test__ = False
 
     def __init__(self, processor: CLIPImageProcessor):
         self.processor = processor
         self.normalize = _Normalize(processor)
 
-    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+    def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         pixels = _to_tensor(image)
         if self.processor.size.shortest_edge:
             pixels = _middle(pixels)
         pixels = self.processor.resize(pixels, self.processor.size, self.processor.resample)
         # torchvision's own centre crop rounds odd margins the other way
-        pixels = self.processor.center_crop(pixels, self.processor.crop_size)
-        return self.normalize(pixels)
+        return self.processor.center_crop(pixels, self.processor.crop_size).expand(3, -1, -1)
 
 
-class TrainTransform:
+class TrainTransform(_Transform):
     def __init__(
         self,
         processor: CLIPImageProcessor,
@@ -103,7 +119,7 @@ class TrainTransform:
         self.horizontal_flip = horizontal_flip
         self.normalize = _Normalize(processor)
 
-    def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
+    def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         # functions, because on a small image the calls of v2's modules would cost more than their work
         part = _shrink(image, self.crop.make_params([image]), self.crop.size)
         pixels = F.resized_crop(
@@ -111,7 +127,7 @@ class TrainTransform:
         )
         if torch.rand(()) < self.horizontal_flip:
             pixels = F.horizontal_flip(pixels)
-        return self.normalize(pixels)
+        return pixels.expand(3, -1, -1)
 
 
 def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:
@@ -142,7 +158,7 @@ def _shrink(image: PIL.Image.Image, part: dict[str, int], size: tuple[int, int])
 
 
 class _Normalize:
-    """uint8 (1 or 3, H, W) -> float (3, H, W), in the processor's arithmetic: rescaling within mean and std."""
+    """uint8 (..., 3, H, W) -> float, on the same device, in the processor's arithmetic: rescaling in mean and std."""
 
     def __init__(self, processor: CLIPImageProcessor):
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0, 0, 0), (1, 1, 1))
@@ -150,7 +166,8 @@ class _Normalize:
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1) * (1 / processor.rescale_factor)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        values = pixels.expand(3, -1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+        self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return values.sub_(self.mean).div_(self.std)  # in place: new memory costs more than the arithmetic
 
 

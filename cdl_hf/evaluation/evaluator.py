@@ -5,7 +5,9 @@ from collections.abc import Iterable
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+
+from ..data import Batches, TaskImages
 
 MEMORY_LIMIT = 2**30  # bytes of queries kept; the rest is computed again
 
@@ -28,15 +30,14 @@ class Evaluator:
         self._kept = 0  # bytes
 
     def __call__(
-        self, models: dict[str, torch.nn.Module], tasks: Iterable[Dataset]
+        self, models: dict[str, torch.nn.Module], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         """For each model and task the number of right answers and of images.
 
         Args:
             models: Name -> model; the query of the first serves the others that share its query network. The query
                 networks are the same in every call.
-            tasks: Test images of the tasks seen, each sample with `pixel_values` and `labels`; the first are those of
-                the call before.
+            tasks: Test images of the tasks seen; the first are those of the call before.
         """
         names = list(models)
         first = models[names[0]]
@@ -47,7 +48,7 @@ class Evaluator:
             return self._count(models, shares, tasks)
 
     def _count(
-        self, models: dict[str, torch.nn.Module], shares: dict[str, bool], tasks: Iterable[Dataset]
+        self, models: dict[str, torch.nn.Module], shares: dict[str, bool], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         names, first = list(models), next(iter(models.values()))
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
@@ -55,7 +56,7 @@ class Evaluator:
             loader = DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers)
             loader = self.accelerator.prepare_data_loader(loader)
             right, total = torch.zeros(len(names), dtype=torch.long), 0
-            for i, batch in enumerate(loader):
+            for i, batch in enumerate(Batches(loader, images)):
                 with self.accelerator.autocast():
                     query = self._query(first, batch["pixel_values"], (task, i))
                     predictions = self._predict(models, shares, batch["pixel_values"], query)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from ..data import Batches
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Predictions:
 
 
 def predict(
-    models: dict[str, Callable[[Tensor], Tensor]], loader: DataLoader
+    models: dict[str, Callable[[Tensor], Tensor]], batches: Batches
 ) -> tuple[dict[str, Predictions], np.ndarray]:
     """Every model's answers in one pass over the images.
 
     Args:
         models: Name -> what gives logits (B, C) for pixel values (B, 3, H, W) on the CPU.
-        loader: Batches with `pixel_values` and `labels`.
+        batches: Of the images, on the CPU.
 
     Returns:
         Name -> answers, and the labels (n,).
@@ -33,7 +34,7 @@ def predict(
     columns: dict[str, list[Tensor]] = {name: [] for name in models}
     confidences: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
-    for batch in tqdm(loader, desc="images", unit="batch", leave=False):
+    for batch in tqdm(batches, desc="images", unit="batch", leave=False):
         labels.append(batch["labels"])
         for name, model in models.items():
             highest = model(batch["pixel_values"]).softmax(1).max(1)

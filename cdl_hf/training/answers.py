@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import Tensor
 
-from ..data import TaskImages
+from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 from .stage import StageSettings, training_loader
 
@@ -78,7 +78,7 @@ class TeacherAnswers:
             loader.set_epoch(epoch)
             images.set_epoch(epoch)
             rows: dict[str, np.ndarray] = {}
-            for batch in loader:
+            for batch in Batches(loader, images):
                 with accelerator.autocast():
                     answers = self._ask(teacher, batch["pixel_values"])
                 answers = accelerator.gather({"index": batch["index"], **answers})

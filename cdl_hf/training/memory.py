@@ -80,7 +80,8 @@ def parts_that_fit(
 def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count: int) -> bool:
     """Whether this process can compute the gradients of `count` images."""
     batch = default_collate(images.__getitems__(list(range(count))))
-    pixel_values, labels = (batch[name].to(accelerator.device) for name in ("pixel_values", "labels"))
+    pixel_values = images.transform.normalize(batch["pixels"].to(accelerator.device))
+    labels = batch["labels"].to(accelerator.device)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     fits = True
     try:

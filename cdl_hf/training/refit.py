@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 
 SAMPLES, BATCH, EPOCHS, LEARNING_RATE = 256, 128, 5, 0.01
@@ -20,13 +21,13 @@ SHRINKAGE = 1e-3
 
 @torch.no_grad()
 def head_features(
-    accelerator: Accelerator, model: PromptViTForImageClassification, images: Dataset, batch_size: int, workers: int
+    accelerator: Accelerator, model: PromptViTForImageClassification, images: TaskImages, batch_size: int, workers: int
 ) -> tuple[Tensor, Tensor]:
     """What a model's heads read of images, (n, 1 or 2, D), and the images' columns, (n,), on every process."""
     model.eval()
     loader = accelerator.prepare_data_loader(DataLoader(images, batch_size=batch_size, num_workers=workers))
     features, labels = [], []
-    for batch in loader:
+    for batch in Batches(loader, images):
         with accelerator.autocast():
             found = model.head_features(batch["pixel_values"])
         found, columns = accelerator.gather_for_metrics((found.float(), batch["labels"]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
-from ..data import TaskImages
+from ..data import Batches, TaskImages
 from .late_count import LateCount
 from .sharding import prepare_module
 
@@ -156,7 +156,7 @@ def run_stage(
             for group in optimizer.param_groups:
                 group["lr"] = rate
         done = averages.copy()  # as of the last optimizer step
-        for batch in loader if step < sampler.steps else ():
+        for batch in Batches(loader, images) if step < sampler.steps else ():
             index = batch.pop("index")
             with accelerator.accumulate(*prepared.values()):
                 taken: list[_Step] = []

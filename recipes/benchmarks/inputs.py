@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 
-from cdl_hf.data import Task, TaskImages, TaskStream, image_processor_for, train_transform
+from cdl_hf.data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
 from cdl_hf.training.arguments import TrainingArguments
 from cdl_hf.training.build import Learners
 
@@ -52,9 +52,11 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     figures = {}
     for name, (width, height, form, count) in KINDS.items():
         files = [_file(width, height, form, seed) for seed in range(16)] * (count // 16)
+        options = {"batch_size": BATCH, "num_workers": num_workers, "persistent_workers": num_workers > 0}
+        images = _our_images(files)
         loaders = {
-            key: DataLoader(images, BATCH, num_workers=num_workers, persistent_workers=num_workers > 0)
-            for key, images in (("plain", PlainImages(files)), ("ours", _our_images(files)))
+            "plain": DataLoader(PlainImages(files), **options),
+            "ours": Batches(DataLoader(images, **options), images),
         }
         rates = {key: [] for key in loaders}
         for repeat in range(repeats + 1):
@@ -75,10 +77,10 @@ def rate(task: Task, stream: TaskStream, learners: Learners, args: TrainingArgum
     """Images a second of a task that are read and augmented as in training, measured for so many seconds."""
     transform = train_transform(learners.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
     images = TaskImages(task.train, stream.label_to_column, transform, seed=args.seed)
-    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers)
+    batches = Batches(DataLoader(images, args.batch_size, num_workers=args.num_workers), images)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        for batch in loader:
+        for batch in batches:
             count += len(batch["labels"])
             if time.perf_counter() - began > seconds:
                 break

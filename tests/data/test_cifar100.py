@@ -191,5 +191,7 @@ def test_real_images(tmp_path):
     processor = image_processor_for({"input_size": (3, 224, 224), "crop_pct": 1.0})
     samples = TaskImages(splits["test"], np.arange(100), test_transform(processor))
     expected = processor([PIL.Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
-    found = torch.stack([sample["pixel_values"] for sample in samples.__getitems__(list(range(20)))])
+    found = samples.transform.normalize(
+        torch.stack([sample["pixels"] for sample in samples.__getitems__(list(range(20)))])
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

@@ -59,7 +59,7 @@ def test_aligned_heads_tell_classes_of_different_tasks_apart(prompt_method):
 
 def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_path):
     from cdl_hf import TaskStream, load_source
-    from cdl_hf.data import TaskImages, image_processor_for, test_transform
+    from cdl_hf.data import Batches, TaskImages, image_processor_for, test_transform
 
     extra = ("--prompt_method", "none", "--distillation", "none", "--head", "ncm", "--num_epochs", "0")
     train(*command, *extra, "--output_dir", tmp_path / "run")
@@ -72,10 +72,9 @@ def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_
         with torch.no_grad():
             unit, labels = [], []
             for split in ("train", "test"):
-                batches = [
-                    next(iter(torch.utils.data.DataLoader(TaskImages(view, stream.label_to_column, transform), 99)))
-                    for view in (getattr(task, split) for task in stream)
-                ]
+                views = (getattr(task, split) for task in stream)
+                images = [TaskImages(view, stream.label_to_column, transform) for view in views]
+                batches = [next(iter(Batches(torch.utils.data.DataLoader(each, 99), each))) for each in images]
                 features = [backbone.forward_features(batch["pixel_values"])[:, 0] for batch in batches]
                 unit.append(torch.nn.functional.normalize(torch.cat(features), dim=1))
                 labels.append(torch.cat([batch["labels"] for batch in batches]))
