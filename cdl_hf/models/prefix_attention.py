@@ -59,17 +59,25 @@ def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
     """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches].
 
     Images are resized where this transformer expects another size, so that teacher, student and query network may
-    differ in it and share a batch.
+    differ in it and share a batch. Under autocast to bfloat16 the tokens are in it from here on.
     """
     size = tuple(vit.patch_embed.img_size)
     if tuple(pixel_values.shape[-2:]) != size and not vit.dynamic_img_size:
         pixel_values = F.interpolate(pixel_values, size, mode="bilinear", antialias=True)
-    return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
+    tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
+    # The position embeddings have made float32 of them: twice the memory, and a conversion before every product.
+    device = tokens.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+        tokens = tokens.to(torch.bfloat16)  # not to float16, whose range large activations leave
+    return tokens
 
 
 def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
-    """The norm between the last block and a head (one of the two is the identity): (..., D) -> (..., D)."""
-    return vit.fc_norm(vit.norm(tokens))
+    """The norm between the last block and a head (one of the two is the identity): (..., D) -> (..., D).
+
+    What heads and queries read is in the precision of the weights.
+    """
+    return vit.fc_norm(vit.norm(tokens.to(vit.cls_token.dtype)))
 
 
 def run_block(
@@ -147,13 +155,21 @@ def _attention(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Scaled dot-product attention over (B, H, n, d)."""
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    if learns and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # The backward pass of torch's fused attention takes three times as long there (torch 2.14). Without autocast,
-        # which would keep the softmax in float32.
-        with torch.autocast("cpu", enabled=False):
-            return (query * scale @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    # There torch's fused attention (2.14) is slow in two ways.
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+        # Its backward pass takes four times as long as that of attention written out.
+        heads = query.shape[:2]
+        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+        with torch.autocast("cpu", enabled=False):  # which would keep the softmax in float32
+            scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
+            return (scores.softmax(dim=-1) @ value).unflatten(0, heads)
+    # Its forward pass takes half as long where the keys are a multiple of 16.
+    spare = -key.shape[2] % 16
+    mask = torch.arange(key.shape[2] + spare) < key.shape[2]
+    key, value = (F.pad(t, (0, 0, 0, spare)) for t in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None, None], scale=scale)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

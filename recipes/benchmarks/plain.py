@@ -5,7 +5,7 @@ block computes all tokens. Losses, prompts and heads are the package's.
 """
 
 from timm.layers import Attention
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, cat, no_grad
 
 from cdl_hf.distillation import Supervised
@@ -31,14 +31,14 @@ class PlainPromptViT(PromptViTForImageClassification):
         if not self.prompt_pool.needs_query:
             return None
         vit = self.query_backbone or self.backbone
-        x = embed(vit, pixel_values)
+        x = _embed(vit, pixel_values)
         for block in vit.blocks:
             x = _run_block(block, x, None, None, 0)
         return final_norm(vit, x)[:, 0]
 
     def _encode(self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None):
         branch, task_id = self.kd_branch, self.config.tasks_seen - 1
-        x, cls_index = embed(self.backbone, pixel_values), 0
+        x, cls_index = _embed(self.backbone, pixel_values), 0
         if branch is not None:
             x, cls_index = branch.add_token(x), branch.cls_index
         hidden_states, losses = (x,), []
@@ -64,6 +64,11 @@ def plain_method(method: Supervised, student: PlainPromptViT, teacher: PlainProm
     plain.load_state_dict(method.state_dict())
     plain.shares_query = False
     return plain
+
+
+def _embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
+    """Tokens in float32, as autocast leaves them."""
+    return embed(vit, pixel_values).float()
 
 
 def _run_block(block: Block, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:
