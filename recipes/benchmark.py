@@ -4,6 +4,8 @@
     python recipes/benchmark.py --roofline --batch_size 64     # what an A100 and an H100 could do at best, computed
     python recipes/benchmark.py --stream                       # a stream over ten million rows
     python recipes/benchmark.py --input --num_workers 2        # reading and augmenting images
+    python recipes/benchmark.py --growth                       # steps of the last task against those of the first
+    python recipes/benchmark.py --startup --teacher FOLDER --student FOLDER    # until train.py has done a step
 
 Steps of training and evaluation are measured against a plain implementation (benchmarks/plain.py): separate query
 passes, gradients for all weights, attention written out, a full last block. Operations are those of the matrix
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
-from cdl_hf.training.parser import parse, refuse
+from cdl_hf.training.parser import parse, refuse, to_yaml
 
 
 @dataclass
@@ -34,6 +36,8 @@ class BenchmarkArguments:
     stream: bool = field(default=False, metadata={"help": "instead: a stream over very many rows"})
     rows: int = field(default=10_000_000, metadata={"help": "of that stream", "min": 10_000})
     input: bool = field(default=False, metadata={"help": "instead: images a second that are read and augmented"})
+    growth: bool = field(default=False, metadata={"help": "instead: steps of the last task against the first's"})
+    startup: bool = field(default=False, metadata={"help": "instead: seconds until train.py has done its first step"})
     json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
     profile: str | None = field(default=None, metadata={"help": "file for a trace of the steps, for Perfetto"})
 
@@ -44,9 +48,15 @@ def main() -> None:
         description=__doc__,
     )
     *_, training_args, args = arguments
-    from benchmarks import inputs, streams
+    from benchmarks import inputs, startup, streams
 
-    if args.stream:
+    if args.startup:
+        try:
+            figures = startup.measure(to_yaml(list(arguments)[:-1]), args.repeats)
+        except RuntimeError as error:
+            refuse(str(error))
+        print(f"train.py took {figures['seconds']:.1f} s until its first step was done")
+    elif args.stream:
         figures = streams.measure(args.rows)
         print(
             f"a stream over {args.rows:,} rows: {figures['seconds']:.1f} s; beyond the table at most "
@@ -57,6 +67,8 @@ def main() -> None:
         print(inputs.table(figures))
     elif args.roofline:
         figures = compute_roofline(*arguments)
+    elif args.growth:
+        figures = measure_growth(*arguments)
     else:
         figures = measure_steps(*arguments)
     if args.json is not None:
@@ -74,8 +86,8 @@ def compute_roofline(stream_args, model_args, distillation_args, training_args, 
     return figures
 
 
-def build_pair(stream_args, model_args, distillation_args, training_args, device) -> tuple:
-    """The stream, and teacher and student with random weights and its first task begun."""
+def build_pair(stream_args, model_args, distillation_args, training_args, device, tasks: int = 1) -> tuple:
+    """The stream, and teacher and student with random weights and the first `tasks` tasks begun (-1: all)."""
     from cdl_hf.training import build
 
     if training_args.stages != "both":
@@ -87,8 +99,49 @@ def build_pair(stream_args, model_args, distillation_args, training_args, device
     except ValueError as error:
         refuse(str(error))
     for model in (learners.teacher, learners.method.student):
-        model.start_task(stream[0].class_names)
+        for task in stream[: tasks if tasks > 0 else None]:
+            model.start_task(task.class_names)
     return stream, learners
+
+
+def find_device():
+    """The accelerator, or the CPU with all cores that this process may use."""
+    import torch
+    from benchmarks import inputs
+
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    torch.set_num_threads(inputs.cores())
+    return torch.device("cpu")
+
+
+def make_batch(learners, size: int, device) -> dict:
+    """Random images of the task begun last, on the device to which the models go with them."""
+    import torch
+
+    learners.teacher.to(device), learners.method.to(device)
+    side, columns = learners.image_processor.crop_size["height"], learners.teacher.config.current_columns
+    labels = columns.start + torch.arange(size, device=device) % (columns.stop - columns.start)
+    return {"pixel_values": torch.rand(size, 3, side, side, device=device), "labels": labels}
+
+
+def measure_growth(stream_args, model_args, distillation_args, training_args, args) -> dict:
+    """Steps of both stages in the last task against the first."""
+    import torch
+    from benchmarks import growth, steps
+
+    device, figures = find_device(), {}
+    for precision in args.precision:
+        ends = []
+        for tasks in (1, -1):
+            _, learners = build_pair(
+                stream_args, model_args, distillation_args, training_args, torch.device("cpu"), tasks
+            )
+            batch = make_batch(learners, training_args.batch_size, device)
+            ends.append(steps.Steps(learners, batch, steps.DTYPES[precision]))
+        figures[precision] = growth.measure(*ends, args.repeats)
+        print(growth.table(figures[precision], f"{precision}, batch {training_args.batch_size}"), flush=True)
+    return figures
 
 
 def measure_steps(stream_args, model_args, distillation_args, training_args, args) -> dict:
@@ -96,16 +149,10 @@ def measure_steps(stream_args, model_args, distillation_args, training_args, arg
     import torch
     from benchmarks import inputs, steps
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(inputs.cores())
+    device = find_device()
     stream, learners = build_pair(stream_args, model_args, distillation_args, training_args, torch.device("cpu"))
-    learners.teacher.to(device), learners.method.to(device)
-    size, side = training_args.batch_size, learners.image_processor.crop_size["height"]
-    batch = {
-        "pixel_values": torch.rand(size, 3, side, side, device=device),
-        "labels": torch.arange(size, device=device) % stream.classes_per_task[0],
-    }
+    batch = make_batch(learners, training_args.batch_size, device)
+    size, side = training_args.batch_size, batch["pixel_values"].shape[-1]
     figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
     figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, learners, training_args)
     print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.num_workers} workers")

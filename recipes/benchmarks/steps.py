@@ -143,7 +143,7 @@ def measure(steps: Steps, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         rates.append(linear_rate(tokens, steps.teacher.backbone.embed_dim, steps.device, steps.dtype))
         for name in sorted(named, key=lambda name: name.split(": ")[1]):
-            times[name].append(_timed(named[name], steps.device))
+            times[name].append(timed(named[name], steps.device))
     rate = statistics.median(rates)
     weights = {
         "ours": _bytes([steps.teacher, steps.method]),
@@ -200,7 +200,7 @@ def profile(steps: Steps, file: str) -> None:
     profiler.export_chrome_trace(file)
 
 
-def _timed(step: Step, device: torch.device) -> dict[str, float]:
+def timed(step: Step, device: torch.device) -> dict[str, float]:
     """Seconds of each part."""
     parts: dict[str, float] = {}
     last = now(device)

@@ -93,3 +93,20 @@ def test_input(benchmark, monkeypatch):
     out, figures = benchmark("--input", "--repeats", "1")
     assert set(figures) == {"tiny PNG", "JPEG"} and "| tiny PNG |" in out
     assert all(each["plain"] > 0 and each["ours"] > 0 and each["gain"] > 0 for each in figures.values())
+
+
+def test_growth(benchmark, command):
+    out, figures = benchmark(*command, "--growth", "--repeats", "1", "--precision", "fp32")
+    assert set(figures["fp32"]) == {"teacher step", "student step"} and "| teacher step |" in out
+    for row in figures["fp32"].values():
+        assert row["seconds_first"] > 0 and row["time"] == pytest.approx(row["seconds_last"] / row["seconds_first"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="ends a session of processes as POSIX does")
+def test_startup(benchmark, command, monkeypatch, capsys):
+    out, figures = benchmark(*command, "--startup", "--repeats", "1")
+    assert figures["seconds"] == figures["rounds"][0] > 0 and "until its first step" in out
+    with pytest.raises(SystemExit):
+        benchmark(*command, "--startup", "--repeats", "1", "--teacher", "no_such_backbone")
+    assert "ended before its first step" in capsys.readouterr().err
