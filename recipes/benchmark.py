@@ -130,16 +130,21 @@ def measure_growth(stream_args, model_args, distillation_args, training_args, ar
     import torch
     from benchmarks import growth, steps
 
+    from cdl_hf.distillation import Supervised
+    from cdl_hf.training.footprint import FakeSteps
+
     device, figures = find_device(), {}
     for precision in args.precision:
-        ends = []
+        ends, fake = [], []
         for tasks in (1, -1):
-            _, learners = build_pair(
-                stream_args, model_args, distillation_args, training_args, torch.device("cpu"), tasks
-            )
+            given = (stream_args, model_args, distillation_args, training_args)
+            _, learners = build_pair(*given, torch.device("cpu"), tasks)
             batch = make_batch(learners, training_args.batch_size, device)
             ends.append(steps.Steps(learners, batch, steps.DTYPES[precision]))
-        figures[precision] = growth.measure(*ends, args.repeats)
+            _, learners = build_pair(*given, torch.device("meta"), tasks)
+            modules = {"teacher": Supervised(learners.teacher), "student": learners.method}
+            fake.append(FakeSteps(modules, batch["pixel_values"].shape[-1], device, precision))
+        figures[precision] = growth.measure(*ends, tuple(fake), args.repeats)
         print(growth.table(figures[precision], f"{precision}, batch {training_args.batch_size}"), flush=True)
     return figures
 

@@ -59,17 +59,22 @@ def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
     """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches].
 
     Images are resized where this transformer expects another size, so that teacher, student and query network may
-    differ in it and share a batch. Under autocast to bfloat16 the tokens are in it from here on.
+    differ in it and share a batch. On a CPU under autocast to bfloat16 the tokens are in it from here on.
     """
     size = tuple(vit.patch_embed.img_size)
     if tuple(pixel_values.shape[-2:]) != size and not vit.dynamic_img_size:
         pixel_values = F.interpolate(pixel_values, size, mode="bilinear", antialias=True)
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
-    # The position embeddings have made float32 of them: twice the memory, and a conversion before every product.
-    device = tokens.device.type
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
-        tokens = tokens.to(torch.bfloat16)  # not to float16, whose range large activations leave
+    if is_on_cpu(tokens) and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+        # The position embeddings have made float32 of them: twice the memory, and a conversion before every product.
+        # Elsewhere autocast computes norms in float32, and there would be as many conversions.
+        tokens = tokens.to(torch.bfloat16)
     return tokens
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether what follows is computed as a CPU does it best; what counts for other devices on a CPU says no."""
+    return tensor.device.type == "cpu"
 
 
 def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ def _attention(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Scaled dot-product attention over (B, H, n, d)."""
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+    if not is_on_cpu(query) or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # There torch's fused attention (2.14) is slow in two ways.
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):

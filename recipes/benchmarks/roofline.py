@@ -6,6 +6,7 @@ launch costs, and no two operations fused.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from cdl_hf.distillation import Supervised
+from cdl_hf.models import prefix_attention
 from cdl_hf.training.build import Learners
 from cdl_hf.training.footprint import CPU_ATTENTION, FakeSteps
 
@@ -96,7 +98,7 @@ def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
     }
     figures = {}
     for name, step in kinds.items():
-        with steps.fake_mode:
+        with steps.fake_mode, patch.object(prefix_attention, "is_on_cpu", lambda tensor: False):
             step()  # the optimizer's state comes to life
             with _Traffic() as traffic:
                 step()
