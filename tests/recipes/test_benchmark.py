@@ -10,7 +10,7 @@ import torch
 from tiny_models import images, labels_for, tiny_pair
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.insert(0, str(RECIPES))
+sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
 
 from benchmarks.plain import PlainPromptViT, plain_method  # noqa: E402
 

@@ -13,7 +13,7 @@ from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.insert(0, str(RECIPES))
+sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
 
 from reports.papers import reported_figures  # noqa: E402
 
