@@ -68,7 +68,7 @@ class Moment:
     def wait(self, process: BaseProcess, folder: Path) -> None:
         """Returns at the moment, or when the run has ended."""
         while process.is_alive() and number_of_lines(folder) < self.lines:
-            time.sleep(0.001)
+            time.sleep(0.001)  # far less than a step: the moment is hit, and the run keeps its core
         time.sleep(self.seconds)
         while self.kind == "in a save" and process.is_alive() and not unfinished_checkpoints(folder):
             time.sleep(0.0002)

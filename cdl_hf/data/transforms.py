@@ -1,6 +1,7 @@
 """Images to tensors. The image processor saved with a model defines the test pipeline; training is derived from it."""
 
 import math
+from abc import ABC, abstractmethod
 
 import PIL.Image
 import torch
@@ -77,13 +78,14 @@ def train_transform(
     return TrainTransform(processor, crop_scale, crop_ratio, horizontal_flip)
 
 
-class _Transform:
+class _Transform(ABC):
     """Pixels, which a subclass takes from the image, and then their normalisation."""
 
     normalize: "_Normalize"
 
+    @abstractmethod
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
-        raise NotImplementedError
+        """PIL image -> uint8 tensor (3, H, W)."""
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(image))

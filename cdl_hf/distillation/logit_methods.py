@@ -98,7 +98,7 @@ class KD(Supervised):
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         """Loss between the tokens (B, n, D) before the first block and after each, with its weight."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of methods with `reads_tokens`, which have one
 
 
 class DKD(KD):

@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return sum(self.get_buffer(name).numel() for name in self.predicting)
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # every classifier has its own
 
 
 class NearestClassMean(Classifier):

@@ -45,7 +45,7 @@ def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]
 def _leave_together(accelerator: Accelerator, message: str, code: int = 1) -> None:
     """Ends this process as all others end; one of them tells why."""
     if not accelerator.is_main_process:
-        time.sleep(PATIENCE)
+        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: the one that tells must be it
         sys.exit(code)
     _leave(message, code)
 

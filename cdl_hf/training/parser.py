@@ -107,7 +107,7 @@ def refuse(message: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
         print(f"{os.path.basename(sys.argv[0])}: error: {message.strip()}", file=sys.stderr, flush=True)
     else:
-        time.sleep(PATIENCE)
+        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: the one that tells must be it
     raise SystemExit(2)
 
 
