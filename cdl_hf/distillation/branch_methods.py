@@ -47,6 +47,8 @@ class CDLPrompt(DeiT):
             raise ValueError("CDL-Prompt needs a teacher that takes its query from the student's query network")
         copy, pool = student.kd_branch.teacher_pool, teacher.prompt_pool
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
+        if student.config.num_tasks != teacher.config.num_tasks:
+            raise ValueError("CDL-Prompt maps the prompts of a teacher that learns task by task, as its student does")
         if type(pool) is not type(copy) or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
             raise ValueError(
                 "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes and blocks, "

@@ -17,7 +17,7 @@ class KD(Supervised):
 
     Args:
         student: In training mode during training.
-        teacher: Trained on the current task, or in the same step.
+        teacher: Trained on the current task, or in the same step, or before on all classes at once.
         alpha: Weight of the soft loss against the cross-entropy, between 0 and 1.
         temperature: tau; the method's own default when `None`.
 
@@ -41,10 +41,11 @@ class KD(Supervised):
                 f"{type(self).__name__} needs a student with kd_branch={self.kd_branch!r}, "
                 f"this one has {student.config.kd_branch!r}"
             )
-        if student.config.classes_per_task != teacher.config.classes_per_task:
+        theirs, ours = teacher.config.classes_per_task, student.config.classes_per_task
+        if theirs not in (ours, [sum(ours)]):
             raise ValueError(
-                f"teacher and student must learn the same tasks, but theirs have "
-                f"{teacher.config.classes_per_task} and {student.config.classes_per_task} classes"
+                "teacher and student must learn the same tasks, or the teacher all classes at once, but theirs have "
+                f"{theirs} and {ours} classes"
             )
         self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
         self.alpha = alpha

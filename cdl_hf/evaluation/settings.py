@@ -18,6 +18,7 @@ _TOLD = {
     *("dataset", "num_tasks", "classes_per_task", "first_task_classes", "class_order", "stream_seed"),
     *("teacher", "student", "prompt_method", "distillation", "head", "classifier_alignment"),
 }
+TAUGHT_AT_ONCE = "teacher saw all classes"  # before the student's first task
 _OF_STUDENTS = {"alpha", "temperature", "kd_prompt_length", "kd_prompt_blocks"}
 
 
@@ -62,7 +63,8 @@ class Setting:
         """Teacher, student alone, or the student with its method, and what sets it apart."""
         label = "student, " + self.args["distillation"] if self.role == "student" else "teacher"
         label = "student alone" if label == "student, none" else label
-        return f"{label} ({self.note})" if self.note else label
+        notes = ", ".join(note for note in (TAUGHT_AT_ONCE if self.taught_at_once else "", self.note) if note)
+        return f"{label} ({notes})" if notes else label
 
     @property
     def head(self) -> str:
@@ -74,6 +76,13 @@ class Setting:
     def at_once(self) -> bool:
         """Whether there is but one task, with all classes."""
         return self.stream["num_tasks"] == 1
+
+    @property
+    def taught_at_once(self) -> bool:
+        """Whether the stream's tasks are several, and the student's teacher had seen all their classes at once."""
+        first = next(iter(self.results.values()))
+        teacher = first.get("teacher", {}) if self.role == "student" else {}
+        return teacher.get("num_tasks", self.stream["num_tasks"]) == 1 < self.stream["num_tasks"]
 
     @property
     def scene(self) -> tuple:

@@ -125,7 +125,8 @@ class TrainingArguments:
     )
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
     teacher_from: str | None = _argument(
-        None, "Output folder of an earlier run on the same stream: its teacher serves, task by task, untrained here"
+        None,
+        "Output folder of an earlier run on the same stream, or on its classes at once, whose teacher serves here",
     )
     student_from: str | None = _argument(
         None, "The same of its student, for another head: nothing is trained, only classifiers are computed"

@@ -1,6 +1,7 @@
 """From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
@@ -10,7 +11,9 @@ from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
 from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .given_model import check_states
 from .seeds import derive_seed
+from .task_states import TaskStates, describe_stream
 
 
 @dataclass
@@ -100,11 +103,14 @@ def build_learners(
 ) -> Learners:
     """Teacher, student, method and image processor, their new parameters drawn from the seed.
 
+    A given teacher that has learnt all classes at once knows them from the start.
+
     Args:
         pretrained: Whether the backbones have their weights; without, nothing is downloaded.
 
     Raises:
-        ValueError: A backbone cannot be loaded, or prompts and backbones do not fit; the message says why.
+        ValueError: There is no given teacher or of another stream, a backbone cannot be loaded, or prompts and
+            backbones do not fit; the message says why.
     """
     stages, distillation = training_args.stages, distillation_args.distillation
     is_given = training_args.student_from is not None
@@ -133,7 +139,14 @@ def build_learners(
         set_seed(derive_seed(training_args.seed, "teacher"))
         takes_students = model_args.query == "student" and POOLS[model_args.prompt_method].needs_query
         query = student_backbone if takes_students else None
-        teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, query, **prompts)
+        given = None if training_args.teacher_from is None else TaskStates(Path(training_args.teacher_from), "teacher")
+        at_once = given is not None and check_states(given, describe_stream(stream))
+        tasks = [len(stream.class_names)] if at_once else stream.classes_per_task
+        teacher = PromptViTForImageClassification.from_backbone(
+            teacher_backbone, query, **{**prompts, "classes_per_task": tasks}
+        )
+        if at_once:
+            teacher.start_task(stream.class_names)
         backbones["teacher"] = teacher_backbone
     if stages != "teacher":
         set_seed(derive_seed(training_args.seed, "student"))

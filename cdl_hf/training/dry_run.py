@@ -37,7 +37,7 @@ def describe_run(
     stream = build_stream(stream_args)
     for role, run in (("teacher", args.teacher_from), ("student", args.student_from)):
         if run is not None:
-            check_states(TaskStates(Path(run), role), describe_stream(stream), len(stream))
+            check_states(TaskStates(Path(run), role), describe_stream(stream))
     with torch.device("meta"):
         learners = build_learners(stream, model_args, distillation_args, args, pretrained=False)
     modules = {} if learners.teacher is None else {"teacher": Supervised(learners.teacher)}
@@ -88,7 +88,8 @@ def _memory(
 ) -> list[str]:
     for task in stream:  # the last one takes the most
         for module in modules.values():
-            module.student.start_task(task.class_names)
+            if module.student.config.num_tasks == len(stream):  # a given teacher may have seen all classes at once
+                module.student.start_task(task.class_names)
     steps = FakeSteps(modules, side, accelerator.device, accelerator.mixed_precision)
     processes = accelerator.num_processes
     batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)

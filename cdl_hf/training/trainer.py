@@ -101,11 +101,12 @@ class ContinualDistillationTrainer:
         # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
         runs = {TEACHER: args.teacher_from, STUDENT: args.student_from}
         self.given = {
-            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._about[role], len(stream))
+            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._about[role])
             for role, run in runs.items()
             if run is not None
         }
         self.kept = {role for role, given in self.given.items() if given.kept}
+        self.at_once = {role for role, given in self.given.items() if given.at_once}
         aligned = self.modules.keys() - self.kept if args.classifier_alignment else ()
         self.alignments = {role: ClassifierAlignment() for role in aligned}
 
@@ -150,7 +151,8 @@ class ContinualDistillationTrainer:
         if state is None:
             for role in roles:
                 set_seed(derive_seed(self.args.seed, role, task.index))
-                self.models[role].start_task(task.class_names)
+                if role not in self.at_once:
+                    self.models[role].start_task(task.class_names)
         if len(roles) == 1 and name in self.given:
             self.given[name].load(task.index)
         else:
@@ -245,11 +247,12 @@ class ContinualDistillationTrainer:
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
-        models = {role: model for role, model in self.models.items() if role not in self.kept}
+        counted = self.kept - self.at_once
+        models = {role: model for role, model in self.models.items() if role not in counted}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with shortage_told(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
             counts = self.evaluator(models, self._test_images[: task.index + 1])
-        counts |= {role: self.given[role].counts(task.index) for role in self.kept}
+        counts |= {role: self.given[role].counts(task.index) for role in counted}
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
@@ -276,6 +279,7 @@ class ContinualDistillationTrainer:
             classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
             results[role] = {
                 **self.matrices[role].summary(),
+                "num_tasks": model.config.num_tasks,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "classifier_values": sum(classifier.num_values for classifier in classifiers),

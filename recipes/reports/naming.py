@@ -15,7 +15,15 @@ HEAD_NAMES = {"linear": "trained head", "aligned": "aligned head", "ncm": "neare
 def order(setting: Setting) -> tuple:
     place = -1 if setting.distillation is None else DISTILLATION.index(setting.distillation)
     prompts = (PROMPTS.index(setting.prompts) + 1) % len(PROMPTS)  # frozen transformers, none, come first
-    return setting.scene, -setting.stream["num_tasks"], prompts, place, setting.note, HEADS.index(setting.head)
+    return (
+        setting.scene,
+        -setting.stream["num_tasks"],
+        prompts,
+        place,
+        setting.taught_at_once,
+        setting.note,
+        HEADS.index(setting.head),
+    )
 
 
 def baseline_name(s: Setting) -> str:

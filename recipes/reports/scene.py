@@ -151,7 +151,8 @@ class Scene:
         papers = reported_figures(self.source, self.teacher, self.student)
         rows = []
         for s in self.settings:
-            if (s.prompts, s.distillation) in papers and s.head == "linear" and not s.at_once and not s.note:
+            otherwise = s.at_once or s.taught_at_once or s.note or s.head != "linear"
+            if (s.prompts, s.distillation) in papers and not otherwise:
                 ours = f"{Spread.of(s.accuracy)} / {Spread.of(s.forgetting)}"
                 rows.append([s.prompts, s.learner, papers[s.prompts, s.distillation], ours, seeds_of(s)])
         if not rows:

@@ -58,6 +58,16 @@ def test_models_of_other_tasks_are_refused():
         METHODS["kd"](tiny_model("l2p"), tiny_model("l2p", classes_per_task=[3, 3, 3]))
 
 
+def test_of_a_teacher_that_saw_all_classes_the_tasks_columns_count():
+    student = tiny_model("l2p", tasks=2).eval()
+    teacher = tiny_model("apt", tasks=0, classes_per_task=[9])
+    teacher.start_task([str(i) for i in range(9)])
+    x, labels = images(), labels_for(student)
+    parts = METHODS["kd"](student, teacher).eval()(x, labels)
+    ours, theirs = (model(x).logits[:, 3:5] for model in (student, teacher))
+    torch.testing.assert_close(parts["soft_loss"], 0.5 * kd_loss(ours, theirs, 2.0))
+
+
 def test_cdl_prompt_refuses_a_teacher_it_was_not_made_for():
     student_backbone = tiny_backbone()
     student = tiny_model("l2p", "cdl_prompt", backbone=student_backbone)

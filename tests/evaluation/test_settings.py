@@ -42,6 +42,18 @@ def test_what_is_called_the_same_is_told_apart_by_its_arguments():
     assert [s.learner for s in settings] == ["student, kdp (alpha 0.5)", "student, kdp (alpha 0.7)", "student, kdp"]
 
 
+def test_what_the_teacher_had_seen_is_told():
+    along, at_once = run(), run()
+    at_once["teacher"] = {**at_once["teacher"], "num_tasks": 1}
+    settings = settings_of({"a-seed0": along, "b-seed0": at_once})
+    assert [(s.taught_at_once, s.learner) for s in settings] == [
+        (False, "student, kdp"),
+        (True, "student, kdp (teacher saw all classes)"),
+    ]
+    varied = settings_of({"a-seed0": at_once, "b-seed0": {**at_once, "args": {**at_once["args"], "alpha": 0.7}}})
+    assert varied[1].learner == "student, kdp (teacher saw all classes, alpha 0.7)"
+
+
 def test_runs_of_a_name_that_differ_are_refused():
     with pytest.raises(ValueError, match="the runs x differ in more than their seeds"):
         settings_of({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
