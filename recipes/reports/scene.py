@@ -12,6 +12,11 @@ from .naming import HEAD_NAMES, HEADS, baseline_name, full_name, grouped, seeds_
 from .papers import reported_figures
 from .tables import bold, parameters, table
 
+OVERVIEW = (
+    "A_N in %, and below it the difference to the same transformer, frozen and without prompts. The last column is "
+    "the difference to the student alone, for each seed the mean over the prompt methods that the line has."
+)
+
 
 class Scene:
     """What the report says of the settings on one stream of data, for one pair of models.
@@ -43,10 +48,11 @@ class Scene:
 
     def methods(self, members: list[Setting], in_words: str) -> str:
         """What each distillation method comes to, and the curves."""
-        by_prompts = grouped([s for s in members if s.head == "linear" and s.prompts != "none"], lambda s: s.prompts)
+        linear = [s for s in members if s.head == "linear"]
+        by_prompts = grouped([s for s in linear if s.prompts != "none"], lambda s: s.prompts)
         parts = [f"### Distillation methods{in_words}"] if by_prompts else []
         if len(by_prompts) > 1:
-            parts.append(self.overview(by_prompts))
+            parts += [OVERVIEW, self.overview(linear)]
         for prompts, learners in by_prompts.items():
             students = [s for s in learners if s.role == "student"]
             alone = next((s for s in students if s.distillation == "none"), None)
@@ -66,30 +72,33 @@ class Scene:
         return "\n\n".join(parts)
 
     @staticmethod
-    def overview(by_prompts: dict[str, list[Setting]]) -> str:
-        """A_N of every learner with every prompt method, and what distillation adds on average over these."""
+    def overview(settings: list[Setting]) -> str:
+        """A_N of every learner with every prompt method, what prompts add to it and what distillation does."""
+        by_prompts = grouped(settings, lambda s: s.prompts)
         alone = {name: s for name, members in by_prompts.items() for s in members if s.distillation == "none"}
+        frozen = {s.learner: s for s in by_prompts.get("none", [])}
         best = {
             name: clear_best({s.learner: s.accuracy for s in members if s.role == "student"})
             for name, members in by_prompts.items()
         }
         rows = []
-        for learner, settings in grouped([s for members in by_prompts.values() for s in members], learner_of).items():
-            found = {s.prompts: s for s in settings}
-            cells = [
-                bold(str(Spread.of(found[name].accuracy)), learner == best[name]) if name in found else ""
-                for name in by_prompts
-            ]
+        for learner, members in grouped(settings, learner_of).items():
+            found = {s.prompts: s for s in members}
+            cells = []
+            for name in by_prompts:
+                cell = ""
+                if name in found:
+                    cell = bold(str(Spread.of(found[name].accuracy)), learner == best[name])
+                    if learner in frozen and name != "none":
+                        cell += f"<br>{paired_difference(found[name].accuracy, frozen[learner].accuracy) or ''}"
+                cells.append(cell)
             references = [alone[name] for name in found if name in alone]
             difference = None
-            if settings[0].distillation not in (None, "none") and len(references) == len(settings):
-                difference = paired_difference(mean_by_seed(settings), mean_by_seed(references))
+            if members[0].distillation not in (None, "none") and len(references) == len(members):
+                difference = paired_difference(mean_by_seed(members), mean_by_seed(references))
             rows.append([learner, *cells, str(difference or "")])
-        told = (
-            "A_N in %. The last column is the difference to the student alone, for each seed the mean over the prompt "
-            "methods that the line has."
-        )
-        return "\n\n".join([told, table(["learner", *by_prompts, "against none"], rows)])
+        names = ["frozen" if name == "none" else name for name in by_prompts]
+        return table(["learner", *names, "against none"], rows)
 
     def curves(self, learners: list[Setting], members: list[Setting], name: str) -> None:
         floors = {s.role: s for s in members if s.prompts == "none" and s.head == "ncm"}
@@ -102,28 +111,19 @@ class Scene:
         )
 
     def heads(self, members: list[Setting], in_words: str) -> str:
-        """Other classifiers on the same prompts, in pairs with the trained heads."""
-        rows = []
-        for learner in grouped([s for s in members if s.prompts != "none"], lambda s: (s.prompts, s.learner)).values():
-            by_head = {s.head: s for s in learner}
-            if by_head.keys() > {"linear"}:
-                best = clear_best({head: s.accuracy for head, s in by_head.items()})
-                cells = []
-                for head in HEADS:
-                    cell = str(Spread.of(by_head[head].accuracy)) if head in by_head else ""
-                    if head in by_head and head != "linear":
-                        difference = paired_difference(by_head[head].accuracy, by_head["linear"].accuracy)
-                        cell = f"{bold(cell, head == best)}<br>{difference or ''}"
-                    cells.append(bold(cell, head == best) if head == "linear" else cell)
-                rows.append([learner[0].prompts, learner[0].learner, *cells])
-        if not rows:
+        """Other classifiers on the same prompts, and on the frozen transformers."""
+        parts = []
+        for head in HEADS[1:]:
+            settings = [s for s in members if s.head == head]
+            if any(s.prompts != "none" for s in settings):
+                parts += [f"#### {HEAD_NAMES[head]}", self.overview(settings)]
+        if not parts:
             return ""
         told = (
-            "A_N in %, and below it the difference to the trained head. The prompts are the same: an aligned head is "
-            "the trained one after classifier alignment, the others are computed from all classes' features."
+            "The prompts are those of the trained heads above: an aligned head is the trained one after classifier "
+            f"alignment, the others are computed from all classes' features. {OVERVIEW}"
         )
-        header = ["prompts", "learner", *(HEAD_NAMES[head] for head in HEADS)]
-        return "\n\n".join([f"### Classifiers{in_words}", told, table(header, rows, numbers_from=2)])
+        return "\n\n".join([f"### Classifiers{in_words}", told, *parts])
 
     def baselines(self) -> str:
         """Frozen transformers, and all classes at once."""
@@ -142,7 +142,7 @@ class Scene:
         told = (
             "A_N in %, of the teacher's model and of the student's. Where all classes come at once, nothing can be "
             "forgotten and all classes are compared: it is what the same training, of as many epochs, comes to "
-            "without a stream. A student of a teacher that saw all classes at once sees them at once as well."
+            "without a stream. The students that are named with their method see all classes at once as well."
         )
         return "\n\n".join(["### Baselines", told, table(["", self.teacher, self.student], cells)])
 
