@@ -92,7 +92,7 @@ class Demo:
         if not is_run(run):
             raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
         self.saved = load_run(run)
-        some = next(iter(self.saved.values()))
+        some = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)  # a teacher may have one task
         self.class_names, self.classes_per_task = some.class_names, some.model.config.classes_per_task
         self.transform = test_transform(some.image_processor)
         self.states = {role: TaskStates(run, role) for role in self.saved}

@@ -69,7 +69,8 @@ def main() -> None:
     batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers), images)
     predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
     batch = next(iter(batches))["pixel_values"].to(first.model.device)
-    config = first.model.config
+    # A given teacher may have seen at once what its student learnt task by task.
+    config = max((each.model.config for each in saved.values()), key=lambda config: config.num_tasks)
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     results = {
         name: {

@@ -22,7 +22,7 @@ def at_once(pair, drawings, tmp_path_factory):
 
 
 @pytest.mark.parametrize("prompt_method", ["coda_prompt", "dualprompt", "apt"])
-def test_it_stays_as_it_is(train, command, at_once, tmp_path, prompt_method):
+def test_it_stays_as_it_is(train, command, at_once, tmp_path, capsys, prompt_method):
     command = [*command, "--prompt_method", prompt_method, "--num_epochs", "1"]
     if prompt_method != "coda_prompt":
         at_once = tmp_path / "at_once"
@@ -38,6 +38,8 @@ def test_it_stays_as_it_is(train, command, at_once, tmp_path, prompt_method):
     assert alone["average_accuracy"] == pytest.approx(results["teacher"]["average_accuracy"])
     teacher = PromptViTForImageClassification.from_pretrained(tmp_path / "run" / "teacher")
     assert teacher(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 6)
+    run_recipe("evaluate", tmp_path / "run")
+    assert "3  class_4, class_5" in capsys.readouterr().out  # by the student's tasks
 
 
 def test_its_student_follows_it_and_resumes_to_the_same_end(train, command, at_once, tmp_path, monkeypatch):
