@@ -81,7 +81,7 @@ class Setting:
     def taught_at_once(self) -> bool:
         """Whether the stream's tasks are several, and the student's teacher had seen all their classes at once."""
         first = next(iter(self.results.values()))
-        teacher = first.get("teacher", {}) if self.role == "student" else {}
+        teacher = {} if self.distillation in (None, "none") else first.get("teacher", {})
         return teacher.get("num_tasks", self.stream["num_tasks"]) == 1 < self.stream["num_tasks"]
 
     @property

@@ -56,14 +56,14 @@ class Scene:
         for prompts, learners in by_prompts.items():
             students = [s for s in learners if s.role == "student"]
             alone = next((s for s in students if s.distillation == "none"), None)
-            best = clear_best({s.learner: s.accuracy for s in students})
+            best = best_student(students)
             rows = []
             for s in learners:
                 differs = ["", ""]
                 if s.role == "student" and alone is not None and s is not alone:
                     pairs = (paired_difference(a, b) for a, b in zip(figures(s), figures(alone), strict=True))
                     differs = ["" if pair is None else str(pair) for pair in pairs]
-                accuracy = bold(str(Spread.of(s.accuracy)), s.learner == best and s.role == "student")
+                accuracy = bold(str(Spread.of(s.accuracy)), s.learner == best)
                 rows.append([s.learner, accuracy, differs[0], str(Spread.of(s.forgetting)), differs[1], seeds_of(s)])
             header = ["learner", "A_N (%)", "against none", "forgetting (points)", "against none", "seeds"]
             name = f"curves-{prompts}-{learners[0].stream['num_tasks']}{self.suffix}.svg"
@@ -77,10 +77,7 @@ class Scene:
         by_prompts = grouped(settings, lambda s: s.prompts)
         alone = {name: s for name, members in by_prompts.items() for s in members if s.distillation == "none"}
         frozen = {s.learner: s for s in by_prompts.get("none", [])}
-        best = {
-            name: clear_best({s.learner: s.accuracy for s in members if s.role == "student"})
-            for name, members in by_prompts.items()
-        }
+        best = {name: best_student(members) for name, members in by_prompts.items()}
         rows = []
         for learner, members in grouped(settings, learner_of).items():
             found = {s.prompts: s for s in members}
@@ -166,7 +163,7 @@ class Scene:
 
     def cost_and_accuracy(self) -> str:
         """The Pareto pictures."""
-        continual = [s for s in self.settings if not s.at_once]
+        continual = [s for s in self.settings if not s.at_once and not s.taught_at_once]
         if not continual:
             return ""
         costs = {"parameters": {full_name(s): parameters(s) for s in continual}}
@@ -223,6 +220,11 @@ def figures(s: Setting) -> tuple:
 
 def learner_of(s: Setting) -> str:
     return s.learner
+
+
+def best_student(settings: list[Setting]) -> str | None:
+    """The clearly best one; a teacher that saw all classes is no choice in a stream."""
+    return clear_best({s.learner: s.accuracy for s in settings if s.role == "student" and not s.taught_at_once})
 
 
 def mean_by_seed(settings: list[Setting]) -> dict[int, float]:
