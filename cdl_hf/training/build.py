@@ -118,6 +118,8 @@ def build_learners(
         raise ValueError(
             f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_from"
         )
+    if training_args.num_epochs == 0 and stages != "teacher" and distillation != "none" and not is_given:
+        raise ValueError(f"num_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none")
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts = {
         "classes_per_task": stream.classes_per_task,

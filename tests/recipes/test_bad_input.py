@@ -150,6 +150,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("methods that do not fit", ["--prompt_method", "apt", "--distillation", "cdl_prompt"], ("cdl_prompt", "APT")),
     ("queries that do not fit", ["--distillation", "cdl_prompt", "--query", "own"], ("CDL-Prompt", "query")),
     ("student without its teacher", ["--stages", "student"], ("kdp needs a teacher", "teacher_from")),
+    ("distillation without training", ["--num_epochs", "0"], ("num_epochs=0", "kdp cannot distil")),
     ("teacher from nowhere", ["--stages", "student", "--teacher_from", "/nowhere"], ("/nowhere", "task 1")),
     # What is not installed, and where nothing can be written
     ("tracker not installed", ["--report_to", "wandb"], ("wandb", "pip install")),

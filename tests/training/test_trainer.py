@@ -96,7 +96,7 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
         ([], (1, 8, 11)),
         (["--classifier_alignment"], (11,)),
         (["--head", "ranpac", "--ranpac_width", "24"], (11,)),
-        (["--prompt_method", "none", "--head", "ncm", "--num_epochs", "0"], (3,)),
+        (["--prompt_method", "none", "--distillation", "none", "--head", "ncm", "--num_epochs", "0"], (3,)),
     ],
     ids=["linear", "aligned", "ranpac", "nothing trained"],
 )
