@@ -4,9 +4,9 @@ import base64
 import re
 from pathlib import Path
 
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { border: 1px solid #d0d7de; padding: .3rem .7rem } th { background: #f6f8fa }
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; font-size: .85rem }
+th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; white-space: nowrap } th { background: #f6f8fa }
 img { max-width: 100% }
 code { background: #f6f8fa; padding: .1rem .3rem } pre code { display: block; overflow-x: auto }
 """
