@@ -109,7 +109,7 @@ def build_learners(
         pretrained: Whether the backbones have their weights; without, nothing is downloaded.
 
     Raises:
-        ValueError: There is no given teacher or of another stream, a backbone cannot be loaded, or prompts and
+        ValueError: There is no given teacher, or it is of another stream, a backbone cannot be loaded, or prompts and
             backbones do not fit; the message says why.
     """
     stages, distillation = training_args.stages, distillation_args.distillation

@@ -35,9 +35,8 @@ def describe_run(
         ValueError: As [`build_stream`], [`build_learners`] and [`check_states`].
     """
     stream = build_stream(stream_args)
-    for role, run in (("teacher", args.teacher_from), ("student", args.student_from)):
-        if run is not None:
-            check_states(TaskStates(Path(run), role), describe_stream(stream))
+    if args.student_from is not None:  # a given teacher is checked as it is built
+        check_states(TaskStates(Path(args.student_from), "student"), describe_stream(stream))
     with torch.device("meta"):
         learners = build_learners(stream, model_args, distillation_args, args, pretrained=False)
     modules = {} if learners.teacher is None else {"teacher": Supervised(learners.teacher)}
