@@ -1,7 +1,14 @@
 """What is decided from labels alone: reading them, and stratified choices."""
 
+import unicodedata
+
 import numpy as np
 from datasets import Dataset
+
+
+def one_name(name: str) -> str:
+    """A class's name in Unicode's composed form (NFC): some file systems take names apart, and é is then two signs."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_labels(dataset: Dataset) -> np.ndarray:

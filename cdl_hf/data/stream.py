@@ -1,6 +1,7 @@
 """A data set as a stream of tasks: which classes come when, and each task's images as views on the data set."""
 
 import copy
+import numbers
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .labels import rank_in_class, read_labels, share
+from .labels import one_name, rank_in_class, read_labels, share
 from .splits import Splits
 from .views import select_rows
 
@@ -44,7 +45,7 @@ class TaskStream(Sequence[Task]):
         first_task_classes: size of the first task, if it differs from the others.
         class_order: "natural" (as the data set numbers them), "seeded" (permuted by `seed` with numpy's legacy
             generator, as published orders are: 1993 gives the usual 68, 56, 78, ...), or all labels or all names in
-            the order wanted.
+            the order wanted. Texts are names if all of them are names of classes, and labels if all are numbers.
         seed: of the class order, of the validation images, and of the images that `max_samples_per_class` keeps.
         validation_fraction: share of each class's training images that becomes `Task.validation`.
         max_samples_per_class: keep so many training and so many test images of a class at most, for a quick look.
@@ -64,7 +65,7 @@ class TaskStream(Sequence[Task]):
         *,
         classes_per_task: int | None = None,
         first_task_classes: int | None = None,
-        class_order: str | list[int] | list[str] = "natural",
+        class_order: str | Sequence[int] | Sequence[str] = "natural",
         seed: int = 0,
         validation_fraction: float = 0.0,
         max_samples_per_class: int | None = None,
@@ -172,25 +173,42 @@ class TaskStream(Sequence[Task]):
         )
 
 
-def _class_order(names: list[str], class_order: str | list[int] | list[str], seed: int) -> np.ndarray:
+def _class_order(names: list[str], class_order: str | Sequence[int] | Sequence[str], seed: int) -> np.ndarray:
     """Labels (C,) in the order in which the classes arrive."""
-    if class_order == "natural":
-        return np.arange(len(names))
-    if class_order == "seeded":
-        return np.random.RandomState(seed).permutation(len(names))
     if isinstance(class_order, str):
+        if class_order == "natural":
+            return np.arange(len(names))
+        if class_order == "seeded":
+            return np.random.RandomState(seed).permutation(len(names))
         raise ValueError(f"class_order is '{class_order}'; expected natural, seeded, or a list of labels or names.")
-    label_of = {name: label for label, name in enumerate(names)}
-    unknown = [entry for entry in class_order if isinstance(entry, str) and entry not in label_of]
-    if unknown:
-        raise ValueError(f"class_order has names that are not in the data: {_listed(unknown)}.")
-    order = [label_of[entry] if isinstance(entry, str) else int(entry) for entry in class_order]
+    order = _labels_of(list(class_order), names)
     if sorted(order) != list(range(len(names))):
         raise ValueError(
             f"class_order must have each of the {len(names)} classes once; it has {len(order)} entries, "
             f"{len(set(order) & set(range(len(names))))} of them different classes of the data."
         )
     return np.array(order)
+
+
+def _labels_of(entries: list, names: list[str]) -> list[int]:
+    """The label that each entry means, be it a label or a name; of texts, names are preferred to numbers."""
+    label_of = {one_name(name): label for label, name in enumerate(names)}
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    found = [one_name(text) if one_name(text) in label_of else one_name(text.strip()) for text in texts]
+    unknown = [text.strip() for text, name in zip(texts, found, strict=True) if name not in label_of]
+    as_labels = [int(text) for text in texts if text.strip().isdecimal() and text.isascii()]
+    if unknown and len(as_labels) == len(entries):
+        return as_labels
+    if unknown:
+        raise ValueError(
+            f"class_order has names that are not in the data: {_listed(unknown)}; "
+            "a name with a comma in it can be given as an entry of a list."
+        )
+    strange = [e for e in entries if not isinstance(e, str | numbers.Integral) or isinstance(e, bool)]
+    if strange:
+        raise ValueError(f"class_order has the entry {strange[0]!r}; expected labels or names of classes.")
+    names_left = iter(found)
+    return [label_of[next(names_left)] if isinstance(entry, str) else int(entry) for entry in entries]
 
 
 def _task_sizes(classes: int, num_tasks: int | None, classes_per_task: int | None, first: int | None) -> list[int]:

@@ -88,7 +88,8 @@ class Setting:
     def scene(self) -> tuple:
         """What settings must share to be compared: data, order of the classes, models, images tested on."""
         first, args = next(iter(self.results.values())), self.args
-        order = args["class_order"], args["stream_seed"]
+        given = args["class_order"]
+        order = given if isinstance(given, str) else ", ".join(given), args["stream_seed"]
         return PurePath(self.stream["source"]).name, *order, args["teacher"], args["student"], first["tested_on"]
 
     def values(self, figure: str | Callable[[dict[str, Any]], float]) -> BySeed:

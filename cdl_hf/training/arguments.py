@@ -32,8 +32,10 @@ class StreamArguments:
     num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
     classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
     first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)
-    class_order: str = _argument(
-        "natural", "natural, seeded (drawn with stream_seed), or all labels or class names separated by commas"
+    class_order: str | list[str] = _argument(
+        "natural",
+        "natural, seeded (drawn with stream_seed), or all class names or labels: separated by commas, or as a list, "
+        "in which a name may have commas itself; entries that are all names are read as names",
     )
     stream_seed: int = _argument(
         0, "Seed of the class order and of the images held out or kept: runs with other seeds share a stream", min=0

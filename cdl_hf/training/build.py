@@ -50,10 +50,9 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
         skip_unreadable_images=stream_args.skip_unreadable_images,
         seed=stream_args.stream_seed,
     )
-    order: str | list = stream_args.class_order
-    if order not in ("natural", "seeded"):
-        entries = [entry.strip() for entry in order.split(",")]
-        order = [int(e) for e in entries] if all(e.isdigit() for e in entries) else entries
+    order = stream_args.class_order
+    if isinstance(order, str) and order not in ("natural", "seeded"):
+        order = order.split(",")
     return TaskStream(
         dataset,
         num_tasks=stream_args.num_tasks,

@@ -3,8 +3,9 @@
     model_arguments, data_arguments = parse((ModelArguments, DataArguments))
 
 Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
-each optionally `| None`; its metadata hold "help" and, where they apply, "choices", "min" and "max" (both inclusive).
-With "positional" its value may come without its name, before all arguments with one; a list, the last, takes the rest.
+each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a list. Its metadata hold
+"help" and, where they apply, "choices", "min" and "max" (both inclusive). With "positional" its value may come without
+its name, before all arguments with one; a list, the last, takes the rest.
 What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
 
 Only the standard library and yaml are imported, so that `--help` answers at once.
@@ -117,6 +118,7 @@ class _Argument:
 
     kind: type
     is_list: bool
+    is_single: bool  # a single value is one; both this and `is_list` where either will do
     is_optional: bool
     default: Any
     help: str
@@ -156,27 +158,28 @@ def _collect(argument_classes: tuple[type, ...]) -> dict[str, _Argument]:
         for f in fields(argument_class):
             if f.name in arguments or f.name in ("config", "help"):
                 raise TypeError(f"{argument_class.__name__}.{f.name}: another argument has this name.")
-            kind, is_list, is_optional, choices = _take_apart(hints[f.name])
+            kind, is_list, is_single, is_optional, choices = _take_apart(hints[f.name])
             default = f.default if f.default_factory is MISSING else f.default_factory()
             metadata = {"choices": choices, **f.metadata}
-            arguments[f.name] = _Argument(kind, is_list, is_optional, default, **metadata)
+            arguments[f.name] = _Argument(kind, is_list, is_single, is_optional, default, **metadata)
     return arguments
 
 
-def _take_apart(hint: Any) -> tuple[type, bool, bool, tuple[Any, ...] | None]:
-    """An annotation as (type of a single value, is it a list, may it be None, choices)."""
-    is_optional = is_list = False
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        is_optional = type(None) in typing.get_args(hint)
-        (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
-    if typing.get_origin(hint) is list:
-        is_list = True
-        (hint,) = typing.get_args(hint)
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-    kind = type(choices[0]) if choices else hint
+def _take_apart(hint: Any) -> tuple[type, bool, bool, bool, tuple[Any, ...] | None]:
+    """An annotation as (type of a single value, may it be a list, a single value, None; choices)."""
+    hints = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    is_optional = type(None) in hints
+    lists = [typing.get_args(each)[0] for each in hints if typing.get_origin(each) is list]
+    singles = [each for each in hints if each is not type(None) and typing.get_origin(each) is not list]
+    kinds = set(lists + singles)
+    if len(kinds) != 1:
+        raise TypeError(f"{hint} is not a type that an argument can have.")
+    (single,) = kinds
+    choices = typing.get_args(single) if typing.get_origin(single) is Literal else None
+    kind = type(choices[0]) if choices else single
     if kind not in _KINDS:
         raise TypeError(f"{hint} is not a type that an argument can have.")
-    return kind, is_list, is_optional, choices
+    return kind, bool(lists), bool(singles), is_optional, choices
 
 
 def _read_command_line(
@@ -206,7 +209,8 @@ def _read_command_line(
                 refuse(f"--{name} needs a value: {argument.help}.")
             if len(values) > 1 and not argument.is_list:
                 refuse(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}.")
-            entries[name] = _Entry(name, values if argument.is_list else values[0])
+            is_list = argument.is_list and not (argument.is_single and len(values) == 1)
+            entries[name] = _Entry(name, values if is_list else values[0])
         elif opposite != name and opposite in arguments and arguments[opposite].is_switch:
             if values:
                 refuse(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone.")
@@ -269,10 +273,10 @@ def _convert(entry: _Entry, argument: _Argument) -> Any:
     try:
         if argument.is_optional and _means_none(raw, argument):
             return None
-        if isinstance(raw, list) != argument.is_list:
+        if not (argument.is_list if isinstance(raw, list) else argument.is_single):
             wanted = "a list such as [a, b]" if argument.is_list else f"{_KINDS[argument.kind]}, not a list"
             raise ValueError(f"must be {wanted}, but is {raw!r}.")
-        return [_convert_one(text, argument) for text in raw] if argument.is_list else _convert_one(raw, argument)
+        return [_convert_one(text, argument) for text in raw] if isinstance(raw, list) else _convert_one(raw, argument)
     except ValueError as error:
         refuse(f"{entry.label} {error}")
 

@@ -37,7 +37,7 @@ def as_csv(settings: list[Setting], measured: Mapping) -> str:
             of_model = result[s.role]
             writer.writerow(
                 [
-                    *(s.name, seed, s.scene[0], s.stream["num_tasks"], s.args["class_order"]),
+                    *(s.name, seed, s.scene[0], s.stream["num_tasks"], s.scene[1]),
                     *(s.args["teacher"], s.args["student"], s.role, s.prompts, s.learner, s.head),
                     *(round(of_model[name], 4) for name in CSV_COLUMNS[11:14]),
                     *(round(of_model["forgetting"][name], 4) for name in ("cdl", "max", "bwt", "coda")),

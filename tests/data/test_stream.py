@@ -43,6 +43,30 @@ def test_given_class_order_makes_contiguous_columns(stream_data, order):
         assert set(stream.label_to_column[task.train["label"][:]]) == set(task.columns)
 
 
+def numbered(names):
+    data = labelled(list(range(len(names))), names)
+    return DatasetDict(train=data, test=data)
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "expected"),
+    [
+        (["0", "1", "10", "2"], ["0", "1", "2", "10"], ["0", "1", "2", "10"]),  # 2 would be the label of 10
+        (["1", "2", "3"], ["3", "1", "2"], ["3", "1", "2"]),  # 3 is no label at all
+        (["cat", "dog", "7"], ["2", "0", "1"], ["7", "cat", "dog"]),  # not all are names: labels
+        (["0", "cat", "dog"], ["dog", " cat", "0 "], ["dog", "cat", "0"]),
+        (["a,b", "c"], ["c", "a,b"], ["c", "a,b"]),
+        (["b ", "a"], ["b ", "a"], ["b ", "a"]),
+        (["²", "x"], ["x", "²"], ["x", "²"]),  # a digit, but no number
+        (["cafe\u0301", "tea"], ["tea", "caf\u00e9"], ["tea", "cafe\u0301"]),  # é in two signs, and in one
+        (["x", "y", "z"], np.array([2, 0, 1]), ["z", "x", "y"]),
+        (["x", "y", "z"], (np.int32(2), 0, np.int64(1)), ["z", "x", "y"]),
+    ],
+)
+def test_entries_of_a_class_order_are_names_before_they_are_labels(names, order, expected):
+    assert TaskStream(numbered(names), 1, class_order=order).class_names == expected
+
+
 def test_seeded_order_is_the_one_of_published_streams(stream_data):
     data = DatasetDict(
         {split: labelled(list(range(100)), [str(c) for c in range(100)]) for split in ("train", "test")}
@@ -109,6 +133,9 @@ def test_task_sizes(stream_data, arguments, sizes):
         ({"class_order": [*range(9), 10]}, "it has 10 entries, 9 of them"),
         ({"class_order": ["c0", "cat"]}, "names that are not in the data: cat"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"class_order": ["²", "c1"]}, "names that are not in the data: ²"),
+        ({"class_order": [0.0, 1.5]}, "has the entry 0.0; expected labels or names"),
+        ({"class_order": [True, False]}, "has the entry True; expected labels or names"),
         ({"max_samples_per_class": 0}, "max_samples_per_class is 0"),
     ],
 )

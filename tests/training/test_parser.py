@@ -43,6 +43,7 @@ class TrainingArguments:
     )
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"help": "of Adam"})
     report_to: Literal["none", "wandb"] | None = field(default=None, metadata={"help": "a tracker"})
+    order: str | list[str] = field(default="natural", metadata={"help": "of the classes"})
     overwrite: bool = field(default=False, metadata={"help": "write into a folder that is not empty"})
 
     def __post_init__(self):
@@ -88,6 +89,8 @@ def test_defaults_are_the_dataclasses_own():
         ("--betas 0.8 1", "betas", [0.8, 1.0]),
         ("--trackers wandb", "trackers", ["wandb"]),
         ("--max_samples 5", "max_samples", 5),
+        ("--order a,b", "order", "a,b"),
+        ("--order a,b c", "order", ["a,b", "c"]),
         ("--max_samples None", "max_samples", None),
         ("--image_size 384", "image_size", 384),
         ("--report_to none", "report_to", "none"),
@@ -117,6 +120,9 @@ def test_command_line_values(argv, name, value):
         ("blocks: [0, 1]", "blocks", [0, 1]),
         ("trackers:\n- wandb\n- tensorboard", "trackers", ["wandb", "tensorboard"]),
         ("trackers: []", "trackers", []),
+        ("order: seeded", "order", "seeded"),
+        ("order: ['a,b', 010]", "order", ["a,b", "010"]),
+        ("order: [a]", "order", ["a"]),
         ("max_samples: null", "max_samples", None),
         ("max_samples:", "max_samples", None),
         ("# only a comment", "pool_size", 100),
