@@ -3,7 +3,7 @@
     python recipes/predict.py runs/my_run/student drawing.png photographs/ --output answers.csv --top_k 3
 
 Folders are searched with all that is below them. Files that cannot be read are named and counted, and the others are
-answered. Images are opened as in training: upright, 16-bit grey scaled to 8 bits.
+answered. Images are opened as in training: upright, transparency on white, 16-bit grey scaled to 8 bits.
 """
 
 import csv

@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from .decoding import FORMATS
 from .source_error import SourceError
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -70,9 +71,5 @@ def _image_files(root: Path, others: Counter) -> Iterator[tuple[str, str]]:
 
 
 def image_suffixes() -> set[str]:
-    """Of the kinds of image that Pillow opens; a file without a suffix may be any."""
-    return {
-        suffix
-        for suffix, kind in PIL.Image.registered_extensions().items()
-        if kind in PIL.Image.OPEN and PIL.Image.MIME.get(kind, "").startswith("image/")
-    }
+    """Of the formats that are read; a file without a suffix may be of any."""
+    return {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in FORMATS}

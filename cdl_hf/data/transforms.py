@@ -3,13 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import PIL.Image
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers import CLIPImageProcessor
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import pil_torch_interpolation_mapping
+
+from .decoding import as_rgb
 
 
 def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -> CLIPImageProcessor:
@@ -175,7 +177,8 @@ class _Normalize:
 
 def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """uint8 (1, H, W) of a grey image, (3, H, W) of any other."""
-    if image.mode == "L" and "transparency" not in image.info:
+    image = as_rgb(image)
+    if image.mode == "L":
         return F.pil_to_tensor(image)
     # left in the channels-last layout of the array, in which resizing takes half the time and is the same to the bit
-    return torch.from_numpy(convert_to_rgb(image, return_numpy=True)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

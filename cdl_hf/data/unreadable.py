@@ -16,7 +16,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader
 
 from .cache import cache_folder
-from .decoding import decode
+from .decoding import UnreadableImageError, decode
 from .views import image_paths
 
 # What Pillow is known to raise on files that are damaged, or no images at all.
@@ -34,6 +34,7 @@ FAILURES = (
     struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,  # where warnings are errors
 )
 FEW = 500  # images that are checked sooner than processes start
 
@@ -123,6 +124,8 @@ def explain(error: Exception) -> str:
     """Why an image cannot be read, from one of [`FAILURES`]."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not an image, or of a kind that Pillow does not read"
+    if isinstance(error, UnreadableImageError):
+        return str(error)
     return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 

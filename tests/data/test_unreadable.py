@@ -50,8 +50,8 @@ def decoded(monkeypatch):
     return count
 
 
-def grey_16(path):
-    PIL.Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)).save(path)
+def grey_16(path, white=65535):
+    PIL.Image.fromarray(np.linspace(0, white, 256, dtype=np.uint16).reshape(16, 16)).save(path)
 
 
 def rotated(path):
@@ -78,7 +78,8 @@ READABLE = {
     "grey_16.png": grey_16,
     "grey_16.tif": grey_16,
     "grey_16.pgm": grey_16,
-    "float.tiff": lambda path: noise().convert("F").save(path),
+    "la.tiff": lambda path: noise(mode="LA").save(path),
+    "16-bit colors.ppm": lambda path: path.write_bytes(b"P6 1 1 65535\n" + 6 * b"\xff"),
     "rotated.jpg": rotated,
     "animated.gif": animated,
     "progressive.jpeg": lambda path: noise(mode="RGB").save(path, progressive=True),
@@ -117,11 +118,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-def bomb(path):
-    """A PNG that claims to be 50,000 pixels on each side."""
+def bomb(path, side=50_000):
+    """A PNG that claims to have so many pixels on each side."""
     noise(mode="RGB").save(path)
     data = bytearray(path.read_bytes())
-    data[16:24] = (50_000).to_bytes(4) * 2
+    data[16:24] = side.to_bytes(4) * 2
     data[29:33] = unreadable.zlib.crc32(data[12:29]).to_bytes(4)
     path.write_bytes(data)
 
@@ -137,10 +138,15 @@ UNREADABLE = {
     "page.jpg": (lambda path: path.write_text("<html>404</html>"), "not an image"),
     "link to nothing.png": (lambda path: path.symlink_to("nowhere.png"), "a broken link"),
     "bomb.png": (bomb, "DecompressionBombError"),
+    "too large.png": (lambda path: bomb(path, 13_000), "13,000 x 13,000 pixels; at most 89,478,485 are read"),
+    "page.eps.png": (lambda path: noise(mode="RGB").save(path, "EPS"), "not an image, or of a kind"),
+    "float.tiff": (lambda path: noise().convert("F").save(path), "its values are floats, whose white is not certain"),
+    "32 bits.tiff": (lambda path: noise().convert("I").save(path), "its values are 32-bit or signed integers, whose"),
+    "12 bits.png": (lambda path: grey_16(path, 4095), "16-bit values of at most 4,095, which may be those of fewer"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_images_stop_the_run_or_are_left_out(folder, name):
     make, reason = UNREADABLE[name]
