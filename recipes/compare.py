@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.statistics import Spread
 from cdl_hf.training.arguments import RUN, HubArguments
 from cdl_hf.training.grid import PlannedRun, read_grid
@@ -232,7 +233,7 @@ def tabled(planned: list[PlannedRun], runs: Path, problems: dict[str, Problem]) 
         forgetting = Spread.of({seed: r["forgetting"]["cdl"] for seed, r in found.items()}) if found else ""
         kinds = {problems[run.name].kind for run in of_seeds if run.name in problems}
         seeds = ", ".join([f"{len(found)} of {len(of_seeds)}", *sorted(kinds)])
-        lines.append(f"| {setting} | {accuracy} | {forgetting} | {seeds} |")
+        lines.append(f"| {markdown_name(setting)} | {accuracy} | {forgetting} | {seeds} |")
     return "\n".join(lines)
 
 

@@ -3,16 +3,16 @@
     python recipes/predict.py runs/my_run/student drawing.png photographs/ --output answers.csv --top_k 3
 
 Folders are searched with all that is below them. Files that cannot be read are named and counted, and the others are
-answered. Images are opened as in training: upright, transparency on white, 16-bit grey scaled to 8 bits.
+answered. Images are opened as in training: upright, transparency on white, 16-bit grey scaled to 8 bits. In CSV an
+apostrophe stands before a name that a spreadsheet would take for a formula, such as `=1+1`; in JSON none does.
 """
 
-import csv
-import io
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cdl_hf.escaping import csv_table
 from cdl_hf.training.parser import parse, refuse
 
 
@@ -90,13 +90,11 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
 def as_csv(answers: list[dict]) -> str:
     """A line an image: file, label_1, score_1, label_2, ..."""
     count = len(answers[0]["classes"]) if answers else 0
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", *(f"{what}_{k + 1}" for k in range(count) for what in ("label", "score"))])
+    rows = [["file", *(f"{what}_{k + 1}" for k in range(count) for what in ("label", "score"))]]
     for answer in answers:
         cells = [cell for each in answer["classes"] for cell in (each["label"], f"{each['score']:.6f}")]
-        writer.writerow([answer["file"], *cells])
-    return text.getvalue()
+        rows.append([answer["file"], *cells])
+    return csv_table(rows)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from reports.results import latencies, measure_latency, store, stored
 from reports.scene import Scene
 from reports.tables import as_csv
 
+from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.settings import Setting, settings_of
 from cdl_hf.training.parser import parse, refuse
 
@@ -43,14 +44,18 @@ def main() -> None:
         if args.measure_latency:
             measure_latency(runs, output / "runs")
         settings = settings_of(stored(output / "runs"))
+        build(settings, latencies(output / "runs", settings), output)
     except ValueError as error:
         refuse(str(error))
-    build(settings, latencies(output / "runs", settings), output)
     print(f"{output / 'report.md'}, report.html and results.csv tell of {len(settings)} settings.")
 
 
 def build(settings: list[Setting], measured: dict[tuple[str, str], dict[str, Any]], output: Path) -> None:
-    """Writes report.md with its pictures, results.csv and report.html."""
+    """Writes report.md with its pictures, results.csv and report.html.
+
+    Raises:
+        ValueError: findings.md has a picture that is not there.
+    """
     settings = sorted(settings, key=order)
     scenes: dict[tuple, list[Setting]] = {}
     for setting in settings:
@@ -91,7 +96,9 @@ def how_it_was_made(settings: list[Setting], measured: Mapping) -> str:
             "```\npython recipes/compare.py GRID.yaml --output_dir RUNS\n"
             f"python recipes/report.py RUNS --output_dir REPORT{' --measure_latency' if measured else ''}\n```",
             "Arguments are in each `results.json`. From what is stored the report is rebuilt by "
-            "`python recipes/report.py REPORT/runs --output_dir REPORT`. Versions: " + "; ".join(told) + ".",
+            "`python recipes/report.py REPORT/runs --output_dir REPORT`. Versions: "
+            + markdown_name("; ".join(told))
+            + ".",
         ]
     )
 

@@ -90,7 +90,8 @@ class Setting:
         first, args = next(iter(self.results.values())), self.args
         given = args["class_order"]
         order = given if isinstance(given, str) else ", ".join(given), args["stream_seed"]
-        return PurePath(self.stream["source"]).name, *order, args["teacher"], args["student"], first["tested_on"]
+        source = PurePath(self.stream["source"] or "images").name
+        return source, *order, args["teacher"], args["student"], first["tested_on"]
 
     def values(self, figure: str | Callable[[dict[str, Any]], float]) -> BySeed:
         """A figure of the model, such as `average_accuracy`, by seed."""

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
 from .citations import CITATIONS
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -76,7 +79,8 @@ class ModelCardContent:
 
     @property
     def dataset(self) -> str:
-        return portable(self.results["stream"]["source"] or "images")
+        """The data set's name on one line, without the folders that it lies in."""
+        return " ".join(portable(self.results["stream"]["source"] or "images").split())
 
     @property
     def methods(self) -> list[str]:
@@ -102,7 +106,9 @@ class ModelCardContent:
 
 def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
     """Writes `README.md` into the folder of a saved model; returns its path."""
-    card = ModelCard.from_template(_metadata(content), template_path=str(TEMPLATE), **_page(content))
+    weights_bytes = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    page = _page(content, weights_bytes)
+    card = ModelCard.from_template(_metadata(content), template_path=str(TEMPLATE), **page)
     path = Path(folder) / "README.md"
     card.save(path)
     return path
@@ -114,41 +120,34 @@ def complete_model_folder(run: Path, content: ModelCardContent) -> None:
     write_model_card(folder, content)
     for picture in PICTURES:
         shutil.copyfile(run / picture, folder / picture)
-    shown = {**results, "args": _portable(results["args"]), "stream": {**results["stream"], "source": content.dataset}}
+    shown = {
+        **results,
+        "args": portable_arguments(results["args"]),
+        "stream": {**results["stream"], "source": content.dataset},
+    }
     text = json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
-    (folder / "results.json").write_text(text, encoding="utf-8")
-
-
-def _portable(args: dict[str, Any]) -> dict[str, Any]:
-    return {name: portable(value) if isinstance(value, str) else value for name, value in args.items()}
-
-
-def portable(word: str) -> str:
-    """A word of a command without what is nobody else's business: the folders of an absolute path, a token."""
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    if re.match(r"~|[/\\]|[A-Za-z]:[/\\]", value):
-        value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return option + equals + re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", value)
+    (folder / "results.json").write_text(text, encoding="utf-8", errors="backslashreplace")  # of JSON, too, an escape
 
 
 def _metadata(content: ModelCardContent) -> ModelCardData:
     own = content.results[content.role]
     metrics = {name: ("accuracy", label, own[name]) for name, label in METRICS.items()}
     metrics["forgetting"] = ("forgetting", FORGETTING["cdl"], own["forgetting"]["cdl"])
+    hub_dataset = content.hub_dataset if _is_on_the_hub(content.hub_dataset) else None
     return ModelCardData(
         model_name=content.model_name,
-        license=content.weights_licence,
+        license=_licence_id(content.weights_licence),
         library_name="transformers",  # the code of the model is in the repository
         pipeline_tag="image-classification",
         tags=content.tags,
-        base_model=content.base_model or None,
-        datasets=content.hub_dataset,
+        base_model=[name for name in content.base_model if _is_on_the_hub(name)] or None,
+        datasets=hub_dataset,
         metrics=["accuracy"],
         eval_results=[
             EvalResult(
                 task_type="image-classification",
                 task_name="Class-incremental image classification",
-                dataset_type=content.hub_dataset or content.dataset,
+                dataset_type=hub_dataset or content.dataset,
                 dataset_name=f"{content.dataset}, {content.results['stream']['num_tasks']} tasks",
                 dataset_split=content.results["tested_on"],
                 metric_type=kind,
@@ -160,8 +159,22 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
     )
 
 
-def _page(content: ModelCardContent) -> dict[str, Any]:
-    """What the template shows."""
+def _is_on_the_hub(name: str | None) -> bool:
+    """Whether it can be a repository's name; a path or an address is none."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _licence_id(licence: str | None) -> str | None:
+    """The Hub takes its own identifiers and `other`, and refuses a card with anything else."""
+    return licence if licence is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(licence)) else "other"
+
+
+def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
+    """What the template shows; names are escaped here."""
     results, stream = content.results, content.results["stream"]
     roles = [role for role in ("teacher", "student") if role in results]
     args = results["args"]
@@ -178,7 +191,11 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
         "aligned": args["classifier_alignment"],
         "distillation": _linked(distillation, "cdl" if args["distillation"] in OF_CDL else args["distillation"]),
         "taught": content.role == "student" and args["distillation"] != "none",
-        "backbones": {role: portable(name) for role, name in content.backbones.items()},
+        "backbones": {role: markdown_name(portable(name)) for role, name in content.backbones.items()},
+        "model_name": markdown_name(content.model_name),
+        "dataset": markdown_name(content.dataset),
+        "weights_licence": markdown_text(str(content.weights_licence or "")),
+        "megabytes": weights_bytes / 1e6,
         "stream": stream,
         "num_classes": len(stream["class_names"]),
         "num_images": {split: sum(stream[split]) for split in ("train", "validation", "test")},
@@ -189,7 +206,7 @@ def _page(content: ModelCardContent) -> dict[str, Any]:
             *_comparison([results[role] for role in roles]),
             _latency_row(results["latency_ms"], roles),
         ],
-        "command": _lines([portable(word) for word in content.command]),
+        "command": fenced(_lines([portable(word) for word in content.command])),
         "versions": results["versions"],
         "citations": [CITATIONS[key] for key in _papers(args, papers)],
     }
@@ -227,15 +244,10 @@ def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[s
     for task, row in enumerate(matrix):
         names = stream["class_names"][start : start + stream["classes_per_task"][task]]
         start += len(names)
-        shown = ", ".join(_cell(name) for name in names[:NAMES_SHOWN])
+        shown = ", ".join(markdown_text(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         rows.append({"classes": shown + more, "learnt": row[task], "last": matrix[-1][task]})
     return rows
-
-
-def _cell(text: str) -> str:
-    """Text that neither ends a cell of a Markdown table nor becomes markup."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -248,4 +260,4 @@ def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 
 def _latency_row(latency: dict[str, Any], roles: list[str]) -> tuple[str, list[str]]:
-    return f"Latency of one image (ms), {latency['device']}", [f"{latency[role]:.1f}" for role in roles]
+    return f"Latency of one image (ms), {markdown_name(latency['device'])}", [f"{latency[role]:.1f}" for role in roles]

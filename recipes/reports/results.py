@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cdl_hf.escaping import portable, portable_arguments
 from cdl_hf.evaluation.settings import Setting, settings_of
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
 
+from .naming import DISTILLATION, HEADS, PROMPTS
+
+PATHS = ("output_dir", "teacher_from", "student_from", "split_file", "teacher_weights", "student_weights")
+
 
 def store(runs: Path, folder: Path) -> None:
-    """Copies what is small; of the paths of this machine only the last part is kept.
+    """Copies what is small; of the paths of this machine only the last part is kept, and no password.
 
     Raises:
         ValueError: A file is not what a run leaves.
@@ -18,11 +23,12 @@ def store(runs: Path, folder: Path) -> None:
     for file in sorted(runs.glob("*/results.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            paths = ("output_dir", "teacher_from", "student_from", "split_file", "teacher_weights", "student_weights")
-            shortened = {n: Path(content["args"][n]).name for n in paths if content["args"].get(n) is not None}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            args = portable_arguments(content["args"])
+            args |= {name: Path(args[name]).name for name in PATHS if args.get(name) is not None}
+            source = portable(content["stream"]["source"] or "images")
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not what a run leaves: {error}") from error
-        content["args"] |= shortened
+        content |= {"args": args, "stream": content["stream"] | {"source": source}}
         target = folder / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -32,12 +38,16 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
     """Results by the name of the run, arguments that are newer than a run with their defaults.
 
     Raises:
-        ValueError: A run is too old to tell how large its classifier is.
+        ValueError: A run is too old to tell how large its classifier is, or is not one of this package.
     """
     defaults, found = to_dict(parse(RUN, [])), {}
     for file in sorted(folder.glob("*/results.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         args = defaults | content["args"]
+        known = {"prompt_method": PROMPTS, "distillation": DISTILLATION, "head": HEADS}
+        strange = [f"{name} {args[name]!r}" for name, choices in known.items() if args[name] not in choices]
+        if strange:
+            raise ValueError(f"{file} is not what a run leaves: it has the unknown {', '.join(strange)}")
         models = [content[role] for role in ("teacher", "student") if role in content]
         if args["head"] != "linear" and not all("classifier_values" in of_model for of_model in models):
             raise ValueError(f"{file} does not tell how large its classifier is, as runs of today do: run it again")

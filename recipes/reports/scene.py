@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.pareto import pareto_front
 from cdl_hf.evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
 from cdl_hf.evaluation.settings import Setting
@@ -37,7 +38,7 @@ class Scene:
         self.title = f"{source}: {teacher} teaches {student}{drawn}{split}"
 
     def sections(self) -> list[str]:
-        parts = [f"## {self.title}"]
+        parts = [f"## {markdown_name(self.title)}"]
         streams = sorted({setting.stream["num_tasks"] for setting in self.settings if not setting.at_once})
         for tasks in streams:
             members = [s for s in self.settings if s.stream["num_tasks"] == tasks]
@@ -64,7 +65,16 @@ class Scene:
                     pairs = (paired_difference(a, b) for a, b in zip(figures(s), figures(alone), strict=True))
                     differs = ["" if pair is None else str(pair) for pair in pairs]
                 accuracy = bold(str(Spread.of(s.accuracy)), s.learner == best)
-                rows.append([s.learner, accuracy, differs[0], str(Spread.of(s.forgetting)), differs[1], seeds_of(s)])
+                rows.append(
+                    [
+                        markdown_name(s.learner),
+                        accuracy,
+                        differs[0],
+                        str(Spread.of(s.forgetting)),
+                        differs[1],
+                        seeds_of(s),
+                    ]
+                )
             header = ["learner", "A_N (%)", "against none", "forgetting (points)", "against none", "seeds"]
             name = f"curves-{prompts}-{learners[0].stream['num_tasks']}{self.suffix}.svg"
             self.curves(learners, members, name)
@@ -93,7 +103,7 @@ class Scene:
             difference = None
             if members[0].distillation not in (None, "none") and len(references) == len(members):
                 difference = paired_difference(mean_by_seed(members), mean_by_seed(references))
-            rows.append([learner, *cells, str(difference or "")])
+            rows.append([markdown_name(learner), *cells, str(difference or "")])
         names = ["frozen" if name == "none" else name for name in by_prompts]
         return table(["learner", *names, "against none"], rows)
 
@@ -133,7 +143,10 @@ class Scene:
         if not lines:
             return ""
         cells = [
-            [name, *(str(Spread.of(of[role].accuracy)) if role in of else "" for role in ("teacher", "student"))]
+            [
+                markdown_name(name),
+                *(str(Spread.of(of[role].accuracy)) if role in of else "" for role in ("teacher", "student")),
+            ]
             for name, of in lines.items()
         ]
         told = (
@@ -141,7 +154,8 @@ class Scene:
             "forgotten and all classes are compared: it is what the same training, of as many epochs, comes to "
             "without a stream. The students that are named with their method see all classes at once as well."
         )
-        return "\n\n".join(["### Baselines", told, table(["", self.teacher, self.student], cells)])
+        header = ["", markdown_name(self.teacher), markdown_name(self.student)]
+        return "\n\n".join(["### Baselines", told, table(header, cells)])
 
     def reported(self) -> str:
         """Figures of the papers beside those measured here."""
@@ -151,7 +165,9 @@ class Scene:
             otherwise = s.at_once or s.taught_at_once or s.note or s.head != "linear"
             if (s.prompts, s.distillation) in papers and not otherwise:
                 ours = f"{Spread.of(s.accuracy)} / {Spread.of(s.forgetting)}"
-                rows.append([s.prompts, s.learner, papers[s.prompts, s.distillation], ours, seeds_of(s)])
+                rows.append(
+                    [s.prompts, markdown_name(s.learner), papers[s.prompts, s.distillation], ours, seeds_of(s)]
+                )
         if not rows:
             return ""
         told = (
@@ -182,7 +198,7 @@ class Scene:
             points = {name: point for members in groups.values() for name, point in members.items()}
             cost = "parameters" if kind == "parameters" else "ms"
             front = [
-                [name, f"{points[name][0]:,.0f}" if kind == "parameters" else f"{points[name][0]:.2f}"]
+                [markdown_name(name), f"{points[name][0]:,.0f}" if kind == "parameters" else f"{points[name][0]:.2f}"]
                 + [f"{points[name][1]:.2f}"]
                 for name in pareto_front(points)
             ]
@@ -193,7 +209,7 @@ class Scene:
             ]
         if "latency" in costs:
             devices = sorted({self.measured[s.name, s.role]["device"] for s in continual})
-            parts.append(f"Latencies are medians of 100 single images, on: {'; '.join(devices)}.")
+            parts.append(f"Latencies are medians of 100 single images, on: {markdown_name('; '.join(devices))}.")
         return "\n\n".join(parts)
 
     def training_cost(self) -> str:
@@ -205,7 +221,7 @@ class Scene:
                 stream = " at once" if s.at_once else ""
                 prompts = ("frozen" if s.prompts == "none" else s.prompts) + stream
                 seconds = f"{Spread.of(s.seconds).mean:,.0f}"
-                rows.append([prompts, s.learner, f"{parameters(s):,}", f"{learnt:,}", seconds])
+                rows.append([prompts, markdown_name(s.learner), f"{parameters(s):,}", f"{learnt:,}", seconds])
         told = (
             "Seconds of wall-clock time for the model's own stages, the mean over the seeds. They are noisy: runs may "
             "have shared their machine with others, and a student is spared what its teacher's run has stored."

@@ -1,9 +1,8 @@
 """The report's tables: in Markdown, and all figures as CSV."""
 
-import csv
-import io
 from collections.abc import Mapping
 
+from cdl_hf.escaping import csv_table
 from cdl_hf.evaluation.settings import Setting
 
 CSV_COLUMNS = (
@@ -28,14 +27,12 @@ def bold(text: str, is_bold: bool) -> str:
 
 def as_csv(settings: list[Setting], measured: Mapping) -> str:
     """A line for each model of each run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows = [CSV_COLUMNS]
     for s in settings:
         latency = measured.get((s.name, s.role), {}).get("milliseconds", "")
         for seed, result in s.results.items():
             of_model = result[s.role]
-            writer.writerow(
+            rows.append(
                 [
                     *(s.name, seed, s.scene[0], s.stream["num_tasks"], s.scene[1]),
                     *(s.args["teacher"], s.args["student"], s.role, s.prompts, s.learner, s.head),
@@ -44,7 +41,7 @@ def as_csv(settings: list[Setting], measured: Mapping) -> str:
                     *(parameters(s), of_model["trainable_parameters"], latency, s.seconds[seed]),
                 ]
             )
-    return text.getvalue()
+    return csv_table(rows)
 
 
 def parameters(s: Setting) -> int:

@@ -8,6 +8,7 @@ import shlex
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from cdl_hf.distillation import METHODS
@@ -352,3 +353,56 @@ def test_a_card_changes_nothing_it_was_given(tmp_path):
     before = copy.deepcopy(RESULTS)
     write_model_card(tmp_path, content())
     assert before == RESULTS
+
+
+HOSTILE = "x: [y]\n---\nlicense: mit\n---\n# Title\n<script>alert(1)</script> | `a` ![p](https://example.org/p.png)"
+
+
+def test_names_change_neither_metadata_nor_page(tmp_path):
+    stream = {**RESULTS["stream"], "source": HOSTILE, "class_names": [HOSTILE, *RESULTS["stream"]["class_names"][1:]]}
+    results = {**RESULTS, "stream": stream, "latency_ms": {**RESULTS["latency_ms"], "device": HOSTILE}}
+    given = {
+        **vars(content(results=results)),
+        "backbones": {"teacher": HOSTILE, "student": HOSTILE},
+        "command": ["train.py", "--dataset", "a\n```\n# Title\n<script>", "``````"],
+        "weights_licence": HOSTILE,
+        "base_model": [HOSTILE, "/home/anna/vit", "timm/vit"],
+        "hub_dataset": "../anna/images",
+    }
+    path = write_model_card(tmp_path, ModelCardContent(**given))
+    plain = metadata_load(write_model_card(tmp_path / "plain", content()))
+    metadata = metadata_load(path)
+    assert metadata.keys() - {"base_model"} == plain.keys()
+    assert (metadata["license"], metadata["base_model"]) == ("other", ["timm/vit"])
+    name, (figure, *_) = model_index_to_eval_results(metadata["model-index"])
+    assert "\n" not in name + figure.dataset_type + figure.dataset_name
+
+    def shape(card):
+        body = card.read_text(encoding="utf-8").split("\n---\n", 1)[1]
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+        inner = (child for token in tokens for child in token.children or [])
+        return [t.type for t in tokens], [t.type for t in inner if t.type in ("image", "link_open", "html_inline")]
+
+    assert shape(path) == shape(tmp_path / "plain" / "README.md")
+    command = path.read_text(encoding="utf-8").split("## How it was made")[1]
+    assert shlex.split(MarkdownIt().parse(command)[0].content) == given["command"]
+
+
+def test_nothing_of_the_machine_is_in_what_is_pushed(tmp_path):
+    results = {**RESULTS, "stream": {**RESULTS["stream"], "source": "https://anna:pa55@example.org/images.parquet"}}
+    for name in ("accuracy.png", "matrices.png"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "student").mkdir()
+    args = {"teacher": "local-dir:/home/anna/vit", "split_file": r"C:\Users\Anna\split.yaml", "extra": ["~anna/a"]}
+    given = {**vars(content(results=results, **args)), "command": ["train.py", "--teacher=local-dir:/home/anna/vit"]}
+    complete_model_folder(tmp_path, ModelCardContent(**given))
+    for file in (tmp_path / "student").iterdir():
+        assert not re.search("anna|pa55|home|users", file.read_text(encoding="utf-8"), re.IGNORECASE)
+
+
+def test_the_size_of_the_weights_is_told(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_500_000))
+    student = {**STUDENT, "classifier_values": 12_000}
+    card = write_model_card(tmp_path, content(results={**RESULTS, "student": student})).read_text(encoding="utf-8")
+    assert "The weights take 1.5 MB, of which the classifier that predicts is 12,000 numbers. It knows" in card
+    assert "The weights take" not in write_model_card(tmp_path / "none", content()).read_text(encoding="utf-8")

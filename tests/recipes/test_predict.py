@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_runs import run_recipe
+from tiny_runs import load_recipe, run_recipe
 from transformers import pipeline
 
 import cdl_hf  # noqa: F401
@@ -84,3 +84,13 @@ def test_nothing_readable_is_a_failure(finished_run, folder, capsys):
 def test_mistakes_are_told(finished_run, capsys, arguments, told):
     assert predict(*(argument.format(run=finished_run) for argument in arguments)) == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_name_is_a_formula():
+    answer = {
+        "file": "=cmd|' /C calc'!A0.png",
+        "classes": [{"label": "-x", "score": 0.5}, {"label": "-1", "score": 0.1}],
+    }
+    (row,) = csv.DictReader(load_recipe("predict").as_csv([answer]).splitlines())
+    assert row["file"] == "'=cmd|' /C calc'!A0.png"
+    assert (row["label_1"], row["score_1"], row["label_2"]) == ("'-x", "0.500000", "-1")

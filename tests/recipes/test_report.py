@@ -1,5 +1,6 @@
 """recipes/report.py on made-up runs, and the reports in the repository made again from their stored results."""
 
+import csv
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from cdl_hf.training.parser import parse, to_dict
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
 
+from reports.page import as_page  # noqa: E402
 from reports.papers import reported_figures  # noqa: E402
 
 REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs"))
@@ -190,6 +192,60 @@ def test_what_a_computed_classifier_keeps_counts(runs, report, tmp_path, capsys)
     with pytest.raises(SystemExit):
         report(runs, "--output_dir", tmp_path / "report")
     assert "run it again" in capsys.readouterr().err
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_names_in_the_report_are_text(runs, report, tmp_path):
+    for file in runs.glob("*/results.json"):
+        results = json.loads(file.read_text())
+        results["stream"]["source"] = f"C:\\Users\\anna\\=a|b {SCRIPT.replace('/', '')}"
+        results["args"] |= {"teacher": SCRIPT, "student": "local-dir:/home/anna/-x|y", "dataset": "u:pw@h/x"}
+        results["versions"]["torch"] = SCRIPT
+        file.write_text(json.dumps(results))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "findings.md").write_text(f"## Found\n\n{SCRIPT}\n\na {SCRIPT} <b onclick=x>b</b>\n")
+    report(runs, "--output_dir", tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    elements = set(re.findall(r"<(\w+)", page.split("<body>")[1]))
+    assert "table" in elements and not {"script", "b"} & elements
+    assert "&lt;b onclick" in page and "<br>" in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    with (tmp_path / "report" / "results.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["data"].startswith("'=a|b") and row["student"] == "local-dir:-x|y"
+            assert float(row["forgetting_bwt"]) <= 0
+    everything = b"".join(written(tmp_path / "report").values()).decode("utf-8", "replace").lower()
+    assert not any(word in everything for word in ("anna", "users", "pw@"))
+
+
+def test_no_html_in_the_title(tmp_path):
+    assert "<title>&lt;script&gt;" in as_page(f"# {SCRIPT}\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda results: results["args"].update(prompt_method="../x"), "the unknown prompt_method '../x'"),
+        (lambda results: results.pop("stream"), "is not what a run leaves"),
+    ],
+)
+def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, told):
+    file = next(runs.glob("*/results.json"))
+    results = json.loads(file.read_text())
+    spoil(results)
+    file.write_text(json.dumps(results))
+    with pytest.raises(SystemExit):
+        report(runs, "--output_dir", tmp_path / "report")
+    assert told in capsys.readouterr().err
+
+
+def test_a_picture_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match="my picture.png cannot be read: No such file"):
+        as_page("![mine](my%20picture.png)", tmp_path)
 
 
 def test_folder_without_runs_is_refused(report, tmp_path, capsys):
