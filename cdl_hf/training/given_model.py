@@ -106,6 +106,9 @@ class GivenModel:
             states.load(0, model, classifier=self.kept)
         except ValueError as error:
             raise ValueError(f"the {role} of {run} is not the one configured here: {error}") from error
+        for task in range(about["stream"]["num_tasks"]):
+            if self._has_answers(task):
+                states.answers(task).open(*self._answered(task))  # its mistakes are found before anything is trained
 
     @torch.no_grad()
     def load(self, task: int) -> None:
@@ -123,9 +126,16 @@ class GivenModel:
         """(right, all) test images of each task so far, as that run has found them; not of one `at_once`."""
         return self.states.counts(task)
 
-    def answers(self, task: int) -> dict[str, np.ndarray]:
+    def answers(self, task: int) -> dict[str, list[np.ndarray | None]]:
         """Its answers to the task's training images, if they were stored and are of this run's images."""
+        return self.states.answers(task).read(*self._answered(task)) if self._has_answers(task) else {}
+
+    def _has_answers(self, task: int) -> bool:
         if self.at_once:
-            return {}  # they are in the order of its one task
-        same_images = self.states.about(task)["images"] == self.about["images"]
-        return self.states.answers(task).read() if same_images else {}
+            return False  # they are in the order of its one task
+        return self.states.about(task)["images"] == self.about["images"]
+
+    def _answered(self, task: int) -> tuple[int, int]:
+        """Epochs and images of a task."""
+        num_epochs = self.about["images"][1]
+        return num_epochs, self.about["stream"]["train"][task]

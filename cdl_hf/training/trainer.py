@@ -158,11 +158,18 @@ class ContinualDistillationTrainer:
         if len(roles) == 1 and name in self.given:
             self.given[name].load(task.index)
         else:
-            images = self._images_for_training(task)
+            images, settings = self._images_for_training(task), self._settings(task, name)
+            modules = {role: self.modules[role] for role in roles}
+            if self.args.auto_batch_size and state is None:
+                self.parts[name] = parts_that_fit(
+                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
+                )
+            self.accelerator.gradient_accumulation_steps = self.parts[name]
+            division = self._division(settings, self.parts[name])
             if roles == (STUDENT,):
-                images.answers = self._known_answers(task)
+                images.answers = self._known_answers(task, division)
             elif self._passes_queries_on() and state is None:
-                self._queries = QueryStore(len(images))
+                self._queries = QueryStore(len(images), division)
 
             def on_answer(epoch, index, answer):
                 if self._queries is not None and roles == (TEACHER,):
@@ -178,12 +185,6 @@ class ContinualDistillationTrainer:
                 self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
-            modules, settings = {role: self.modules[role] for role in roles}, self._settings(task, name)
-            if self.args.auto_batch_size and state is None:
-                self.parts[name] = parts_that_fit(
-                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
-                )
-            self.accelerator.gradient_accumulation_steps = self.parts[name]
             with shortage_told(f"{settings.name}: {self._memory_advice(name)}"):
                 try:
                     run_stage(
@@ -327,18 +328,27 @@ class ContinualDistillationTrainer:
         settings = self._settings(task, "teacher's answers")
         answers.write(self.accelerator, self.models[TEACHER], self._images_for_training(task), settings)
 
-    def _known_answers(self, task: Task) -> dict[str, Sequence[np.ndarray]]:
-        """What need not be computed again in the student's stage."""
+    def _division(self, settings: StageSettings, parts: int) -> tuple:
+        """What decides which images each process has in each step of a stage, and what they look like.
+
+        A callback may alter the arguments between the stages.
+        """
+        args = self.args
+        return settings.seed, settings.batch_size, parts, args.seed, list(args.crop_scale), args.horizontal_flip
+
+    def _known_answers(self, task: Task, division: tuple) -> dict[str, Sequence[np.ndarray | None]]:
+        """What need not be computed again in a student's stage of this division."""
         if TEACHER not in self.models:
             return {}
         known = {}
         if TEACHER in self.given:
-            known = dict(self.given[TEACHER].answers(task.index))
+            known = self.given[TEACHER].answers(task.index)
         elif self.args.store_answers:
-            known = dict(self.states[TEACHER].answers(task.index).read())
+            answers = self.states[TEACHER].answers(task.index)
+            known = answers.read(self.args.num_epochs, len(task.train))
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             known.pop("query", None)
-        elif self._queries is not None:
+        elif self._queries is not None and self._queries.division == division:
             known["query"] = self._queries.epochs
         return known
 
