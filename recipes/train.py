@@ -27,6 +27,7 @@ def main() -> None:
     from cdl_hf.training.agreement import together
     from cdl_hf.training.dry_run import describe_run
     from cdl_hf.training.ending import ended_plainly
+    from cdl_hf.training.fingerprint import fingerprint
 
     try:
         # Where: the output folder, processes and devices
@@ -52,7 +53,7 @@ def main() -> None:
                 args,
                 folder=folder,
                 accelerator=accelerator,
-                arguments=arguments,
+                fingerprint=fingerprint(arguments, stream, learners, accelerator),
             )
             accelerator.print(stream)
             accelerator.print(report.describe_models(learners))

@@ -7,25 +7,24 @@ import PIL.Image
 import torch
 
 from .decoding import open_image
-from .image_folder import image_suffixes
+from .image_search import find_images
 from .source_error import SourceError
 from .unreadable import FAILURES, explain
 
 
 def find_image_files(paths: Iterable[str | Path]) -> list[str]:
-    """The files themselves, and of folders the images in them and below, sorted, by their suffix; hidden ones not.
+    """The files themselves, and of folders the images in them and below, by their suffix, sorted; links are followed.
 
     Raises:
         SourceError: There is no such file or folder, or no image in it.
     """
-    files, suffixes = [], image_suffixes()
-    for path in map(Path, paths):
+    files = []
+    for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            found = [file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
-            found = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+            found = sorted(find_images(path, bare=False))
             if not found:
                 raise SourceError(f"'{path}' holds no files whose names are those of images.")
-            files += map(str, sorted(found))
+            files += found
         elif path.exists():
             files.append(str(path))
         else:

@@ -4,7 +4,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from .images import TaskImages
-from .labels import read_labels
+from .labels import one_name, read_labels
 from .transforms import TestTransform
 from .views import select_rows
 
@@ -23,8 +23,8 @@ def known_classes(
         ValueError: the model knows none of the classes.
     """
     names = views[0].features["label"].names
-    column_of = {name: column for column, name in enumerate(class_names)}
-    columns = np.array([column_of.get(name, -1) for name in names])
+    column_of = {one_name(name): column for column, name in enumerate(class_names)}
+    columns = np.array([column_of.get(one_name(name), -1) for name in names])
     view = concatenate_datasets(views)
     known = columns[read_labels(view)] >= 0
     dropped = int((~known).sum())
@@ -33,7 +33,7 @@ def known_classes(
             f"the model knows none of the data set's classes, which are {_listed(names)}; "
             f"it knows {_listed(class_names)}"
         )
-    unknown = [name for name in names if name not in column_of]
+    unknown = [name for name in names if one_name(name) not in column_of]
     left_out = f"{dropped:,} images of classes that the model has not seen are left out: {_listed(unknown)}"
     images = TaskImages(select_rows(view, np.flatnonzero(known)), columns, transform)
     return images, left_out if dropped else None

@@ -26,7 +26,7 @@ def read_labels(dataset: Dataset) -> np.ndarray:
         labels[start : start + len(column)] = column
         start += len(column)
     if missing:
-        raise ValueError(f"{missing} of {len(labels)} images have no label (null or negative); remove them.")
+        raise ValueError(f"{missing} of {len(labels)} images have no label (null, empty or negative); remove them.")
     return labels
 
 

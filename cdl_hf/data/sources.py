@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from .cifar100 import is_cifar100, read_cifar100
+from . import columns
+from .choose_splits import choose_test, choose_train
+from .cifar100 import is_cifar100
+from .class_labels import with_class_labels, with_labels, without_empty_classes
 from .hub import read_hub
-from .image_folder import TEST_SPLITS, read_image_folder
 from .imagenet_r import add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, share
-from .source_error import SourceError
+from .local import read_local
+from .source_error import SourceError, listed, reason
 from .split_list import read_split_list
 from .splits import Splits
+from .tables import Wanted
 from .unreadable import find_unreadable
 from .views import image_paths, select_rows
 
@@ -70,8 +71,6 @@ SOURCES = {
     ),
 }
 
-USUAL_IMAGE_COLUMNS = ("image", "img")
-USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
 MANY = 100  # unreadable images that a message names
 
 
@@ -87,28 +86,37 @@ def load_source(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
     test_fraction: float = 0.2,
     split_file: str | None = None,
     skip_unreadable_images: bool = False,
+    drop_empty_classes: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Load a data set as splits `train` and `test` with columns `image` (RGB) and `label` (ClassLabel).
 
-    Without a split `test`, a split `validation` is taken for it; without either, a list of files says what to train
-    on, or a share of every class is held out. Images are opened when they are used, upright, as `decode` tells; that
-    they can be, is made sure of here. CIFAR-100 and ImageNet-R are known by what their folders hold, and the classes
-    of ImageNet-R get readable names, its images a column `rendition`.
+    Splits are known by their names (`split_names`). Without a test split, or where that has no labels, the validation
+    split is taken for it; without either, a list of files says what to train on, or a share of every class is held
+    out. Images are opened when they are used, upright, as `decode` tells; that they can be, is made sure of here.
+    CIFAR-100 and ImageNet-R are known by what their folders hold; the classes of ImageNet-R get readable names, its
+    images a column `rendition`.
 
     Args:
         name_or_path: a key of `SOURCES`; a folder of images, `<class>/...`, or `train/<class>/...` beside
-            `test/<class>/...`; the folder `cifar-100-python`; a Parquet file or a folder of them; a `save_to_disk`
+            `test/<class>/...`, or with a table of their classes (`metadata.csv` or another CSV or JSON file); the
+            folder `cifar-100-python`; a Parquet, Arrow, CSV or JSON file, or a folder of them; a `save_to_disk`
             folder; or a Hub data set, `owner/name`.
         image_column: column of the images. Default: the only image column, or the one with a usual name.
-        label_column: column of the classes: a ClassLabel, strings or integers. Default: found in the same way.
+        label_column: column of the classes: a ClassLabel, strings, integers, whole floats or truth values. Default:
+            found in the same way.
+        train_split: name of the split, or of its folder, to learn from. Default: found by its name.
+        test_split: the same of the one to test on; where it is `train_split`, a share of that is held out.
         test_fraction: share of each class to hold out, if there is no test split; at least one image of a class is
             held out and at least one stays (a class of one image stays whole).
         split_file: list of the training images, in the form of `split_list`; all others are for the test.
         skip_unreadable_images: leave out what cannot be read, with a warning, instead of stopping.
+        drop_empty_classes: leave out the classes of a ClassLabel of which there is no image in either split.
         seed: of the held-out choice.
 
     Raises:
@@ -117,17 +125,20 @@ def load_source(
     """
     name = str(name_or_path)
     source = SOURCES.get(name) or Source(name)
+    _warn_of_a_folder_of_that_name(name, source)
     try:
-        splits = _train_and_test(_read(source.location), name)
+        splits = _read(source.location, Wanted(image_column, label_column), train_split, test_split)
     except SourceError as error:
         if not source.local:
             raise
         raise SourceError(f"{error} Such as --dataset path/to/{source.local}.") from error
-    features = splits["train"].features
-    image = _column(features, image_column or source.image_column, Image, USUAL_IMAGE_COLUMNS, "image", name)
-    label = _column(features, label_column or source.label_column, ClassLabel, USUAL_LABEL_COLUMNS, "label", name)
-    splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in splits.items()}
-    splits = _with_class_labels(splits, name)
+    train = choose_train(splits, name, train_split)
+    image = columns.image_column(splits[train].features, image_column or source.image_column, name)
+    label = columns.label_column(splits[train].features, label_column or source.label_column, name)
+    test = choose_test(splits, name, train, test_split, (image, label))
+    chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
+    splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}
+    splits = with_class_labels(splits, name)
     folders = splits["train"].features["label"].names
     if is_imagenet_r(folders, name):
         splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}
@@ -139,6 +150,9 @@ def load_source(
     unreadable = {}
     if not source.is_sound and not is_cifar100(Path(name).expanduser()):
         splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
+    if drop_empty_classes:
+        splits, kept = without_empty_classes(splits)
+        folders = [folders[label] for label in kept]
     if "test" not in splits:
         splits = _hold_out(splits["train"], test_fraction, seed)
     for dataset in splits.values():
@@ -146,15 +160,27 @@ def load_source(
     return Splits(splits, unreadable=unreadable, folders=None if is_divided else folders)
 
 
-def _read(location: str) -> DatasetDict:
+def _warn_of_a_folder_of_that_name(name: str, source: Source) -> None:
+    """Of a name and a folder that is called the same, only one is meant."""
+    if name not in SOURCES:
+        return
+    if Path(name).exists():
+        warnings.warn(
+            f"'{name}' is taken for the known data set of that name, not for what is called so in this folder; for "
+            f"that, write ./{name}",
+            stacklevel=3,
+        )
+    elif source.hub_name is None and not Path(source.location).is_absolute():
+        warnings.warn(
+            f"'{name}' is read from the folder {source.location} here, not from the Hub's data set of that name.",
+            stacklevel=3,
+        )
+
+
+def _read(location: str, wanted: Wanted, train_split: str | None, test_split: str | None) -> DatasetDict:
     path = Path(location).expanduser().absolute()
     if path.exists():
-        try:
-            return _read_local(path)
-        except SourceError:
-            raise
-        except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
-            raise SourceError(f"'{location}' is damaged or incomplete: {error}") from error
+        return read_local(path, wanted, train_split, test_split)
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, SOURCES, cutoff=0.5)
@@ -166,82 +192,19 @@ def _read(location: str) -> DatasetDict:
     return read_hub(location)
 
 
-def _read_local(path: Path) -> DatasetDict:
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise SourceError(
-                f"'{path}' is a file, but not a .parquet file; give one, or a folder (extract archives)."
-            )
-        return load_dataset("parquet", data_files={"train": [str(path)]})
-    if (path / "dataset_dict.json").exists():
-        return load_from_disk(str(path))
-    if (path / "dataset_info.json").exists() and (path / "state.json").exists():
-        return DatasetDict(train=load_from_disk(str(path)))
-    if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-        return load_dataset("parquet", data_dir=str(path))
-    return read_cifar100(path) if is_cifar100(path) else read_image_folder(path)
-
-
-def _train_and_test(splits: DatasetDict, name: str) -> dict[str, Dataset]:
-    if "train" not in splits and len(splits) > 1:
-        raise SourceError(f"'{name}' has the splits {', '.join(splits)} but no train; rename the one to learn from.")
-    train = splits["train"] if "train" in splits else next(iter(splits.values()))
-    test = next((splits[split] for split in TEST_SPLITS if split in splits and splits[split] is not train), None)
-    return {"train": train} | ({"test": test} if test is not None else {})
-
-
-def _column(features: Features, given: str | None, kind: type, usual: tuple[str, ...], what: str, name: str) -> str:
-    """Name of the column: the one given, else the one of this kind, else the one with a usual name."""
-    if given:
-        if given not in features:
-            raise SourceError(f"'{name}' has no column '{given}'; its columns are {', '.join(features)}.")
-        return given
-    found = [column for column, feature in features.items() if isinstance(feature, kind)]
-    found = found or [column for column in usual if column in features]
-    found = [column for column in usual if column in found][:1] or found
-    if len(found) != 1:
-        raise SourceError(
-            f"'{name}' has {'more than one' if found else 'no'} column that can be the {what} "
-            f"({', '.join(found or features)}); choose it with {what}_column."
-        )
-    return found[0]
-
-
 def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str) -> Dataset:
-    missing = [column for column in (image, label) if column not in dataset.column_names]
-    if missing:
-        raise SourceError(f"'{name}' has no column {' and '.join(missing)} in its {split} split.")
     if not len(dataset):
         raise SourceError(f"'{name}' has no images in its {split} split.")
     dataset = dataset.select_columns([image, label])
-    renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
-    dataset = dataset.rename_columns(renamed) if renamed else dataset
-    return dataset.cast_column("image", Image(mode="RGB"))
-
-
-def _with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """The same ClassLabel in every split, made from sorted strings or integers where there is none."""
-    kinds = [dataset.features["label"] for dataset in splits.values()]
-    if all(isinstance(kind, ClassLabel) for kind in kinds):
-        if any(kind.names != kinds[0].names for kind in kinds):
-            raise SourceError(
-                f"'{name}' numbers its classes differently in train and test; save them with one ClassLabel."
-            )
-        return splits
-    if any(not isinstance(kind, Value) or not ("int" in kind.dtype or "string" in kind.dtype) for kind in kinds):
-        raise SourceError(f"'{name}' has labels of type {kinds[0]}; expected a ClassLabel, strings or integers.")
-    columns = {split: dataset.with_format("arrow")["label"][:] for split, dataset in splits.items()}
-    values = sorted({value for column in columns.values() for value in pc.unique(column.drop_null()).to_pylist()})
-    feature = ClassLabel(names=[str(value) for value in values])
-    return {
-        split: _with_labels(dataset, pc.index_in(columns[split], pa.array(values, columns[split].type)), feature)
-        for split, dataset in splits.items()
-    }
-
-
-def _with_labels(dataset: Dataset, labels: pa.ChunkedArray, feature: ClassLabel) -> Dataset:
-    """Other labels, (n,); `cast_column` would write the whole table anew, images and all."""
-    return dataset.remove_columns("label").add_column("label", labels, feature=feature)
+    # by way of names that the other column cannot have
+    for old, new in ((image, " image"), (label, " label"), (" image", "image"), (" label", "label")):
+        dataset = dataset.rename_column(old, new)
+    try:
+        return dataset.cast_column("image", Image(mode="RGB"))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise SourceError(
+            f"'{name}' has in its column '{image}' what is no images ({reason(error)}); choose it with image_column."
+        ) from error
 
 
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
@@ -284,14 +247,26 @@ def _readable(
         some = [f"  {file}: {reason}" for file, reason in list(unreadable.items())[:MANY]]
         some += [f"  and {len(unreadable) - MANY:,} more"] if len(unreadable) > MANY else []
         total = sum(map(len, splits.values()))
-        message = f"{len(unreadable):,} of the {total:,} images of '{name}' cannot be read:\n" + ";\n".join(some)
+        message = f"{len(unreadable):,} of the {total:,} images of '{name}' cannot be read:\n" + ";\n".join(some) + "."
+        if lost := sorted(_classes_in(splits) - _classes_in(readable)):
+            message += f"\nOf these classes there is no other image: {listed(lost)}."
         if not skip:
-            raise SourceError(f"{message}.\nRepair or remove them, or leave them out with skip_unreadable_images.")
-        warnings.warn(f"{message}.\nThey are left out.", stacklevel=3)
+            raise SourceError(f"{message}\nRepair or remove them, or leave them out with skip_unreadable_images.")
+        warnings.warn(f"{message}\nThey are left out.", stacklevel=3)
     return readable, unreadable
+
+
+def _classes_in(splits: dict[str, Dataset]) -> set[str]:
+    """Names of the classes that have images."""
+    return {
+        dataset.features["label"].names[label]
+        for dataset in splits.values()
+        for label in np.unique(dataset.select_columns(["label"]).with_format("arrow")["label"][:].drop_null())
+        if label >= 0
+    }
 
 
 def _as_imagenet_r(dataset: Dataset) -> Dataset:
     names = readable_names(dataset.features["label"].names)
     labels = dataset.with_format("arrow")["label"][:]
-    return add_rendition(_with_labels(dataset, labels, ClassLabel(names=names)))
+    return add_rendition(with_labels(dataset, labels, ClassLabel(names=names)))

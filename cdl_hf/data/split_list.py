@@ -1,31 +1,41 @@
 """Lists of training images, in the form in which the split of ImageNet-R is published.
 
 A YAML file with `data`, paths, and `targets`, numbers of classes. Paths are relative to anything: their last two parts
-count, the folder of the class and the file. An image's folder says its class, not its target.
+count, the folder of the class and the file. An image's folder says its class, not its target. Only where folders of
+classes have folders in them with files of the same names do the paths start at the folder of the data set.
 """
 
 import json
+import os
+from collections import Counter
 
 import numpy as np
 import yaml
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from .labels import read_labels
+from .labels import one_name, read_labels
 from .source_error import SourceError
 from .views import image_paths
 
 
 def keys(dataset: Dataset, folders: list[str]) -> list[str] | None:
-    """`folder/file` of each image, the folder being that of its label where only the file's name is stored.
+    """What each image of the whole data set is called in lists, relative to its folder, wherever that is.
+
+    `folder/file`, the folder being that of the image's label where only the file's name is stored; with all folders
+    up to those that the images have in common, where two images would be called the same.
 
     None where some image has no name.
     """
     paths = image_paths(dataset)
     if paths.null_count:
         return None
-    parts = (_last_two(path) for path in paths.to_pylist())
+    parts = [_parts(path) for path in paths.to_pylist()]
     labels = read_labels(dataset)
-    return ["/".join(p if len(p) == 2 else (folders[label], *p)) for p, label in zip(parts, labels, strict=True)]
+    short = ["/".join(p[-2:] if len(p) > 1 else (folders[label], *p)) for p, label in zip(parts, labels, strict=True)]
+    if len(set(short)) == len(short):
+        return short
+    shared = len(os.path.commonprefix([p[:-1] for p in parts]))
+    return ["/".join(p[shared:]) if len(p) - shared > 1 else key for p, key in zip(parts, short, strict=True)]
 
 
 def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) -> np.ndarray:
@@ -34,17 +44,30 @@ def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) 
     Raises:
         SourceError: no such list, or it names images that are not there, or all, or cannot tell two apart.
     """
-    listed = {"/".join(_last_two(path)) for path in _read(file)}
     found = keys(dataset, folders)
     if found is None:
         raise SourceError(f"'{name}' stores images without file names; split_file cannot tell them apart.")
+    by_last_two = Counter("/".join(_parts(key)[-2:]) for key in found)
+    of_last_two = {"/".join(_parts(key)[-2:]): key for key in found}
+    listed, known = set(), set(found)
+    for path in _read(file):
+        parts = _parts(path)
+        # the longest end of the path that is an image's key, else its last two parts
+        key = next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in known), None)
+        last_two = "/".join(parts[-2:])
+        if key is None and by_last_two[last_two] > 1:
+            raise SourceError(
+                f"'{name}' has {by_last_two[last_two]} images of one folder and file name ({last_two}); split_file "
+                "cannot tell them apart: list them with all folders."
+            )
+        listed.add(key or of_last_two.get(last_two, last_two))
     missing = sorted(listed.difference(found))
     if missing:
         raise SourceError(
             f"'{file}' lists {len(missing)} images that '{name}' does not have ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); is it the list of this data set?"
         )
-    if len(set(found)) < len(found):
+    if len(known) < len(found):
         raise SourceError(f"'{name}' has images of one folder and file name; split_file cannot tell them apart.")
     in_list = np.fromiter((key in listed for key in found), bool, len(found))
     if in_list.all() or not in_list.any():
@@ -54,21 +77,22 @@ def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) 
     return in_list
 
 
-def split_list(dataset: Dataset, folders: list[str]) -> str | None:
-    """The file that lists these images, which `read_split_list` takes; None where they have no names."""
-    found = keys(dataset, folders)
+def split_list(train: Dataset, test: Dataset, folders: list[str]) -> str | None:
+    """The file that lists the first images, which `read_split_list` takes; None where some have no names."""
+    found = keys(concatenate_datasets([train, test]), folders)
     if found is None:
         return None
+    found = found[: len(train)]
     # texts in JSON are texts in YAML, and a hundred times faster to write
     data = "".join(f"- {json.dumps(key, ensure_ascii=False)}\n" for key in found)
-    targets = "".join(f"- {label}\n" for label in read_labels(dataset).tolist())
+    targets = "".join(f"- {label}\n" for label in read_labels(train).tolist())
     return f"data:\n{data}targets:\n{targets}"
 
 
 def _read(file: str) -> list[str]:
     loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(os.path.expanduser(file), encoding="utf-8") as stream:
             content = yaml.load(stream, loader)
     except OSError as error:
         raise SourceError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
@@ -80,5 +104,5 @@ def _read(file: str) -> list[str]:
     return paths
 
 
-def _last_two(path: str) -> tuple[str, ...]:
-    return tuple(path.replace("\\", "/").split("/")[-2:])
+def _parts(path: str) -> list[str]:
+    return one_name(path).replace("\\", "/").split("/")

@@ -24,4 +24,4 @@ class Splits(DatasetDict):
 
         None if the images came divided, or have no file names.
         """
-        return None if self.folders is None else split_list(self["train"], self.folders)
+        return None if self.folders is None else split_list(self["train"], self["test"], self.folders)

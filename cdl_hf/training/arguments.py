@@ -15,20 +15,31 @@ def _argument(default, help: str, **limits):
 
 
 @dataclass
-class StreamArguments:
-    """The stream of tasks."""
+class SourceArguments:
+    """The data set."""
 
     dataset: str = _argument(
         "quickdraw100",
-        "Name of a known data set, a folder of images, a Parquet file or folder, a saved data set, or a Hub name",
+        "Name of a known data set, a folder of images, a table (Parquet, CSV ...), a saved data set, or a Hub name",
     )
     image_column: str | None = _argument(None, "Column of the images; found by its type if not given")
     label_column: str | None = _argument(None, "Column of the labels; found by its type if not given")
+    train_split: str | None = _argument(None, "Split, or its folder, to learn from; found by its name if not given")
+    test_split: str | None = _argument(
+        None, "The same to test on; train_split's own name holds a share of it out; found by its name if not given"
+    )
     test_fraction: float = _argument(0.2, "Share of each class held out when there is no test split", min=0, max=1)
     split_file: str | None = _argument(
         None, "YAML list of the training images (data: paths), the others being for the test: such as a run has left"
     )
     skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
+    drop_empty_classes: bool | None = _argument(None, "Leave out classes of a ClassLabel that have no images at all")
+
+
+@dataclass
+class StreamArguments(SourceArguments):
+    """The stream of tasks."""
+
     num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
     classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
     first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)

@@ -1,16 +1,17 @@
 """From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream, image_processor_for, load_source
+from ..data.splits import Splits
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
-from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from .arguments import DistillationArguments, ModelArguments, SourceArguments, StreamArguments, TrainingArguments
 from .given_model import check_states
 from .seeds import derive_seed
 from .task_states import TaskStates, describe_stream
@@ -35,21 +36,24 @@ class Learners:
     query_backbone: PretrainedBackbone | None
 
 
+def read_source(arguments: SourceArguments, seed: int = 0) -> Splits:
+    """The data set that the arguments tell of.
+
+    Raises:
+        SourceError: It cannot be read or understood; the message says why.
+    """
+    options = {f.name: getattr(arguments, f.name) for f in fields(SourceArguments) if f.name != "dataset"}
+    options["drop_empty_classes"] = bool(options["drop_empty_classes"])
+    return load_source(arguments.dataset, **options, seed=seed)
+
+
 def build_stream(stream_args: StreamArguments) -> TaskStream:
     """The stream of tasks.
 
     Raises:
         ValueError: The data set or the split is not to be had; the message says why.
     """
-    dataset = load_source(
-        stream_args.dataset,
-        image_column=stream_args.image_column,
-        label_column=stream_args.label_column,
-        test_fraction=stream_args.test_fraction,
-        split_file=stream_args.split_file,
-        skip_unreadable_images=stream_args.skip_unreadable_images,
-        seed=stream_args.stream_seed,
-    )
+    dataset = read_source(stream_args, stream_args.stream_seed)
     order = stream_args.class_order
     if isinstance(order, str) and order not in ("natural", "seeded"):
         order = order.split(",")

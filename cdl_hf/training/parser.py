@@ -13,6 +13,7 @@ Only the standard library and yaml are imported, so that `--help` answers at onc
 
 import argparse
 import difflib
+import io
 import math
 import os
 import re
@@ -59,7 +60,12 @@ class ParsedArguments:
 def parse(
     argument_classes: tuple[type, ...], argv: list[str] | None = None, description: str | None = None
 ) -> ParsedArguments:
-    """Reads `argv` (this process's own if None). Mistakes end the process through `refuse`, `--help` with code 0."""
+    """Reads `argv` (this process's own if None). Mistakes end the process through `refuse`, `--help` with code 0.
+
+    From then on, what the terminal cannot show, such as a class's name under LANG=C, is printed as an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _collect(argument_classes)
     command_line = list(sys.argv[1:] if argv is None else argv)
     if "--help" in command_line or "-h" in command_line:

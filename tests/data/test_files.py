@@ -25,6 +25,17 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
     assert find_image_files([named, tmp_path / "a"]) == [str(named), *sorted(images)]
 
 
+def test_links_are_followed_and_end(tmp_path):
+    real = save(tmp_path / "real" / "1.png")
+    save(tmp_path / "photos" / "__MACOSX" / "1.png")
+    save(tmp_path / "photos" / "@eaDir" / "1.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "photos" / "up").symlink_to(tmp_path)
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "photos")
+    assert find_image_files([tmp_path / "photos"]) == [str(tmp_path / "photos" / "linked" / "1.png")]
+    assert real not in find_image_files([tmp_path / "photos"])
+
+
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(SourceError, match="no file or folder '.*nowhere'"):
         find_image_files([tmp_path / "nowhere"])

@@ -49,6 +49,36 @@ def test_list_that_is_not_there(folder):
         load_source(str(folder), split_file="nowhere.yaml")
 
 
+@pytest.mark.filterwarnings("ignore:.*lists 2 of")
+def test_files_of_one_name_in_nested_folders(tmp_path):
+    """A run's own list is taken back, also where the data has moved, and so is one with the last two parts."""
+    save_images(tmp_path / "images", {"b": 4, "a/day": 4, "a/night": 4})
+    save_images(tmp_path / "images" / "b", {"day": 4})
+    splits = load_source(str(tmp_path / "images"), test_fraction=0.5)
+    file = tmp_path / "split.yaml"
+    file.write_text(splits.split_list())
+    assert {"a/day", "a/night"} & {key.rpartition("/")[0] for key in yaml.safe_load(splits.split_list())["data"]}
+    (tmp_path / "images").rename(tmp_path / "moved")
+    again = load_source(str(tmp_path / "moved"), split_file=str(file), seed=9)
+    assert again.split_list() == splits.split_list() and len(again["train"]) == len(splits["train"])
+    file.write_text("data: [data/x/b/0.png, a/night/0.png]")
+    assert len(load_source(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
+    file.write_text("data: [night/1.png, b/0.png]")  # there is one night only
+    assert len(load_source(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
+    file.write_text("data: [day/1.png]")
+    with pytest.raises(SourceError, match="2 images of one folder and file name .day/1.png.*with all folders"):
+        load_source(str(tmp_path / "moved"), split_file=str(file))
+
+
+@pytest.mark.filterwarnings("ignore:.*lists 2 of")
+def test_lists_from_another_file_system(tmp_path):
+    """On some, names come with é in two signs."""
+    save_images(tmp_path / "images", {"cafe\u0301": 3, "tea": 3})
+    file = tmp_path / "split.yaml"
+    file.write_text("data: ['caf\u00e9/0.png', 'tea\\1.png']", encoding="utf-8")
+    assert len(load_source(str(tmp_path / "images"), split_file=str(file))["train"]) == 2
+
+
 def test_images_that_no_list_tells_apart(tmp_path):
     file = tmp_path / "split.yaml"
     file.write_text("data: [b/0.png]")

@@ -1,0 +1,355 @@
+"""Tables of images: Parquet, Arrow, CSV and JSON files, by themselves or beside the image files that they name."""
+
+import errno
+import glob
+import logging
+import os
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from .columns import (
+    OTHER_IMAGE_COLUMNS,
+    OTHER_LABEL_COLUMNS,
+    USUAL_IMAGE_COLUMNS,
+    USUAL_LABEL_COLUMNS,
+    usual_column,
+)
+from .image_folder import check_name
+from .image_search import find_images
+from .source_error import SourceError, listed, reason
+from .split_names import split_in, split_of
+
+KINDS = {
+    **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),
+    ".arrow": "arrow",
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's image folders
+LONGEST_PATH = 4096
+_NO_CACHE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns that the user named."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def kind_of(path: Path) -> str | None:
+    return KINDS.get(path.suffix.lower())
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of a table's columns; of a Parquet file without reading its rows.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    if kind_of(path) == "parquet":
+        with _explained(path):
+            return pq.read_schema(path).names
+    return _load({"train": [path]}, kind_of(path))["train"].column_names
+
+
+def holds_image_column(path: Path, wanted: Wanted) -> bool | None:
+    """Whether a Parquet or Arrow file has a column of images; None if it cannot be read."""
+    try:
+        schema = pq.read_schema(path) if kind_of(path) == "parquet" else _arrow_schema(path)
+    except (OSError, ValueError):
+        return None
+    if wanted.image in schema.names or any(name in schema.names for name in USUAL_IMAGE_COLUMNS):
+        return True
+    return any(_is_image_type(field.type) for field in schema)
+
+
+def names_images(path: Path, wanted: Wanted) -> bool:
+    """Whether a table has a column of the names of image files, and one of their classes."""
+    try:
+        columns = column_names(path)
+    except SourceError:
+        return False
+    return None not in (_path_column(columns, wanted), _class_column(columns, wanted))
+
+
+def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
+    """The files of each split, by the names of their folders or their own; of `train` where they name none."""
+    found = defaultdict(list)
+    for file in files:
+        parts = file.relative_to(root).parts
+        split = next((split for part in parts[:-1] if (split := split_of(part))), None)
+        found[split or (split_in(file.stem) or (None,))[0]].append(file)
+    if None in found and len(found) > 1:
+        warnings.warn(
+            f"Left out of '{root}', as their names tell no split: {listed([str(f.name) for f in found[None]])}.",
+            stacklevel=3,
+        )
+        del found[None]
+    return {split or "train": files for split, files in found.items()}
+
+
+def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
+    """Tables of images by split; paths in them are relative to the folder of the table.
+
+    Raises:
+        SourceError: a file that cannot be read, or holds no rows.
+    """
+    splits = {}
+    for split, of_split in files.items():
+        by_folder = defaultdict(list)
+        for file in of_split:
+            by_folder[file.parent, kind_of(file)].append(file)
+        parts = []
+        for (folder, kind), tables in by_folder.items():
+            part = _load({"train": tables}, kind)["train"]
+            parts.append(_with_whole_paths(part, _path_column(part.column_names, wanted), folder))
+        splits[split] = _together(parts, of_split)
+    return _by_column(splits)
+
+
+def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict | None:
+    """Image files with the table that Hugging Face's image folders have beside them; None if it tells no classes.
+
+    `file_name` is relative to the folder of the table. As there, folders and files that have the name of a split are
+    one, and files that the tables do not name are left out.
+
+    Raises:
+        SourceError: no column of file names; a name that leads out of the folder.
+    """
+    tables = {file: _load({"train": [file]}, kind_of(file))["train"] for file in files}
+    label = next((found for t in tables.values() if (found := _class_column(t.column_names, wanted))), None)
+    parts, paths = defaultdict(list), []
+    for file, table in tables.items():
+        table = _with_images(table, file, wanted)
+        if label is None:
+            continue
+        if label not in table.column_names:  # such as of a test split that is to be predicted
+            feature = next(t.features[label] for t in tables.values() if label in t.column_names)
+            table = table.add_column(label, pa.nulls(len(table), feature.pa_type), feature=feature)
+        here = table.with_format("arrow")["image"][:].to_pylist()
+        splits = np.array([_split_of_path(path, root) or "" for path in here])
+        for split in np.unique(splits):
+            rows = table.select_columns(["image", label, *({"split"} & set(table.column_names))])
+            parts[str(split)].append((file, rows.select(np.flatnonzero(splits == split))))
+        paths += here
+    if label is None:
+        return None
+    _tell_of_others(root, {os.path.realpath(path) for path in paths if path})
+    if "" in parts and len(parts) > 1 and "train" not in parts:
+        parts["train"] = parts.pop("")
+    if "" in parts and len(parts) > 1:
+        warnings.warn(
+            f"Left out of '{root}', as their folders tell no split: {sum(len(t) for _, t in parts.pop('')):,} of "
+            f"{len(paths):,} images.",
+            stacklevel=4,
+        )
+    together = {
+        split or "train": _together([table for _, table in tables], [file for file, _ in tables])
+        for split, tables in sorted(parts.items())
+    }
+    return _by_column(together)
+
+
+def _with_images(table: Dataset, file: Path, wanted: Wanted) -> Dataset:
+    """The table with a column `image` of whole paths, from `file_name` or, as in `datasets`, `<name>_file_name`."""
+    names = [column for column in table.column_names if column == "file_name" or column.endswith("_file_name")]
+    given = [column for column in names if wanted.image and column in (wanted.image, f"{wanted.image}_file_name")]
+    chosen = given or [column for column in names if column in ("file_name", "image_file_name")][:1] or names
+    if len(chosen) != 1:
+        lists = any(column.endswith("file_names") for column in table.column_names)
+        what = "more than one column of file names" if names else "no column file_name"
+        raise SourceError(
+            f"'{file}' has {'lists of files, not one image a row' if lists else what}; its columns are "
+            f"{', '.join(table.column_names)}."
+        )
+    table = _with_whole_paths(table, chosen[0], file.parent, inside=True)
+    return table.remove_columns([c for c in ("image",) if c in table.column_names]).rename_column(chosen[0], "image")
+
+
+def _arrow_schema(path: Path) -> pa.Schema:
+    try:
+        return pa.ipc.open_stream(pa.OSFile(str(path))).schema
+    except ValueError:
+        return pa.ipc.open_file(str(path)).schema
+
+
+def _by_column(splits: dict[str, Dataset]) -> DatasetDict:
+    """Of one table with a column `split`, the splits that it tells."""
+    if len(splits) == 1:
+        ((split, table),) = splits.items()
+        feature = table.features.get("split")
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+            told = np.array(
+                [split_of(value or "") or "" for value in table.with_format("arrow")["split"][:].to_pylist()]
+            )
+            if "train" in told and len(set(told) - {""}) > 1:
+                return DatasetDict(
+                    {name: table.select(np.flatnonzero(told == name)) for name in sorted(set(told) - {""})}
+                )
+    return DatasetDict(splits)
+
+
+def _split_of_path(path: str | None, root: Path) -> str | None:
+    parts = Path(os.path.relpath(path, root)).parts[:-1] if path else ()
+    return next((split for part in parts if (split := split_of(part))), None)
+
+
+def _tell_of_others(root: Path, named: set[str]) -> None:
+    others = [file for file in find_images(root, bare=False) if os.path.realpath(file) not in named]
+    if others:
+        warnings.warn(
+            f"Left out of '{root}', as its table does not name them: {len(others):,} images, such as {others[0]}.",
+            stacklevel=4,
+        )
+
+
+def _path_column(columns: list[str], wanted: Wanted) -> str | None:
+    return usual_column(columns, wanted.image, USUAL_IMAGE_COLUMNS, OTHER_IMAGE_COLUMNS)
+
+
+def _class_column(columns: list[str], wanted: Wanted) -> str | None:
+    return usual_column(columns, wanted.label, USUAL_LABEL_COLUMNS, OTHER_LABEL_COLUMNS)
+
+
+def _is_image_type(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return {"bytes", "path"} <= {field.name for field in kind}
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or isinstance(kind, pa.BaseExtensionType)
+
+
+def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
+    try:
+        return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    except ValueError as error:
+        raise SourceError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
+
+
+def _with_whole_paths(table: Dataset, column: str | None, folder: Path, inside: bool = False) -> Dataset:
+    """The table with paths of its images that hold wherever the process is.
+
+    Args:
+        folder: what they are relative to; a file that is not there may be further down, if it is the only one of its
+            name.
+        inside: refuse what is not in the folder.
+
+    Raises:
+        SourceError: no paths at all.
+    """
+    feature = table.features.get(column)
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        return table
+    texts = table.select_columns([column]).with_format("arrow")[column][:].to_pylist()
+    if any(len(text or "") > LONGEST_PATH for text in texts):
+        raise SourceError(
+            f"The column '{column}' of a table in '{folder}' holds texts that are no paths, such as images in base64; "
+            "store the files' bytes, or their paths."
+        )
+    below, found = None, []
+    for text in texts:
+        if text is None or "://" in text:
+            found.append(None if text is None or inside else text)
+            continue
+        path = os.path.normpath(folder / text.replace("\\", "/")) if os.sep == "/" else os.path.normpath(folder / text)
+        if inside and not Path(path).is_relative_to(folder):
+            raise SourceError(f"The table in '{folder}' names the file {text!r}, which is not in that folder.")
+        if not os.path.exists(path) and os.path.exists(folder / text):
+            path = str(folder / text)  # a backslash in the name itself
+        if not os.path.exists(path):
+            below = _files_by_name(folder) if below is None else below
+            alike = below.get(os.path.basename(path), [])
+            path = alike[0] if len(alike) == 1 else path
+        found.append(check_name(str(path)))
+    position = table.column_names.index(column)
+    changed = table.remove_columns(column).add_column(column, pa.chunked_array([pa.array(found, pa.string())]))
+    order = [*changed.column_names[:-1][:position], column, *changed.column_names[:-1][position:]]
+    return changed.select_columns(order)
+
+
+def _files_by_name(folder: Path) -> dict[str, list[str]]:
+    """Image files below the folder, by their names and by their names without a suffix."""
+    found = defaultdict(list)
+    for file in find_images(folder):
+        name = os.path.basename(file)
+        for key in {name, os.path.splitext(name)[0]}:
+            found[key].append(file)
+    return found
+
+
+def _load(files: dict[str, list[Path]], kind: str) -> DatasetDict:
+    """The files as `datasets` reads them, from its cache where it has read them before."""
+    paths = [file for of_split in files.values() for file in of_split]
+    for file in paths:
+        check_name(str(file))
+        if not os.path.exists(file):
+            raise SourceError(f"'{file}' is a broken link.")
+        if not os.path.getsize(file):
+            raise SourceError(f"'{file}' is empty (0 bytes).")
+    options = {}
+    if kind == "csv":
+        # only an empty cell is a missing one: `NA` and `None` may well be names of classes
+        options = {"sep": _separator(paths[0]), "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
+    if kind == "parquet" and not sum(_rows(file) for file in paths):
+        raise SourceError(f"'{paths[0]}' holds no rows.")
+    data_files = {split: [glob.escape(str(file)) for file in of_split] for split, of_split in files.items()}
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    with _explained(where):
+        try:
+            return load_dataset(kind, data_files=data_files, **options)
+        except FileNotFoundError as error:
+            if str(datasets.config.HF_DATASETS_CACHE) not in str(error):
+                raise
+            # what was read before is gone from the cache in part
+            return load_dataset(kind, data_files=data_files, download_mode="force_redownload", **options)
+
+
+def _rows(file: Path) -> int:
+    with _explained(file):
+        return pq.read_metadata(file).num_rows
+
+
+def _separator(file: Path) -> str:
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        header = stream.readline()
+    return max(",;\t|", key=header.count)
+
+
+@contextmanager
+def _explained(file: Path):
+    """Whatever goes wrong in reading becomes a SourceError with the cause, which `datasets` only logs."""
+    log = logging.getLogger("datasets")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (OSError, ValueError, TypeError, NotImplementedError, KeyError, DatasetGenerationError) as error:
+        raise explain(error, file) from error
+    finally:
+        log.setLevel(level)
+
+
+def explain(error: BaseException, file: Path | str) -> SourceError:
+    """What is wrong with a file that `datasets` or Arrow cannot read: the cache that it is copied to, or itself."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, OSError) and cause.errno in _NO_CACHE for cause in causes):
+        folder = datasets.config.HF_DATASETS_CACHE
+        return SourceError(
+            f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "
+            "make room there, or set HF_DATASETS_CACHE to a folder that can be written to."
+        )
+    return SourceError(f"'{file}' is damaged or incomplete: {reason(error)}")
