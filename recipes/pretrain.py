@@ -3,7 +3,8 @@
     accelerate launch recipes/pretrain.py --dataset my_images --model vit_tiny_patch16_224 \\
         --model_args '{"img_size": 64, "patch_size": 8, "depth": 6}' --output_dir runs/backbone
 
-The result, `<output_dir>/backbone`, is a folder in timm's form, which `--teacher` and `--student` of train.py take and
+The result, `<output_dir>/backbone`, is a folder in timm's form, which `--teacher` and `--student` of train.py take (a
+plain Vision Transformer; one that train.py would refuse is refused here, before it is trained) and
 `timm.create_model("local-dir:<folder>", pretrained=True)` loads; `<output_dir>/network` is the same with its
 classifier. Such a network, any timm model trained here on the same data, can guide another one (`--distill_from`).
 
@@ -27,6 +28,7 @@ from probe import probe
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import get_model_input_config, save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -35,6 +37,7 @@ from cdl_hf.data.batches import Batches
 from cdl_hf.data.images import TaskImages
 from cdl_hf.data.sources import SourceError, load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.models.prefix_attention import check_backbone, check_images
 from cdl_hf.training.parser import parse, refuse, to_dict
 
 
@@ -135,6 +138,12 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Mod
         refuse(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
     except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
         refuse(f"timm cannot make {args.model} with {args.model_args}: {error}.")
+    try:
+        check_images(network, args.model)
+        if isinstance(network, VisionTransformer):  # another network can guide one (distill_from)
+            check_backbone(network, args.model)
+    except ValueError as error:
+        refuse(f"model: {error}.")
     expected = get_model_input_config(network)
     channels, size, _ = expected["input_size"]
     if args.image_size and args.image_size != size and expected["fixed_input_size"]:

@@ -27,7 +27,6 @@ def main() -> None:
     from cdl_hf.training.agreement import together
     from cdl_hf.training.dry_run import describe_run
     from cdl_hf.training.ending import ended_plainly
-    from cdl_hf.training.fingerprint import fingerprint
 
     try:
         # Where: the output folder, processes and devices
@@ -53,7 +52,7 @@ def main() -> None:
                 args,
                 folder=folder,
                 accelerator=accelerator,
-                fingerprint=fingerprint(arguments, stream, learners, accelerator),
+                arguments=arguments,
             )
             accelerator.print(stream)
             accelerator.print(report.describe_models(learners))

@@ -28,7 +28,8 @@ class TaskImages(torch.utils.data.Dataset):
     Attributes:
         labels: column of each sample, (n,).
         answers: name -> arrays (n, ...), one for each epoch from the first on, of what is already known of each
-            sample, such as its query; samples of these epochs carry their row of it under that name.
+            sample, such as its query; `None` for an epoch, or NaN in a row, where it is not known. Samples carry their
+            row of it under that name where it is known for the whole batch.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TaskImages(torch.utils.data.Dataset):
         self.transform = transform
         self.seed = seed
         self.task = task
-        self.answers: dict[str, Sequence[np.ndarray]] = {}
+        self.answers: dict[str, Sequence[np.ndarray | None]] = {}
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
         # in shared memory, so that workers which outlive an epoch see the next one
@@ -64,15 +65,20 @@ class TaskImages(torch.utils.data.Dataset):
         """The samples of a batch, which torch's loader asks for at once: reading rows together is far cheaper."""
         images = self._rows[indices]["image"].to_pylist()
         epoch = int(self._epoch)
-        known = {name: arrays[epoch] for name, arrays in self.answers.items() if epoch < len(arrays)}
+        known = {
+            name: arrays[epoch][indices]
+            for name, arrays in self.answers.items()
+            if epoch < len(arrays) and arrays[epoch] is not None
+        }
+        known = {name: rows for name, rows in known.items() if not np.isnan(rows).any()}
         return [
             {
                 "pixels": self._pixels(index, image),
                 "labels": int(self.labels[index]),
                 "index": index,
-                **{name: torch.tensor(rows[index]) for name, rows in known.items()},
+                **{name: torch.tensor(rows[i]) for name, rows in known.items()},
             }
-            for index, image in zip(indices, images, strict=True)
+            for i, (index, image) in enumerate(zip(indices, images, strict=True))
         ]
 
     def _pixels(self, index: int, image: dict) -> torch.Tensor:

@@ -3,15 +3,20 @@
 import copy
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from .image_digests import image_digests
 from .labels import one_name, rank_in_class, read_labels, share
 from .splits import Splits
 from .views import select_rows
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ class Task:
     train: Dataset
     validation: Dataset | None
     test: Dataset
+
+    @cached_property
+    def image_digests(self) -> dict[str, np.ndarray]:
+        """Of each split's images what [`image_digests`] tells of them, (n,); reads all files in part."""
+        return {
+            split: np.empty(0, np.uint64) if (view := getattr(self, split)) is None else image_digests(view)
+            for split in SPLITS
+        }
 
 
 class TaskStream(Sequence[Task]):
@@ -142,6 +155,16 @@ class TaskStream(Sequence[Task]):
     @property
     def classes_per_task(self) -> list[int]:
         return [len(task.columns) for task in self]
+
+    def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
+        """Split -> a digest of each task's images and their columns, such as [`ordered_digest`] makes."""
+        digests = {split: [] for split in SPLITS}
+        for task in self:
+            for split, images in task.image_digests.items():
+                view = getattr(task, split)
+                columns = self.label_to_column[read_labels(view)] if view is not None else np.empty(0, np.int64)
+                digests[split].append(digest(images, columns))
+        return digests
 
     def describe(self) -> dict:
         """What the stream is, in types that JSON holds; numbers of images are per task."""

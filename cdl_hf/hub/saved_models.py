@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPImageProcessor, PreTrainedConfig
@@ -64,12 +64,16 @@ def load_saved_model(source: str | Path) -> SavedModel:
     here = {"local_files_only": is_folder or not hub_answers()}
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **here)
-        if config.get("model_type") != PromptViTConfig.model_type:
-            raise ValueError(f"{source} is a model of another kind ({config.get('model_type')}), not of this package")
-        model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True, **here)
-        processor = CLIPImageProcessor.from_pretrained(source, **here)
-    except (OSError, SafetensorError, StrictDataclassError, HFValidationError) as error:
+        kind = config.get("model_type")
+        if kind == PromptViTConfig.model_type:
+            if is_folder and PromptViTConfig.from_dict(config).left_out:  # of which the weights may be on the Hub
+                here["local_files_only"] = not hub_answers()
+            model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True, **here)
+            processor = CLIPImageProcessor.from_pretrained(source, **here)
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
+    if kind != PromptViTConfig.model_type:
+        raise ValueError(f"{source} is a model of another kind ({kind}), not of this package")
     if loading["missing_keys"]:
         raise ValueError(f"the weights of {source} are incomplete: {', '.join(sorted(loading['missing_keys'])[:3])}")
     if not model.config.tasks_seen:
@@ -79,7 +83,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
 
 
 def _reason(error: Exception, is_folder: bool, local_files_only: bool) -> str:
-    if is_folder:
+    if is_folder or not isinstance(error, (OSError, HFValidationError)):
         return str(error)
     from_hub = (
         "the Hub cannot be reached" if local_files_only else "the Hub did not give it: is it there, and yours to read?"

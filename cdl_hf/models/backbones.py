@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +11,19 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from timm.models import load_checkpoint
+from timm.models import get_pretrained_cfg, is_model_pretrained, load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from .prefix_attention import PrefixBlock, check_backbone
 
 BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
+# Of timm.create_model, about where weights are from and go, not about the transformer.
+LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
+# What a configuration may make: timm's largest plain ViT has 1.8 billion, and images of 4096 pixels 65,536 patches.
+MAX_PARAMETERS, MAX_PATCHES = 3_000_000_000, 65_536
 
 
 @dataclass
@@ -51,10 +58,21 @@ class PretrainedBackbone:
 def create_backbone(name: str, **args) -> VisionTransformer:
     """A timm Vision Transformer without classifier and without pre-trained weights.
 
+    It is made without memory first, so that one which is not fit, or far too large, is refused at once.
+
     Raises:
-        ValueError: timm does not know the name or an argument, or the model is not a plain ViT with a class token.
+        ValueError: timm does not know the name or an argument, the model is not a plain ViT with a class token, or it
+            is larger than any that exists.
     """
-    return _create(name, name, args, pretrained=False)
+    with torch.device("meta"):
+        backbone = _create(name, name, args, pretrained=False)
+    parameters, patches = sum(p.numel() for p in backbone.parameters()), backbone.patch_embed.num_patches
+    if parameters > MAX_PARAMETERS or patches > MAX_PATCHES:
+        raise ValueError(
+            f"{name} with {args} would have {parameters:,} parameters and {patches:,} patches, more than "
+            f"{MAX_PARAMETERS:,} or {MAX_PATCHES:,}"
+        )
+    return backbone if torch.get_default_device().type == "meta" else _create(name, name, args, pretrained=False)
 
 
 def load_backbone(
@@ -101,36 +119,90 @@ def load_backbone(
     if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
         name, args = module.pretrained_cfg["architecture"], {**(module.pretrained_cfg.get("model_args") or {}), **args}
     hub_name = str(source).split(":", 1)[1] if ":" in str(source) else module.pretrained_cfg.get("hf_hub_id")
+    args = {arg: value for arg, value in args.items() if arg not in LOADING_ARGS}
     return PretrainedBackbone(name, args, module, module.pretrained_cfg, str(source), hub_name if pretrained else None)
 
 
 def find_backbone(
-    source: str, digest: str, args: dict[str, Any], given: Sequence[PretrainedBackbone] = ()
+    name: str,
+    args: dict[str, Any],
+    weights: dict[str, str],
+    given: Sequence[PretrainedBackbone] = (),
+    **download: Any,
 ) -> PretrainedBackbone:
-    """The transformer with this digest: one of `given`, or else the one that its source names.
+    """The transformer whose weights a checkpoint has left out: one of `given`, or else the one that its source names.
+
+    What a checkpoint says is a stranger's word. Weights are taken from safetensors files alone, and from nowhere but a
+    bundled folder, a timm tag, a Hub repository, or a folder of that name in the current directory.
 
     Args:
-        source, args: What [`load_backbone`] takes.
+        name, args: Fields of a checked [`PromptViTConfig`].
+        weights: Their source and SHA-256.
+        download: `local_files_only`, `cache_dir` and `token` as the user has given them, never the checkpoint.
 
     Raises:
-        ValueError: It cannot be loaded, or the source holds other weights now.
+        ValueError: They cannot be loaded, or the source holds other weights.
     """
+    source, digest = weights["source"], weights["sha256"]
     for backbone in given:
         if backbone.digest == digest:
             return backbone
     advice = "give the right ones: from_pretrained(..., backbones=[load_backbone(...)])"
     try:
-        found = load_backbone(source, **args)
+        module, hub_name = _load_left_out(name, args, source, download)
     except ValueError as error:
         raise ValueError(
             f"the model was saved without the weights of {source}, which cannot be loaded here: {error}; {advice}"
         ) from error
+    found = PretrainedBackbone(name, args, module, module.pretrained_cfg, source, hub_name)
     if found.digest != digest:
         raise ValueError(
             f"the weights found for {source} are not those that the prompts were learnt for (SHA-256 "
             f"{found.digest[:12]}..., not {digest[:12]}...); {advice}"
         )
     return found
+
+
+def _load_left_out(
+    name: str, args: dict[str, Any], source: str, download: dict[str, Any]
+) -> tuple[VisionTransformer, str | None]:
+    """The transformer with its source's weights, and the repository that they are from, if they are."""
+    if source.startswith(("hf_hub:", "hf-hub:")):
+        hub_name, _, revision = source.split(":", 1)[1].partition("@")
+        return _with_weights(name, args, _download(hub_name, revision or None, download), source), hub_name
+    if not re.fullmatch(r"\w[\w. -]*", source):
+        raise ValueError("it is neither a timm name with its tag nor a Hub repository nor a plain name of a folder")
+    for folder in (BUNDLED / source, Path(source)):
+        if folder.is_dir():
+            return _with_weights(name, args, folder / "model.safetensors", source), None
+    weights = get_pretrained_cfg(source) if "." in source and is_model_pretrained(source) else None
+    if weights is None or not weights.hf_hub_id:
+        raise ValueError("there is no such folder, and timm has no weights of that name")
+    if source.split(".")[0] != name.split(".")[0]:
+        raise ValueError(f"they are of another architecture than {name}")
+    file = _download(weights.hf_hub_id, None, download)
+    create_backbone(name, **args)
+    return _create(source, source, args, True, {"file": str(file), "custom_load": False}), weights.hf_hub_id
+
+
+def _with_weights(name: str, args: dict[str, Any], file: Path, source: str) -> VisionTransformer:
+    if not file.is_file():
+        raise ValueError(f"there is no {file}, and no other file is read on a checkpoint's word")
+    module = create_backbone(name, **args)
+    _load_weights(module, file, source)
+    return module
+
+
+def _download(hub_name: str, revision: str | None, download: dict[str, Any]) -> Path:
+    """A repository's model.safetensors in the cache of the Hub."""
+    try:
+        return Path(hf_hub_download(hub_name, "model.safetensors", revision=revision, **download))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"{hub_name} is not in the cache, and the Hub cannot be asked") from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"{hub_name} has no model.safetensors") from error
+    except (OSError, HFValidationError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def backbone_digest(module: VisionTransformer) -> str:
@@ -193,7 +265,16 @@ def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> Non
         )
 
 
-def _create(name: str, shown_name: str, args: dict[str, Any], pretrained: bool) -> VisionTransformer:
+def _create(
+    name: str, shown_name: str, args: dict[str, Any], pretrained: bool, overlay: dict[str, Any] | None = None
+) -> VisionTransformer:
+    """timm's model, made of our blocks.
+
+    Args:
+        overlay: Takes the place of entries of timm's `pretrained_cfg`.
+    """
+    if overlay is not None:
+        args = {**args, "pretrained_cfg_overlay": overlay}
     try:
         backbone = timm.create_model(name, num_classes=0, **args, pretrained=pretrained)
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown name or argument, weights of another shape

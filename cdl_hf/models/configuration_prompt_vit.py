@@ -1,11 +1,14 @@
 """Configuration of a prompted Vision Transformer: everything but the weights that a prediction needs."""
 
-from dataclasses import field
+import re
+from dataclasses import field, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+
+from .architecture_args import MAX_DEPTH, MAX_WIDTH, check_architecture, is_number, is_whole, shown
 
 # Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
 PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -17,6 +20,24 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 HEADS = ("linear", "ncm", "ranpac")
+# What a configuration may ask for. Far above any use, but low enough that a wrong one is refused before it takes the
+# memory: a million prompt vectors of ViT-B are 3 GB.
+BOUNDS = {
+    "pool_size": (1, 100_000),
+    "prompt_length": (1, 10_000),
+    "top_k": (1, 100_000),
+    "g_prompt_length": (1, 10_000),
+    "ranpac_width": (1, 100_000),
+    "kd_prompt_length": (1, 10_000),
+    "kd_prompt_blocks": (1, MAX_DEPTH),
+    "teacher_width": (1, MAX_WIDTH),
+}
+MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Names beside the fields: those that a file may hold, and those that transformers reads for other models only.
+INHERITED = ("model_type", "num_labels", "name_or_path", "output_attentions", "use_return_dict")
+FOREIGN = ("rope_theta", "rope_parameters", "layer_types")
+TRANSFORMERS = ("backbone", "query_backbone")  # fields whose transformers' weights a checkpoint may leave out
 
 
 @strict
@@ -29,13 +50,15 @@ class PromptViTConfig(PreTrainedConfig):
         backbone (`str`, defaults to `"vit_tiny_patch16_224"`):
             timm name of the frozen transformer (a tag such as `.augreg_in21k` names its weights).
         backbone_args (`dict`, *optional*):
-            Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`.
+            Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`; only those that
+            shape it (see `architecture_args.py`).
         query_backbone (`str`, *optional*):
             timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
             model's own backbone without prompts. A teacher in CDL takes its student's backbone.
         query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
         backbone_weights (`dict`, *optional*):
-            Where the transformer's weights are from: `{"source": what load_backbone takes, "sha256": their digest}`.
+            Where the transformer's weights are from: `{"source": a timm name with tag, a Hub repository
+            ("hf_hub:owner/name") or a plain name of a folder, "sha256": their digest}`.
         query_backbone_weights (`dict`, *optional*): The same of the query backbone.
         left_out (`list[str]`, *optional*):
             Transformers whose weights are not in the checkpoint (`"backbone"`, `"query_backbone"`): `from_pretrained`
@@ -101,14 +124,31 @@ class PromptViTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def checked(cls, **fields: Any) -> "PromptViTConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "PromptViTConfig":
+        """As `PreTrainedConfig.from_dict`, of a file that may be a stranger's.
+
+        Raises:
+            ValueError: A field is unknown to this class and means something to transformers, or makes no sense.
+        """
+        _check_inherited(config_dict)
+        known = {*INHERITED, *(known.name for known in fields(cls))}
+        for name in config_dict:
+            if name in FOREIGN or (hasattr(cls, name) and name not in known):
+                raise ValueError(f"{name} is no field of a {cls.model_type} configuration")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__)) from error
+
+    @classmethod
+    def checked(cls, **values: Any) -> "PromptViTConfig":
         """As the constructor.
 
         Raises:
             ValueError: The fields make no sense; plainly, not wrapped as the constructor does.
         """
         try:
-            return cls(**fields)
+            return cls(**values)
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__)) from error
 
@@ -131,22 +171,63 @@ class PromptViTConfig(PreTrainedConfig):
         """Columns of the newest task's classes."""
         return slice(sum(self.classes_per_task[: self.tasks_seen - 1]), self.seen_classes)
 
-    def validate_stream(self):
-        if not self.classes_per_task or min(self.classes_per_task) < 1:
-            raise ValueError(f"classes_per_task must list at least one task of one class, got {self.classes_per_task}")
+    def validate_fields(self):
+        """In this order: later checks rely on earlier ones."""
+        self._check_backbones()
+        self._check_numbers()
+        self._check_stream()
+        self._check_prompts()
+        self._check_head()
+        self._check_kd_branch()
+
+    def _check_backbones(self) -> None:
+        for name in TRANSFORMERS:
+            if getattr(self, name) is not None:
+                check_architecture(name, getattr(self, name), getattr(self, f"{name}_args"))
+            weights = getattr(self, f"{name}_weights")
+            if weights and (
+                weights.keys() != {"source", "sha256"} or not re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+            ):
+                raise ValueError(
+                    f"{name}_weights must hold the weights' source and the 64 digits of their sha256, got "
+                    f"{shown(weights)}"
+                )
+        if len(set(self.left_out)) < len(self.left_out) or not set(self.left_out) <= set(TRANSFORMERS):
+            raise ValueError(f"left_out may name {' and '.join(TRANSFORMERS)} once each, got {shown(self.left_out)}")
+        for name in self.left_out:
+            if getattr(self, name) is None or not getattr(self, f"{name}_weights"):
+                raise ValueError(f"left_out names {name}, but {name}_weights does not tell where its weights are from")
+
+    def _check_numbers(self) -> None:
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not is_whole(value, low, high):
+                raise ValueError(f"{name} must be at least {low} and at most {high:,}, got {shown(value)}")
+        for name in ("prompt_blocks", "g_prompt_blocks"):
+            blocks = getattr(self, name) or []
+            if len(blocks) > MAX_DEPTH or not all(is_whole(block, 0, MAX_DEPTH - 1) for block in blocks):
+                raise ValueError(f"{name} must list blocks from 0 to at most {MAX_DEPTH - 1}, got {shown(blocks)}")
+            if len(set(blocks)) < len(blocks):
+                raise ValueError(f"{name} names a block twice: {blocks}")
+
+    def _check_stream(self) -> None:
+        tasks = self.classes_per_task
+        if not tasks or len(tasks) > MAX_TASKS or min(tasks) < 1:
+            raise ValueError(
+                f"classes_per_task must list at least one task of one class, and at most {MAX_TASKS:,} tasks, got "
+                f"{shown(tasks)}"
+            )
+        if self.num_classes > MAX_CLASSES:
+            raise ValueError(f"classes_per_task adds up to {shown(self.num_classes)}, more than {MAX_CLASSES:,}")
         if not 0 <= self.tasks_seen <= self.num_tasks:
             raise ValueError(f"tasks_seen is {self.tasks_seen}, but the stream has {self.num_tasks} tasks")
 
-    def validate_prompts(self):
+    def _check_prompts(self) -> None:
         if self.prompt_method not in PROMPT_DEFAULTS:
             raise ValueError(
                 f"prompt_method is {self.prompt_method!r}; choose one of {', '.join(PROMPT_DEFAULTS)}, or import the "
                 "file that adds it first"
             )
-        for name in ("prompt_blocks", "g_prompt_blocks"):
-            blocks = getattr(self, name) or []
-            if len(set(blocks)) < len(blocks):
-                raise ValueError(f"{name} names a block twice: {blocks}")
         if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
         if self.prompt_method == "l2p" and not 1 <= self.top_k <= self.pool_size:
@@ -160,16 +241,26 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"g_prompt_length must be even (half keys, half values), got {self.g_prompt_length}")
         if not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
-        if not self.ortho_weight >= 0:
-            raise ValueError(f"ortho_weight must not be negative, got {self.ortho_weight}")
+        if not is_number(self.ortho_weight, 0, 1e9):
+            raise ValueError(f"ortho_weight must not be negative, nor above 1e9, got {shown(self.ortho_weight)}")
+        size = self.num_tasks if self.prompt_method == "dualprompt" else self.pool_size or 1
+        vectors = len(self.prompt_blocks or [0]) * size * (self.prompt_length or 1)
+        if vectors > MAX_VECTORS:
+            raise ValueError(
+                f"the prompts are {vectors:,} vectors, more than {MAX_VECTORS:,}: prompt_blocks, pool_size and "
+                "prompt_length are too large"
+            )
 
-    def validate_head(self):
+    def _check_head(self) -> None:
         if self.head not in HEADS:
             raise ValueError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
-        if self.ranpac_width < 1:
-            raise ValueError(f"ranpac_width must be at least 1, got {self.ranpac_width}")
+        if self.head == "ranpac" and self.ranpac_width * self.num_classes > MAX_WEIGHTS:
+            raise ValueError(
+                f"ranpac_width ({self.ranpac_width:,}) times the number of classes ({self.num_classes:,}) is more "
+                f"than {MAX_WEIGHTS:,}"
+            )
 
-    def validate_kd_branch(self):
+    def _check_kd_branch(self) -> None:
         if self.kd_branch not in KD_BRANCHES:
             raise ValueError(f"kd_branch is {self.kd_branch!r}; choose one of {', '.join(KD_BRANCHES)}")
         if not 0 <= self.kd_alpha <= 1:
@@ -183,8 +274,25 @@ class PromptViTConfig(PreTrainedConfig):
                     f"kd_branch 'cdl_prompt' maps prompt tokens chosen by the image's query, and {has}: "
                     "take another kd_branch or prompt_method"
                 )
-            if self.teacher_width is None or self.teacher_width < 1:
+            if self.teacher_width is None:
                 raise ValueError(f"kd_branch 'cdl_prompt' needs teacher_width, got {self.teacher_width}")
+
+
+def _check_inherited(config: dict[str, Any]) -> None:
+    """Refuses what transformers would stumble over, or fetch code for, in fields that are its own."""
+    for name in ("dtype", "torch_dtype"):
+        if config.get(name) is not None and str(config[name]) not in DTYPES:
+            raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {shown(config[name])}")
+    if config.get("attn_implementation") not in (None, "sdpa", "eager"):
+        raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {shown(config['attn_implementation'])}")
+    names = config.get("id2label")
+    is_names = isinstance(names, dict) and all(re.fullmatch(r"\d{1,7}", str(key)) for key in names)
+    if names is not None and not (is_names and all(isinstance(name, str) for name in names.values())):
+        raise ValueError(f"id2label must give each column a name, got {shown(names)}")
+    if "num_labels" in config and not is_whole(config["num_labels"], 0, MAX_CLASSES):
+        raise ValueError(f"num_labels must be at most {MAX_CLASSES:,}, got {shown(config['num_labels'])}")
+    if not isinstance(config.get("quantization_config"), (dict, type(None))):
+        raise ValueError(f"quantization_config must be an object, got {shown(config['quantization_config'])}")
 
 
 __all__ = ["PromptViTConfig"]

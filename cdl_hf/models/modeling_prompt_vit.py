@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -95,6 +96,8 @@ class PromptViTForImageClassification(PreTrainedModel):
 
     def __init__(self, config: PromptViTConfig):
         super().__init__(config)
+        for column in range(config.seen_classes):
+            config.id2label.setdefault(column, f"LABEL_{column}")  # as transformers does without names
         self.backbone = create_backbone(config.backbone, **config.backbone_args)
         width, depth = self.backbone.embed_dim, len(self.backbone.blocks)
         if config.query_backbone is None:
@@ -190,16 +193,25 @@ class PromptViTForImageClassification(PreTrainedModel):
                 loaded by their names alone (a folder, a file, no network).
 
         Raises:
-            ValueError: A transformer left out cannot be loaded, or is not the one that the prompts were learnt for.
+            ValueError: A transformer left out cannot be loaded, or is not the one that the prompts were learnt for, or
+                weights and configuration do not fit.
         """
-        model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        model._put_back(backbones)
+        try:
+            model, loading_info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} have other shapes than its configuration says"
+            ) from error
+        download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
+        model._put_back(backbones, **download)
         return (model, loading_info) if output_loading_info else model
 
-    def _put_back(self, backbones: Sequence[PretrainedBackbone]) -> None:
-        """Loads the weights that the checkpoint does not hold."""
+    def _put_back(self, backbones: Sequence[PretrainedBackbone], **download: Any) -> None:
+        """Loads the weights that the checkpoint does not hold; see [`find_backbone`]."""
         config = self.config
         weights = {name: getattr(config, f"{name}_weights") for name in config.left_out}
         digests = {named["sha256"] for named in weights.values()}
@@ -211,7 +223,7 @@ class PromptViTForImageClassification(PreTrainedModel):
                 f"it lacks {lacking or 'no weights'}"
             )
         for name, named in weights.items():
-            found = find_backbone(named["source"], named["sha256"], getattr(config, f"{name}_args"), backbones)
+            found = find_backbone(getattr(config, name), getattr(config, f"{name}_args"), named, backbones, **download)
             tensors = {key: tensor for key, tensor in found.module.state_dict().items() if key != "pos_embed"}
             getattr(self, name).load_state_dict(tensors, strict=False)
         config.left_out = []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Attention, HybridEmbed, PatchEmbed
+from timm.models import get_model_input_config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +38,8 @@ def check_backbone(backbone: torch.nn.Module, name: str) -> None:
 
     Raises:
         ValueError: It is of another family, its patches are not made by a projection or a convolutional stem, its
-            blocks are not timm's standard pre-norm blocks, or there is no class token.
+            blocks are not timm's standard pre-norm blocks, there is no class token, or its images are not square or
+            not of three channels.
     """
     if type(backbone) is not VisionTransformer:  # subclasses have tokens or paths of their own
         raise ValueError(f"{name} is a {type(backbone).__name__}; prompts need a plain timm VisionTransformer")
@@ -48,11 +50,25 @@ def check_backbone(backbone: torch.nn.Module, name: str) -> None:
             f"{name} makes its patches with a {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed "
             "or HybridEmbed"
         )
+    check_images(backbone, name)
     for block in backbone.blocks:
         if type(block) is not Block:
             raise ValueError(f"{name} is made of {type(block).__name__}s; prompts need timm's pre-norm Block")
         if type(block.attn) is not Attention or block.attn.gate is not None:
             raise ValueError(f"{name} has a {type(block.attn).__name__} that is gated or not timm's plain Attention")
+
+
+def check_images(network: torch.nn.Module, name: str) -> None:
+    """Refuse a timm network that is not made for square images of three channels, which all images here are.
+
+    Raises:
+        ValueError: It is not.
+    """
+    channels, height, width = get_model_input_config(network)["input_size"]
+    if channels != 3:
+        raise ValueError(f"{name} takes images of {channels} channels, but images here have 3: leave in_chans at 3")
+    if height != width:
+        raise ValueError(f"{name} takes images of {height} x {width} pixels, but images here are square: set img_size")
 
 
 def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:

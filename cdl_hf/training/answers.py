@@ -5,7 +5,11 @@ that its teacher has seen, and so does every further student of the same teacher
 """
 
 import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +29,23 @@ class QueryStore:
 
     Args:
         num_images: n of the task.
+        division: What decides which images a process has in which step, and what they look like. A stage with another
+            division must compute its queries itself.
 
     Attributes:
-        epochs: (n, Dq) of each epoch, from the first to the last that finds room within [`MEMORY_LIMIT`].
+        epochs: (n, Dq) of each epoch, from the first to the last that finds room within [`MEMORY_LIMIT`]; NaN in the
+            rows of images that this process has not had.
     """
 
-    def __init__(self, num_images: int):
-        self.num_images = num_images
+    def __init__(self, num_images: int, division: Any = None):
+        self.num_images, self.division = num_images, division
         self.epochs: list[np.ndarray] = []
 
     def add(self, epoch: int, index: Tensor, query: Tensor) -> None:
         """Keeps the queries (B, Dq) of the samples `index` (B,) in an epoch."""
         size = 4 * self.num_images * query.shape[1]
         if epoch == len(self.epochs) and (epoch + 1) * size <= MEMORY_LIMIT:
-            self.epochs.append(np.empty((self.num_images, query.shape[1]), np.float32))
+            self.epochs.append(np.full((self.num_images, query.shape[1]), np.nan, np.float32))
         if epoch < len(self.epochs):
             self.epochs[epoch][index.cpu().numpy()] = query.float().cpu().numpy()
 
@@ -53,9 +60,48 @@ class TeacherAnswers:
     def __init__(self, stem: Path):
         self.files = {name: stem.with_name(f"{stem.name}.{name}.npy") for name in ("query", "teacher_logits")}
 
-    def read(self) -> dict[str, np.ndarray]:
-        """The arrays that are there, mapped into memory: (E, n, ...) by name."""
-        return {name: np.load(file, mmap_mode="r") for name, file in self.files.items() if file.is_file()}
+    def open(self, num_epochs: int, num_images: int) -> dict[str, np.ndarray]:
+        """The arrays that are there, mapped into memory: (E, n, D) by name.
+
+        Raises:
+            ValueError: A file is damaged, or is not of so many epochs and images.
+        """
+        arrays = {}
+        for name, file in self.files.items():
+            if not file.is_file():
+                continue
+            remedy = "remove the file, and its answers are computed again"
+            try:
+                array = np.load(file, mmap_mode="r")
+            except (ValueError, EOFError) as error:  # cut short, or not of this format
+                raise ValueError(f"{file} is damaged ({error}): {remedy}") from error
+            if array.shape[:-1] != (num_epochs, num_images) or array.dtype != np.float32:
+                raise ValueError(
+                    f"{file} holds {array.dtype} values of shape {array.shape}, not float32 answers of {num_epochs} "
+                    f"epochs to {num_images} images: {remedy}"
+                )
+            arrays[name] = array
+        return arrays
+
+    def read(self, num_epochs: int, num_images: int) -> dict[str, list[np.ndarray | None]]:
+        """Of each epoch the answers (n, D), by name; `None` where some are missing: they must be computed again.
+
+        Runs of earlier versions have stored rows of zeros for the images that their batches left out.
+
+        Raises:
+            ValueError: As [`open`].
+        """
+        arrays = {name: list(array) for name, array in self.open(num_epochs, num_images).items()}
+        for name, epochs in arrays.items():
+            complete = [bool((np.isfinite(rows).all(1) & rows.any(1)).all()) for rows in epochs]
+            if not all(complete):
+                warnings.warn(
+                    f"{self.files[name]} lacks the answers to some images in {complete.count(False)} of {num_epochs} "
+                    "epochs, which are computed again",
+                    stacklevel=2,
+                )
+                arrays[name] = [rows if whole else None for rows, whole in zip(epochs, complete, strict=True)]
+        return arrays
 
     @torch.no_grad()
     def write(
@@ -64,41 +110,53 @@ class TeacherAnswers:
         teacher: PromptViTForImageClassification,
         images: TaskImages,
         settings: StageSettings,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Asks the teacher, which has learnt the task, in the very batches in which a student will see the images.
+        """Asks the teacher, which has learnt the task, about every image in every epoch.
+
+        It is asked in the very batches that a student with its batch size sees, and about the rest after them.
+
+        Args:
+            after_batch: Called on every process after each batch; what it raises ends the work, and no file is left.
 
         Raises:
             OSError: There is no room.
+            FloatingPointError: An answer is not finite.
         """
         teacher.eval()
-        sampler, loader = training_loader(accelerator, images, settings)
-        bar = tqdm(total=settings.num_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
+        sampler, loader = training_loader(accelerator, images, settings, every_image=True)
+        bar = tqdm(total=settings.num_epochs * len(loader), desc=settings.name, unit="batch", leave=False)
         files = {}
-        for epoch in range(settings.num_epochs):
-            loader.set_epoch(epoch)
-            images.set_epoch(epoch)
-            rows: dict[str, np.ndarray] = {}
-            for batch in Batches(loader, images):
-                with accelerator.autocast():
-                    answers = self._ask(teacher, batch["pixel_values"])
-                answers = accelerator.gather({"index": batch["index"], **answers})
-                index = answers.pop("index").cpu().numpy()
-                for name, values in answers.items():
-                    if name not in rows:
-                        rows[name] = np.zeros((len(images), values.shape[1]), np.float32)
-                    rows[name][index] = values.cpu().numpy()
-                bar.update()
-            if accelerator.is_main_process:
+        with ExitStack() as unfinished:
+            unfinished.callback(self._discard)
+            for epoch in range(settings.num_epochs):
+                loader.set_epoch(epoch)
+                images.set_epoch(epoch)
+                rows: dict[str, np.ndarray] = {}
+                for batch in Batches(loader, images):
+                    with accelerator.autocast():
+                        answers = self._ask(teacher, batch["pixel_values"])
+                    answers = accelerator.gather({"index": batch["index"], **answers})
+                    index = answers.pop("index").cpu().numpy()
+                    for name, values in answers.items():
+                        if name not in rows:
+                            rows[name] = np.full((len(images), values.shape[1]), np.nan, np.float32)
+                        rows[name][index] = values.cpu().numpy()
+                    bar.update()
+                    after_batch()
                 for name, values in rows.items():
-                    if epoch == 0:
-                        files[name] = _new_array(self._unfinished(name), (settings.num_epochs, *values.shape))
-                    values.tofile(files[name])
+                    if not np.isfinite(values).all():
+                        raise FloatingPointError(f"the teacher's answers ({name}) are not finite in {settings.name}")
+                    if accelerator.is_main_process:
+                        if epoch == 0:
+                            shape = (settings.num_epochs, *values.shape)
+                            files[name] = unfinished.enter_context(_new_array(self._unfinished(name), shape))
+                        values.tofile(files[name])
+            for name, file in files.items():
+                file.flush()
+                os.fsync(file.fileno())
+                self._unfinished(name).replace(self.files[name])
         bar.close()
-        for name, file in files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            self._unfinished(name).replace(self.files[name])
         accelerator.wait_for_everyone()
         accelerator.free_memory()
 
@@ -108,6 +166,10 @@ class TeacherAnswers:
         logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_columns]
         answers = {"query": query, "teacher_logits": logits}
         return {name: values.float() for name, values in answers.items() if values is not None}
+
+    def _discard(self) -> None:
+        for name in self.files:
+            self._unfinished(name).unlink(missing_ok=True)
 
     def _unfinished(self, name: str) -> Path:
         return self.files[name].with_name(f".{self.files[name].name}")

@@ -1,44 +1,165 @@
-"""What a run is made of, so that a resumed one is the same: arguments, data, weights, processes."""
+"""What a run is made of, so that a resumed one is the same: arguments, images, weights, processes, versions."""
 
-from dataclasses import fields
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers import CLIPImageProcessor
 
 from ..data import TaskStream
-from .arguments import HubArguments
-from .build import Learners
-from .parser import ParsedArguments, to_dict
+from ..data.image_digests import ordered_digest
+from ..distillation import Supervised
+from ..models import PromptViTForImageClassification
+from ..models.backbones import backbone_digest
+from .arguments import RUN, HubArguments, StreamArguments
+from .parser import to_dict
+from .task_states import TaskStates
+from .versions import versions
 
 _OF_THE_CALL = {"dry_run", "overwrite", "resume", *(field.name for field in fields(HubArguments))}  # not of the run
 # What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
 HARMLESS = {"output_dir", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
 ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_batch_size"}
+VERSION = "version of "
+# The images of each split, by the names under which a fingerprint holds their digests.
+IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
+_STREAM = ("class_names", "classes of the tasks", *IMAGES.values())
+_NETWORKS = ("teacher", "student", "teacher's query", "student's query")
+_WEIGHTS = tuple(f"{what} of the {whose}" for what in ("weights", "shape") for whose in _NETWORKS)
+# What a model's configuration has besides names and state: how its prompts and heads are made.
+_CONFIGURATION = (
+    *("prompt_method", "pool_size", "prompt_length", "prompt_blocks", "top_k", "g_prompt_length", "g_prompt_blocks"),
+    *("ortho_weight", "ema_decay", "head", "ranpac_width", "kd_branch", "kd_alpha", "kd_prompt_length"),
+    *("kd_prompt_blocks", "classes_per_task"),
+)
+_PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize", "image_mean", "image_std")
+# Arguments that only say where something is, or how it is chosen -> the entries that say what was found. Where these
+# are the same, the arguments may differ: data that moved are the same data.
+_FOUND: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((field.name for field in fields(StreamArguments)), _STREAM),
+    **dict.fromkeys(("teacher", "student", "teacher_weights", "student_weights"), _WEIGHTS),
+    "teacher_from": ("states of the teacher",),
+    "student_from": ("states of the student",),
+}
 
 
 def fingerprint(
-    arguments: ParsedArguments, stream: TaskStream, learners: Learners, accelerator: Accelerator
+    arguments: Iterable[Any],
+    stream: TaskStream,
+    modules: Mapping[str, Supervised],
+    image_processor: CLIPImageProcessor,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The resolved arguments, and what they found: images, classes, weights, processes, precision."""
+    """The resolved arguments, and what they found: images, classes, weights, processes, precision, versions.
+
+    Args:
+        arguments: Instances of argument classes, at least of `TrainingArguments`.
+        modules: Role -> what is trained, its weights not yet in shards.
+    """
     given = {name: value for name, value in to_dict(arguments).items() if name not in _OF_THE_CALL}
-    sizes = {name: stream.describe()[name] for name in ("train", "validation", "test", "class_names")}
-    digests = {f"weights of the {role}": b.digest for role, b in learners.backbones.items()}
+    about, digests = stream.describe(), stream.digests(ordered_digest)
+    found = {name: about[name] for name in ("train", "validation", "test", "class_names")}
+    found |= {"classes of the tasks": about["classes_per_task"]}
+    found |= {name: digests[split] for split, name in IMAGES.items()}
+    processor = json.loads(image_processor.to_json_string())
+    found |= {f"{name} of the images": processor[name] for name in _PROCESSOR}
+    for role, module in modules.items():
+        found |= _weights(role, module.student)
+        config = module.student.config
+        found |= {f"{name} of the {role}": getattr(config, name) for name in _CONFIGURATION}
+        loss = [type(module).__name__, getattr(module, "alpha", None), getattr(module, "temperature", None)]
+        found[f"loss of the {role}"] = loss
+        if given.get(f"{role}_from") is not None:
+            found[f"states of the {role}"] = TaskStates(Path(given[f"{role}_from"]), role).digest()
     return {
         **given,
-        **sizes,
-        **digests,
+        **found,
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
+        **{f"{VERSION}{name}": value for name, value in versions().items()},
     }
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs between two fingerprints, each told in words, by its name."""
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two fingerprints, each told in words, by its name.
+
+    A fingerprint of an earlier version lacks some entries: its arguments then had their defaults, and of what else it
+    lacks nothing is told. Arguments that only name what both have found to be the same do not count.
+    """
+    before = _with_defaults(before)
     return {
-        name: f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        name: _told(name, before[name], now[name])
+        for name in before
+        if name in now and before[name] != now[name] and not _is_found_again(name, before, now)
     }
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a resumed run has otherwise than before, without another result.
+
+    Raises:
+        ValueError: What differs gives another result.
+    """
+    told = {"decisive": [], "harmless": [], "rounding": [], "versions": []}
+    for name, words in changes(before, now).items():
+        is_version = name.startswith(VERSION)
+        kind = "harmless" if name in HARMLESS else "rounding" if name in ROUNDING else "decisive"
+        told["versions" if is_version else kind].append(words)
+    if told["decisive"]:
+        raise ValueError("; ".join(told["decisive"]))
+    notes = {
+        "harmless": "Changed, to no effect on the result",
+        "rounding": "Changed, which may change its rounding",
+        "versions": "Changed, which may change the result",
+    }
+    sentences = [f"{note}: {'; '.join(told[kind])}." for kind, note in notes.items() if told[kind]]
+    if not set(IMAGES.values()) <= before.keys():
+        sentences.append(
+            "The checkpoint is of a version that kept no digests: whether its images are these could not be compared."
+        )
+    return sentences
+
+
+def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any]:
+    """Digests of a model's transformers, and what their weights do not say: size of the images, number of heads."""
+    config = model.config
+    networks = {role: (model.backbone, config.backbone_weights)}
+    if model.query_backbone is not None:
+        networks[f"{role}'s query"] = (model.query_backbone, config.query_backbone_weights)
+    digests = {
+        f"weights of the {whose}": weights["sha256"] if weights else backbone_digest(network)
+        for whose, (network, weights) in networks.items()
+    }
+    shapes = {
+        f"shape of the {whose}": [*network.patch_embed.img_size, network.blocks[0].attn.num_heads]
+        for whose, (network, _) in networks.items()
+    }
+    return digests | shapes
+
+
+def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {}
+    for argument_class in RUN:
+        if any(field.name in before for field in fields(argument_class)):
+            for field in fields(argument_class):
+                is_made = field.default is MISSING
+                defaults[field.name] = field.default_factory() if is_made else field.default
+    return defaults | before
+
+
+def _is_found_again(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    entries = [entry for entry in _FOUND.get(name, ()) if entry in now]
+    return bool(entries) and all(before.get(entry) == now[entry] for entry in entries)
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    if name in IMAGES.values() and len(before) == len(now):
+        tasks = [str(task + 1) for task, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
+        return f"the {name} of task {', '.join(tasks)} are others, or in another order"
+    return f"{name} was {_short(before)}, is now {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,6 @@
 """A model that an earlier run has trained, taken over task by task."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,16 @@ from safetensors import SafetensorError
 from ..models import PromptViTForImageClassification
 from .task_states import Counts, TaskStates
 
+# What two runs must have in common for a model of one to serve in the other.
+_STREAM = ("num_tasks", "classes_per_task", "class_names", "images")
+_SPLITS = ("train", "validation", "test")
+
 
 def check_states(states: TaskStates, stream: Mapping[str, Any]) -> bool:
     """Whether a model of an earlier run has learnt all classes of this stream's several tasks at once.
 
-    Only a teacher may: there is then one state of it, for all tasks. Else there must be one after each task.
+    Only a teacher may: there is then one state of it, for all tasks. Else there must be one after each task. Which
+    images the run had is told by their digests, not by where they lie; one without digests is warned of.
 
     Args:
         stream: Output of [`describe_stream`].
@@ -30,17 +36,36 @@ def check_states(states: TaskStates, stream: Mapping[str, Any]) -> bool:
             theirs = states.about(task)["stream"]
         except SafetensorError as error:
             raise ValueError(f"{states.path(task)} of {role}_from is damaged: {error}") from error
-        if role == "teacher" and stream["num_tasks"] > 1 and theirs == _at_once(stream):
+        if "images" not in theirs and task == 0:
+            warnings.warn(
+                f"{run} is of a version that kept no digests of its images: whether its {role} has learnt the images "
+                "of this run, and none of its test images, could not be compared",
+                stacklevel=2,
+            )
+        if role == "teacher" and stream["num_tasks"] > 1 and not _differing(theirs, _at_once(stream)):
             return True
-        if theirs != stream:
-            raise ValueError(f"the {role} of {run} has learnt another stream: take its data, tasks and stream_seed")
+        if differing := _differing(theirs, stream):
+            raise ValueError(
+                f"the {role} of {run} has learnt another stream ({differing}): take its data, tasks and stream_seed"
+            )
     return False
+
+
+def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what two streams differ, in words; empty where they do not."""
+    names = _STREAM if "images" in theirs else [name for name in ours if name != "images"]
+    differing = [name for name in names if theirs.get(name) != ours.get(name)]
+    if differing == ["images"]:
+        splits = [split for split in _SPLITS if theirs["images"][split] != ours["images"][split]]
+        return f"other {' and '.join(splits)} images"
+    return f"other {', '.join(differing)}" if differing else ""
 
 
 def _at_once(stream: Mapping[str, Any]) -> dict[str, Any]:
     """The stream, were all its tasks one."""
-    one = {name: [sum(stream[name])] for name in ("classes_per_task", "train", "validation", "test")}
-    return {**stream, **one, "num_tasks": 1}
+    one = {name: [sum(stream[name])] for name in ("classes_per_task", *_SPLITS)}
+    images = {split: [sum(stream["images"][split]) % 2**64] for split in _SPLITS}
+    return {**stream, **one, "images": images, "num_tasks": 1}
 
 
 class GivenModel:
@@ -81,6 +106,9 @@ class GivenModel:
             states.load(0, model, classifier=self.kept)
         except ValueError as error:
             raise ValueError(f"the {role} of {run} is not the one configured here: {error}") from error
+        for task in range(about["stream"]["num_tasks"]):
+            if self._has_answers(task):
+                states.answers(task).open(*self._answered(task))  # its mistakes are found before anything is trained
 
     @torch.no_grad()
     def load(self, task: int) -> None:
@@ -98,9 +126,16 @@ class GivenModel:
         """(right, all) test images of each task so far, as that run has found them; not of one `at_once`."""
         return self.states.counts(task)
 
-    def answers(self, task: int) -> dict[str, np.ndarray]:
+    def answers(self, task: int) -> dict[str, list[np.ndarray | None]]:
         """Its answers to the task's training images, if they were stored and are of this run's images."""
+        return self.states.answers(task).read(*self._answered(task)) if self._has_answers(task) else {}
+
+    def _has_answers(self, task: int) -> bool:
         if self.at_once:
-            return {}  # they are in the order of its one task
-        same_images = self.states.about(task)["images"] == self.about["images"]
-        return self.states.answers(task).read() if same_images else {}
+            return False  # they are in the order of its one task
+        return self.states.about(task)["images"] == self.about["images"]
+
+    def _answered(self, task: int) -> tuple[int, int]:
+        """Epochs and images of a task."""
+        num_epochs = self.about["images"][1]
+        return num_epochs, self.about["stream"]["train"][task]

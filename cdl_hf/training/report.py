@@ -1,17 +1,13 @@
 """What a run tells: its models before, its results after."""
 
-import platform
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from .. import __version__
 from ..evaluation.speed import latency
 from .build import Learners
 from .trainer import ContinualDistillationTrainer
-
-PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
+from .versions import versions
 
 
 def describe_models(learners: Learners) -> str:
@@ -39,12 +35,10 @@ def describe_models(learners: Learners) -> str:
 
 def results(trainer: ContinualDistillationTrainer, arguments: dict[str, Any]) -> dict[str, Any]:
     """The content of `results.json`."""
-    packages = {package: version(package) for package in PACKAGES}
-    versions = {"cdl_hf": __version__, "python": platform.python_version(), **packages}
     return {
         "stream": trainer.stream.describe(),
         "args": arguments,
-        "versions": versions,
+        "versions": versions(),
         "tested_on": "validation" if arguments["validation_fraction"] else "test",
         **trainer.results(),
         "latency_ms": _latency(trainer),

@@ -73,12 +73,12 @@ class StageError(RuntimeError):
 class EpochSampler(Sampler[int]):
     """A seeded order of the images, new in each epoch, cut to whole batches; it can start after `skip` images.
 
-    Incomplete last batches are dropped, but images fewer than a batch still make one.
+    Incomplete last batches are dropped unless `every_image` is set, but images fewer than a batch still make one.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int):
+    def __init__(self, num_images: int, batch_size: int, seed: int, every_image: bool = False):
         self.num_images, self.seed = num_images, seed
-        self.length = num_images // batch_size * batch_size or num_images
+        self.length = num_images if every_image else num_images // batch_size * batch_size or num_images
         self.steps = math.ceil(self.length / batch_size)
         self.epoch = self.skip = 0
 
@@ -203,10 +203,14 @@ def run_stage(
 
 
 def training_loader(
-    accelerator: Accelerator, images: TaskImages, settings: StageSettings
+    accelerator: Accelerator, images: TaskImages, settings: StageSettings, every_image: bool = False
 ) -> tuple[EpochSampler, DataLoader]:
-    """Batches of a task's training images, the same in every stage, and the order in which they come."""
-    sampler = EpochSampler(len(images), settings.batch_size, settings.seed)
+    """Batches of a task's training images, the same in every stage, and the order in which they come.
+
+    Args:
+        every_image: Whether those that make no whole batch come too, at the end of an epoch.
+    """
+    sampler = EpochSampler(len(images), settings.batch_size, settings.seed, every_image)
     size = max(settings.batch_size // accelerator.gradient_accumulation_steps, 1)
     loader = DataLoader(images, batch_size=size, sampler=sampler, num_workers=settings.num_workers)
     return sampler, accelerator.prepare_data_loader(loader)

@@ -1,5 +1,6 @@
 """What a run leaves of a model after each task, from which other runs can take a teacher."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream
+from ..data.image_digests import ordered_digest, unordered_digest
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from .answers import TeacherAnswers
@@ -69,6 +71,14 @@ class TaskStates:
         with safe_open(self.path(task), "pt") as file:
             return {name: json.loads(value) for name, value in file.metadata().items()}
 
+    def digest(self) -> str:
+        """SHA-256 over the states of all tasks, by which a run knows what it has taken, wherever it lies."""
+        digest = hashlib.sha256()
+        for path in sorted(self.path(0).parent.glob("task_*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
     def answers(self, task: int) -> TeacherAnswers:
         """Where the answers to the task's training images are, or may be written."""
         return TeacherAnswers(self.path(task).with_suffix(""))
@@ -86,7 +96,7 @@ def describe(
     """What a run leaves with a model's states, so that another run can tell whether they fit; values of JSON.
 
     `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
-    the model fits, `images` whether its answers do.
+    the model fits, `images` (which they are, in which order, and what is done with them) whether its answers do.
     """
     networks = (model.backbone, model.query_backbone or model.backbone)
     about = {
@@ -97,16 +107,23 @@ def describe(
             "ranpac_width": model.config.ranpac_width,
             "aligned": args.classifier_alignment,
         },
-        "images": [args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()],
+        "images": [
+            *(args.seed, args.num_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()),
+            stream.digests(ordered_digest)["train"],
+        ],
     }
     return _as_read(about)
 
 
 def describe_stream(stream: TaskStream) -> dict[str, Any]:
-    """The stream's part of [`describe`]."""
+    """The stream's part of [`describe`].
+
+    `images` has a number for each split and task, which says which images of which classes they are, in any order:
+    those of several tasks at once have the sum.
+    """
     about = stream.describe()
     del about["source"]  # the data may lie elsewhere by then
-    return _as_read(about)
+    return _as_read({**about, "images": stream.digests(unordered_digest)})
 
 
 def _as_read(about: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .answers import QueryStore
 from .arguments import TrainingArguments
 from .callbacks import ShowAccuracy, TrainerCallback
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
-from .fingerprint import HARMLESS, ROUNDING, changes
+from .fingerprint import compare, fingerprint
 from .given_model import GivenModel
 from .memory import advice, parts_that_fit, shortage_told
 from .refit import ClassifierAlignment, head_features
@@ -47,7 +47,8 @@ class ContinualDistillationTrainer:
         args: The run.
         folder: Where the run is written; `args.output_dir` by default.
         accelerator: As [`build_accelerator`] makes it, which is the default.
-        fingerprint: Everything that decides the result; a checkpoint with another one is not resumed from.
+        arguments: Instances of all argument classes that decide the result, `args` among them; a checkpoint made
+            with others, or of other images or weights, is not resumed from. By default `args` alone.
         callbacks: What is called after each stage, evaluation and task; by default the accuracies are printed.
     """
 
@@ -61,7 +62,7 @@ class ContinualDistillationTrainer:
         *,
         folder: RunFolder | None = None,
         accelerator: Accelerator | None = None,
-        fingerprint: dict[str, Any] | None = None,
+        arguments: Iterable[Any] | None = None,
         callbacks: Sequence[TrainerCallback] = (ShowAccuracy(),),
     ):
         self.stream, self.args = stream, args
@@ -70,7 +71,7 @@ class ContinualDistillationTrainer:
         self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
-        self.fingerprint, self.callbacks = fingerprint or {}, callbacks
+        self.callbacks = callbacks
         # What is trained, by role: a teacher learns as a student does that has no teacher.
         self.modules: dict[str, Supervised] = {}
         if teacher is not None:
@@ -81,6 +82,7 @@ class ContinualDistillationTrainer:
         self._about = {
             role: describe(module.student, stream, args, image_processor) for role, module in self.modules.items()
         }
+        self.fingerprint = fingerprint(arguments or (args,), stream, self.modules, image_processor, self.accelerator)
         for module in self.modules.values():
             if sharding.is_asked_for() and self.accelerator.num_processes > 1:
                 sharding.shard_transformers(module, self.accelerator)
@@ -156,11 +158,18 @@ class ContinualDistillationTrainer:
         if len(roles) == 1 and name in self.given:
             self.given[name].load(task.index)
         else:
-            images = self._images_for_training(task)
+            images, settings = self._images_for_training(task), self._settings(task, name)
+            modules = {role: self.modules[role] for role in roles}
+            if self.args.auto_batch_size and state is None:
+                self.parts[name] = parts_that_fit(
+                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
+                )
+            self.accelerator.gradient_accumulation_steps = self.parts[name]
+            division = self._division(settings, self.parts[name])
             if roles == (STUDENT,):
-                images.answers = self._known_answers(task)
+                images.answers = self._known_answers(task, division)
             elif self._passes_queries_on() and state is None:
-                self._queries = QueryStore(len(images))
+                self._queries = QueryStore(len(images), division)
 
             def on_answer(epoch, index, answer):
                 if self._queries is not None and roles == (TEACHER,):
@@ -176,12 +185,6 @@ class ContinualDistillationTrainer:
                 self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
-            modules, settings = {role: self.modules[role] for role in roles}, self._settings(task, name)
-            if self.args.auto_batch_size and state is None:
-                self.parts[name] = parts_that_fit(
-                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
-                )
-            self.accelerator.gradient_accumulation_steps = self.parts[name]
             with shortage_told(f"{settings.name}: {self._memory_advice(name)}"):
                 try:
                     run_stage(
@@ -325,18 +328,27 @@ class ContinualDistillationTrainer:
         settings = self._settings(task, "teacher's answers")
         answers.write(self.accelerator, self.models[TEACHER], self._images_for_training(task), settings)
 
-    def _known_answers(self, task: Task) -> dict[str, Sequence[np.ndarray]]:
-        """What need not be computed again in the student's stage."""
+    def _division(self, settings: StageSettings, parts: int) -> tuple:
+        """What decides which images each process has in each step of a stage, and what they look like.
+
+        A callback may alter the arguments between the stages.
+        """
+        args = self.args
+        return settings.seed, settings.batch_size, parts, args.seed, list(args.crop_scale), args.horizontal_flip
+
+    def _known_answers(self, task: Task, division: tuple) -> dict[str, Sequence[np.ndarray | None]]:
+        """What need not be computed again in a student's stage of this division."""
         if TEACHER not in self.models:
             return {}
         known = {}
         if TEACHER in self.given:
-            known = dict(self.given[TEACHER].answers(task.index))
+            known = self.given[TEACHER].answers(task.index)
         elif self.args.store_answers:
-            known = dict(self.states[TEACHER].answers(task.index).read())
+            answers = self.states[TEACHER].answers(task.index)
+            known = answers.read(self.args.num_epochs, len(task.train))
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             known.pop("query", None)
-        elif self._queries is not None:
+        elif self._queries is not None and self._queries.division == division:
             known["query"] = self._queries.epochs
         return known
 
@@ -378,7 +390,15 @@ class ContinualDistillationTrainer:
             self.folder.cut_log(0)
             self.accelerator.print("There is no whole checkpoint yet: starting from the beginning.")
             return
-        self._compare(changes(state["fingerprint"], self.fingerprint))
+        try:
+            notes = compare(state["fingerprint"], self.fingerprint)
+        except ValueError as error:
+            raise ValueError(
+                f"the run in {self.folder.path} was made with other arguments, images or weights, and cannot go on: "
+                f"{error}. Resume it with the old ones (args.yaml there), or choose another output_dir"
+            ) from error
+        for note in notes:
+            self.accelerator.print(note)
         for role, module in self.modules.items():
             load_trained_state(module, state["modules"][role])
             config = module.student.config
@@ -402,19 +422,6 @@ class ContinualDistillationTrainer:
             name = " and ".join(self.stages[state["stage"]])
             self.accelerator.print(f"Resuming in task {state['task'] + 1}, {name}{where}.")
         self._start = (state["task"], state["stage"], position)
-
-    def _compare(self, changed: dict[str, str]) -> None:
-        """Refuses what gives another result, and tells of what does not."""
-        decisive = [told for name, told in changed.items() if name not in HARMLESS | ROUNDING]
-        if decisive:
-            raise ValueError(
-                f"the run in {self.folder.path} was made with other arguments, and cannot go on: "
-                f"{'; '.join(decisive)}. Resume it with the old ones (args.yaml there), or choose another output_dir"
-            )
-        for names, effect in ((HARMLESS, "to no effect on the result"), (ROUNDING, "which may change its rounding")):
-            told = [told for name, told in changed.items() if name in names]
-            if told:
-                self.accelerator.print(f"Changed, {effect}: {'; '.join(told)}.")
 
 
 @contextmanager

@@ -19,12 +19,18 @@ SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
         ("eva02_tiny_patch14_224", {}, "Eva"),
         ("vit_tinny_patch16_224", {}, "no model 'vit_tinny_patch16_224'"),
         ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
+        ("vit_tiny_patch16_224", {**SMALL, "in_chans": 1}, "images of 1 channels, but images here have 3"),
+        ("vit_tiny_patch16_224", {**SMALL, "in_chans": 4}, "images of 4 channels"),
+        ("vit_tiny_r_s16_p8_224", {**SMALL, "in_chans": 4}, "images of 4 channels"),
+        ("vit_tiny_patch16_224", {**SMALL, "img_size": (32, 64)}, "32 x 64 pixels, but images here are square"),
         ("vit_tiny_patch16_224", {"embed_dim": 33, "num_heads": 2}, "divisible"),
     ],
 )
 def test_unsuitable_transformers_are_refused_with_the_reason(name, args, reason):
     with pytest.raises(ValueError, match=reason):
         create_backbone(name, **args)
+    with pytest.raises(ValueError, match=reason):
+        load_backbone(name, pretrained=False, **args)
 
 
 def test_a_name_without_tag_does_not_say_which_weights():

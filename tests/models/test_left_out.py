@@ -107,7 +107,9 @@ def test_bundled_backbones_are_found_by_name(tmp_path):
 def test_other_sizes_of_images_need_no_equal_resampling(tmp_path):
     """timm resamples position embeddings; they are kept with the prompts."""
     args = {**STUDENT, "num_classes": 0}
-    timm.models.save_for_hf(timm.create_model("vit_tiny_patch16_224", **args), tmp_path / "mine", model_args=args)
+    timm.models.save_for_hf(
+        timm.create_model("vit_tiny_patch16_224", **args), tmp_path / "mine", model_args=args, safe_serialization=True
+    )
     small, large = (load_backbone(tmp_path / "mine", img_size=size) for size in (32, 64))
     model, x = tiny_model("l2p", backbone=large).eval(), images(size=64)
     model.save_pretrained(tmp_path / "saved", save_backbone=False)
@@ -128,7 +130,9 @@ def test_another_backbone_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "other"):
         vit = timm.create_model("vit_tiny_patch16_224", **STUDENT, num_classes=0)
-        timm.models.save_for_hf(vit, tmp_path / name, model_args={**STUDENT, "num_classes": 0})
+        timm.models.save_for_hf(
+            vit, tmp_path / name, model_args={**STUDENT, "num_classes": 0}, safe_serialization=True
+        )
     model = tiny_model("l2p", backbone=load_backbone("mine"))
     model.save_pretrained("saved", save_backbone=False)
     load("saved")

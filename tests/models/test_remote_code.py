@@ -34,7 +34,7 @@ AutoModelForImageClassification.from_pretrained("again", trust_remote_code=True)
 def test_model_code_travels_with_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vit = timm.create_model("vit_tiny_patch16_224", **STUDENT, num_classes=0)
-    timm.models.save_for_hf(vit, tmp_path / "mine", model_args={**STUDENT, "num_classes": 0})
+    timm.models.save_for_hf(vit, tmp_path / "mine", model_args={**STUDENT, "num_classes": 0}, safe_serialization=True)
     model = tiny_model("coda_prompt", "cdl_prompt", tasks=2, backbone=load_backbone("mine")).eval()
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
     for name, save_backbone in (("whole", True), ("prompts", False)):

@@ -1,16 +1,20 @@
 """What frozen networks have answered once is not asked again, and nothing comes out differently."""
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import cdl_hf.training.answers as answers_module
+import cdl_hf.training.trainer as trainer_module
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.training import report
+from cdl_hf.training.answers import QueryStore, TeacherAnswers
 
 
 @pytest.fixture
@@ -116,3 +120,90 @@ def test_another_teacher_is_refused(train, command, pair, tmp_path, capsys, chan
         )
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_student_with_another_batch_size_finds_an_answer_for_every_image(train, command, tmp_path, asked):
+    """14 images a task: batches of 8 leave out 6 of them, batches of 4 only 2, and others."""
+    train(
+        *command, "--batch_size", "8", "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher"
+    )
+    for file in (tmp_path / "teacher" / "states" / "teacher").glob("*.npy"):
+        rows = np.load(file)
+        assert rows.shape[:2] == (2, 14) and np.isfinite(rows).all() and rows.any(2).all()
+    student = (*command, "--stages", "student", "--teacher_from", tmp_path / "teacher", "--output_dir")
+    asked.update(query=0, teacher=0)
+    train(*student, tmp_path / "stored")
+    assert asked == {"query": 3, "teacher": 0}
+    for file in (tmp_path / "teacher" / "states" / "teacher").glob("*.npy"):
+        file.unlink()
+    train(*student, tmp_path / "asking")
+    stored, asking = (outcome(tmp_path / name)[1] for name in ("stored", "asking"))
+    assert all(torch.allclose(stored[name], asking[name], atol=1e-3) for name in stored)
+
+
+def test_answers_that_an_earlier_version_left_out_are_computed_again(train, command, tmp_path, asked):
+    train(*command, "--output_dir", tmp_path / "both")
+    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
+    for name in ("query", "teacher_logits"):
+        file = tmp_path / "teacher" / "states" / "teacher" / f"task_001.{name}.npy"
+        answers = np.load(file)
+        answers[1, 5] = 0
+        np.save(file, answers)
+    asked.update(query=0, teacher=0)
+    arguments = ("--stages", "student", "--teacher_from", tmp_path / "teacher")
+    with pytest.warns(UserWarning, match="lacks the answers to some images in 1 of 2 epochs"):
+        train(*command, *arguments, "--output_dir", tmp_path / "student")
+    assert asked == {"query": 3 + 3, "teacher": 3}  # one epoch of three steps
+    assert_same_student(tmp_path / "both", tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.ones((2, 13, 3), np.float32), "of shape (2, 13, 3), not float32 answers of 2 epochs to 14 images"),
+        (np.ones((1, 14, 3), np.float32), "of shape (1, 14, 3)"),
+        (np.ones((2, 14, 3)), "holds float64 values"),
+        ("cut short", "is damaged"),
+        ("empty", "is damaged"),
+        ("no array", "is damaged"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, content, message):
+    answers = TeacherAnswers(tmp_path / "task_000")
+    file = answers.files["query"]
+    np.save(file, content if isinstance(content, np.ndarray) else np.ones((2, 14, 3), np.float32))
+    whole = file.read_bytes()
+    if not isinstance(content, np.ndarray):
+        file.write_bytes({"cut short": whole[:-5], "empty": b"", "no array": b"\x80\x04" + whole}[content])
+    with pytest.raises(ValueError, match="remove the file") as refused:
+        answers.read(2, 14)
+    assert message in str(refused.value) and str(file) in str(refused.value)
+
+
+def test_damaged_answers_are_refused_before_anything_is_trained(train, command, tmp_path, capsys):
+    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "states" / "teacher" / "task_002.query.npy"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(SystemExit) as stop:
+        train(
+            *(*command, "--stages", "student", "--teacher_from", tmp_path / "teacher"),
+            *("--output_dir", tmp_path / "student"),
+        )
+    assert stop.value.code == 2 and f"{file} is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "student").exists()
+
+
+def test_queries_of_images_that_another_process_had_are_not_known():
+    store = QueryStore(num_images=4)
+    store.add(0, torch.tensor([0, 2]), torch.ones(2, 3))
+    (rows,) = store.epochs
+    assert np.isnan(rows[[1, 3]]).all() and (rows[[0, 2]] == 1).all()
+
+
+def test_queries_of_another_division_are_computed_again(train, command, tmp_path, asked, monkeypatch):
+    """As --auto_batch_size may find 2 parts for the teacher and 1 for the student."""
+    parts = itertools.cycle([2, 1])
+    monkeypatch.setattr(trainer_module, "parts_that_fit", lambda *_: next(parts))
+    train(*command, "--auto_batch_size", "--distillation", "kd", "--output_dir", tmp_path / "run")
+    steps = 3 * 2 * 3  # tasks, epochs, steps
+    assert asked["query"] == 2 * steps + steps + 3

@@ -1,0 +1,112 @@
+"""What a configuration may ask timm for: a plain architecture's name, and arguments that shape it, within bounds.
+
+A checkpoint's configuration comes from a stranger. `timm.create_model` also takes arguments that fetch, write or read
+files (`pretrained_cfg`, `cache_dir`, `checkpoint_path`, ...) and names that do (`hf-hub:...`): none of them is here.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 100
+MAX_WIDTH = 8192
+_NAME = re.compile(r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)?")
+_FLAGS = (
+    "class_token dynamic_img_pad dynamic_img_size fc_norm final_norm fix_init no_embed_class pool_include_prefix "
+    "pre_norm proj_bias qk_norm qkv_bias scale_attn_norm scale_mlp_norm"
+)
+_RATES = "attn_drop_rate drop_path_rate drop_rate patch_drop_rate pos_drop_rate proj_drop_rate"
+_NORMS = "layernorm layernormfp32 rmsnorm rmsnormfp32 simplenorm simplenormfp32"
+_ACTIVATIONS = (
+    "silu swish mish relu relu6 leaky_relu elu prelu celu selu gelu gelu_tanh quick_gelu sigmoid tanh hard_sigmoid "
+    "hard_swish hard_mish identity hardsigmoid hardswish"
+)
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Whether `value` is a whole number from `low` to `high`; `True` is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether `value` is a finite number from `low` to `high`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(low: int, high: int) -> _Check:
+    return lambda value: is_whole(value, low, high), f"a whole number from {low} to {high}"
+
+
+def _number(low: float, high: float) -> _Check:
+    return lambda value: is_number(value, low, high), f"a number from {low} to {high}"
+
+
+def _one_of(*choices: str, normalize: Callable[[str], str] = str) -> _Check:
+    shown = ", ".join(repr(choice) for choice in choices)
+    return lambda value: isinstance(value, str) and normalize(value) in choices, f"one of {shown}"
+
+
+def _size(high: int) -> _Check:
+    def fits(value: Any) -> bool:
+        sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+        return all(is_whole(side, 1, high) for side in sides)
+
+    return fits, f"one or two whole numbers from 1 to {high}"
+
+
+_NORM = _one_of(*_NORMS.split(), normalize=lambda name: name.replace("_", "").lower())
+_FLAG: _Check = (lambda value: isinstance(value, bool), "true or false")
+ARCHITECTURE_ARGS: dict[str, _Check] = {
+    "img_size": _size(4096),
+    "patch_size": _size(4096),
+    "in_chans": _whole(1, 64),
+    "embed_dim": _whole(1, MAX_WIDTH),
+    "depth": _whole(1, MAX_DEPTH),
+    "num_heads": _whole(1, 1024),
+    "mlp_ratio": _number(1 / 64, 64),
+    "init_values": _number(-1000, 1000),
+    "reg_tokens": _whole(0, 1024),
+    "pos_embed": _one_of("", "none", "learn"),
+    "global_pool": _one_of("", "avg", "avgmax", "max", "token", "map", "prr"),
+    "weight_init": _one_of("", "skip", "reset", "jax", "jax_nlhb", "moco"),
+    "norm_layer": _NORM,
+    "embed_norm_layer": _NORM,
+    "act_layer": _one_of(*_ACTIVATIONS.split(), normalize=str.lower),
+    **dict.fromkeys(_FLAGS.split(), _FLAG),
+    **dict.fromkeys(_RATES.split(), _number(0, 0.99)),
+}
+
+
+def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
+    """Refuses what does not merely shape a transformer; timm itself is not asked.
+
+    Args:
+        field: The configuration's, for the message: `"backbone"` or `"query_backbone"`.
+        name: timm name, with a tag or without.
+        args: Keyword arguments of `timm.create_model`; `None` leaves the architecture's own value.
+
+    Raises:
+        ValueError: The name is not a plain one, or an argument is unknown or out of its bounds.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{field} must be the plain name of a timm architecture, got {shown(name)}")
+    for arg, value in args.items():
+        if arg not in ARCHITECTURE_ARGS:
+            raise ValueError(
+                f"{field}_args has {shown(arg)}, which is no argument that a configuration may set; those are "
+                f"{', '.join(sorted(ARCHITECTURE_ARGS))}"
+            )
+        fits, wanted = ARCHITECTURE_ARGS[arg]
+        if value is not None and not fits(value):
+            raise ValueError(f"{arg} in {field}_args must be {wanted}, got {shown(value)}")
+    width, heads = args.get("embed_dim"), args.get("num_heads")
+    if width and heads and width % heads:
+        raise ValueError(f"embed_dim in {field}_args must be divisible by num_heads ({heads}), got {width}")
+
+
+def shown(value: Any) -> str:
+    """A value of a configuration, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
