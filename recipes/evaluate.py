@@ -4,6 +4,8 @@
     python recipes/evaluate.py my_run/student --dataset my_images/ --output_dir evaluation
 
 Classes of a data set are matched by their names. All classes that the model has seen compete; no task is given.
+Images that the run was trained on are told by their content, which its folder remembers, and are left out: of another
+data set its test split, or all images where it has none. A model away from its run does not know what it has seen.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, refuse
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
@@ -26,12 +27,15 @@ class EvaluateArguments:
         metadata={"help": "folder of a saved model, its name on the Hub, or the folder of a run", "positional": True}
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "as for train.py; for a run its own stream if not given"}
+        default=None, metadata={"help": "as for train.py; for a run its own test images if not given"}
     )
     image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
     label_column: str | None = field(default=None, metadata={"help": "column of the labels, where it is not clear"})
+    test_split: str | None = field(
+        default=None, metadata={"help": "split to test on; found by its name, or all images where there is none"}
+    )
     split_file: str | None = field(
-        default=None, metadata={"help": "list of the images that are not for the test, such as a run has left"}
+        default=None, metadata={"help": "list of images of the dataset that are not for the test"}
     )
     skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
     batch_size: int = field(default=128, metadata={"help": "images a step, and in measuring throughput", "min": 1})
@@ -40,6 +44,11 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "folder for evaluation.json and a picture of each confusion; only a table if not given"},
     )
+
+    def __post_init__(self):
+        for name in ("image_column", "label_column", "test_split", "split_file"):
+            if self.dataset is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} needs dataset: a run's own images are those that it had")
 
 
 def main() -> None:
@@ -57,14 +66,15 @@ def main() -> None:
     try:
         saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
         first = next(iter(saved.values()))
-        views = test_views(args)
+        views, notes = test_views(args, first.class_names)
         images, left_out = known_classes(views, first.class_names, test_transform(first.image_processor))
         if args.output_dir is not None:
             make_folder(Path(args.output_dir))
     except ValueError as error:
         refuse(str(error))
-    if left_out is not None:
-        print(f"note: {left_out}")
+    notes += [left_out] if left_out is not None else []
+    for note in notes:
+        print(f"note: {note}")
 
     batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers), images)
     predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
@@ -84,6 +94,7 @@ def main() -> None:
         "checkpoint": args.checkpoint,
         "dataset": args.dataset or views[0].info.dataset_name,
         "left_out": left_out,
+        "notes": notes,
         "class_names": first.class_names,
         "classes_per_task": classes_per_task,
         "device": describe_device(first.model.device),
@@ -97,24 +108,24 @@ def main() -> None:
         print(f"\nIn {args.output_dir}: evaluation.json and a picture of each confusion.")
 
 
-def test_views(args: EvaluateArguments) -> list:
-    """Test images, the data set's or those of each task of the run's stream.
+def test_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, list[str]]:
+    """Images that the model was not trained on, the data set's or the run's own, and sentences on those left out.
 
     Raises:
         ValueError: The data set is not to be had, or none is named.
     """
     from cdl_hf.data import load_source
     from cdl_hf.hub.saved_models import is_run
-    from cdl_hf.training.build import build_stream
+    from cdl_hf.training.run_images import own_test_images, run_of, unseen_images
 
     if args.dataset is not None:
-        options = ("image_column", "label_column", "split_file", "skip_unreadable_images")
-        splits = load_source(args.dataset, **{option: getattr(args, option) for option in options})
-        return [splits["test"]]
+        options = ("image_column", "label_column", "test_split", "split_file", "skip_unreadable_images")
+        splits = load_source(args.dataset, test_fraction=None, **{option: getattr(args, option) for option in options})
+        view, notes = unseen_images(splits["test"], args.dataset, run_of(args.checkpoint))
+        return [view], notes
     if not is_run(args.checkpoint):
         raise ValueError("--dataset is needed: a saved model does not say where its images are, only a run does")
-    stream_args = next(iter(parse(RUN, ["--config", str(Path(args.checkpoint) / "args.yaml")])))
-    return [task.test for task in build_stream(stream_args)]
+    return own_test_images(Path(args.checkpoint), class_names, skip_unreadable_images=args.skip_unreadable_images)
 
 
 test_views.__test__ = False

@@ -50,6 +50,7 @@ def main() -> None:
     from cdl_hf.evaluation.speed import latency
     from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program
     from cdl_hf.hub.saved_models import load_saved_model
+    from cdl_hf.training.run_images import run_of, unseen_images
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which constants it does not fold
     logging.getLogger().addFilter(lambda record: "pre-processing before quantization" not in record.getMessage())
@@ -58,10 +59,11 @@ def main() -> None:
         saved = load_saved_model(args.checkpoint)
         images = None
         if args.dataset is not None:
-            views = [load_source(args.dataset)["test"]]
-            images, left_out = known_classes(views, saved.class_names, test_transform(saved.image_processor))
-            if left_out is not None:
-                print(f"note: {left_out}")
+            view = load_source(args.dataset, test_fraction=None)["test"]
+            view, notes = unseen_images(view, args.dataset, run_of(args.checkpoint))
+            images, left_out = known_classes([view], saved.class_names, test_transform(saved.image_processor))
+            for note in [*notes, *([left_out] if left_out is not None else [])]:
+                print(f"note: {note}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.onnx").touch()
     except OSError as error:

@@ -27,6 +27,7 @@ def main() -> None:
     from cdl_hf.training.agreement import together
     from cdl_hf.training.dry_run import describe_run
     from cdl_hf.training.ending import ended_plainly
+    from cdl_hf.training.run_images import RunImages
 
     try:
         # Where: the output folder, processes and devices
@@ -62,6 +63,7 @@ def main() -> None:
         with together():
             folder.write_arguments(arguments.given, to_yaml(arguments))
             folder.write_split(stream.split_list())
+            folder.write_images(RunImages.of(stream).content())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 

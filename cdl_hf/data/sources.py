@@ -88,7 +88,7 @@ def load_source(
     label_column: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = 0.2,
     split_file: str | None = None,
     skip_unreadable_images: bool = False,
     drop_empty_classes: bool = False,
@@ -113,7 +113,8 @@ def load_source(
         train_split: name of the split, or of its folder, to learn from. Default: found by its name.
         test_split: the same of the one to test on; where it is `train_split`, a share of that is held out.
         test_fraction: share of each class to hold out, if there is no test split; at least one image of a class is
-            held out and at least one stays (a class of one image stays whole).
+            held out and at least one stays (a class of one image stays whole). None: all are for the test, and there
+            is no split `train`.
         split_file: list of the training images, in the form of `split_list`; all others are for the test.
         skip_unreadable_images: leave out what cannot be read, with a warning, instead of stopping.
         drop_empty_classes: leave out the classes of a ClassLabel of which there is no image in either split.
@@ -154,10 +155,11 @@ def load_source(
         splits, kept = without_empty_classes(splits)
         folders = [folders[label] for label in kept]
     if "test" not in splits:
-        splits = _hold_out(splits["train"], test_fraction, seed)
+        whole = splits["train"]
+        splits = {"test": whole} if test_fraction is None else _hold_out(whole, test_fraction, seed)
     for dataset in splits.values():
         dataset.info.dataset_name = name
-    return Splits(splits, unreadable=unreadable, folders=None if is_divided else folders)
+    return Splits(splits, unreadable=unreadable, folders=None if is_divided or "train" not in splits else folders)
 
 
 def _warn_of_a_folder_of_that_name(name: str, source: Source) -> None:

@@ -91,6 +91,7 @@ class RunFolder:
             "accuracy.png",
             "matrices.png",
             "split.yaml",
+            "images.npz",
             "writable",
         }
         folders = {"checkpoints", "states", "teacher", "student", "logs"}
@@ -111,6 +112,13 @@ class RunFolder:
         """The list of training images that `--split_file` takes, where the images were divided for this run."""
         if self.processes.is_main_process and split_list is not None:
             write_whole(self.path / "split.yaml", split_list)
+
+    def write_images(self, content: bytes) -> None:
+        """Which images the run has for what, from [`RunImages.content`]."""
+        if self.processes.is_main_process:
+            temporary = self.path / ".images.npz"
+            temporary.write_bytes(content)
+            temporary.replace(self.path / "images.npz")
 
     def log(self, **values: Any) -> None:
         """Adds a line to `metrics.jsonl`."""

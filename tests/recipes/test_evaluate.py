@@ -47,6 +47,28 @@ def test_a_model_on_a_data_set_that_has_other_classes_too(finished_run, drawings
     assert told["accuracy_by_task"][1] is None and told["accuracy_by_class"]["class_2"] is None
 
 
+def test_images_that_were_trained_on_are_left_out_of_other_data(finished_run, drawings, tmp_path, capsys):
+    shutil.copytree(drawings / "test" / "class_5", tmp_path / "images" / "class_5")
+    shutil.copytree(drawings / "train" / "class_1", tmp_path / "images" / "class_1")
+    for k, file in enumerate((drawings / "test" / "class_1").iterdir()):
+        shutil.copy(file, tmp_path / "images" / "class_1" / f"another_{k}.png")
+    run_recipe(
+        "evaluate", finished_run / "student", "--dataset", tmp_path / "images", "--output_dir", tmp_path / "out"
+    )
+    assert "7 of the 15 images of" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert np.array(told["models"]["model"]["confusion"]).sum(1).tolist() == [0, 4, 0, 0, 0, 4]
+    assert any("trained on them" in note for note in told["notes"])
+    assert "trained on all" in refusal(capsys, finished_run, "--dataset", drawings / "train")
+
+
+@pytest.mark.parametrize(
+    "option", [("--split_file", "a.yaml"), ("--test_split", "a"), ("--image_column", "a"), ("--label_column", "a")]
+)
+def test_options_without_effect_are_refused(finished_run, capsys, option):
+    assert f"{option[0][2:]} needs dataset" in refusal(capsys, finished_run, *option)
+
+
 def test_mistakes_are_told(finished_run, drawings, tmp_path, capsys):
     assert "--dataset is needed" in refusal(capsys, finished_run / "student")
     assert "error: checkpoint is required" in refusal(capsys)
