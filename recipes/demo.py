@@ -27,7 +27,7 @@ TIMED = 5  # times that a model answers, of which the page shows the median: one
 COLOURS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
 DRAWINGS = "quickdraw100"  # the data set whose models take drawings
 PACKAGES = (  # that a Space needs besides gradio
-    *("accelerate", "datasets", "filelock", "httpx2", "huggingface_hub", "numpy", "pyyaml", "safetensors", "timm"),
+    *("accelerate", "datasets", "filelock", "huggingface_hub", "numpy", "pyyaml", "safetensors", "timm"),
     *("torch", "torchvision", "transformers"),
 )
 

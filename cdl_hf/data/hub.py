@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 
 import datasets
-import httpx2
 import huggingface_hub
 from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
 
 from .source_error import SourceError
 
@@ -32,7 +32,7 @@ def read_hub(name: str) -> DatasetDict:
                 ) from error
     try:
         return load_dataset(name)
-    except (*FAILURES, httpx2.TransportError) as error:
+    except (*FAILURES, httpx.TransportError) as error:
         raise SourceError(
             f"'{name}' is no folder here, and the Hub did not give it ({error}); "
             "check the name and the connection, or give the path of a local copy."
@@ -43,7 +43,7 @@ def hub_answers() -> bool:
     """Asks once: without a connection, `datasets` and `transformers` would try for half a minute, telling it."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
-    except (httpx2.TransportError, OfflineModeIsEnabled):
+    except (httpx.TransportError, OfflineModeIsEnabled):
         return False
     return True
 

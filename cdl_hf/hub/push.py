@@ -1,22 +1,28 @@
 """A finished run as repositories on the Hub: `<name>-teacher` and `<name>-student`."""
 
+import json
 import re
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from ..models import PromptViTForImageClassification
+from ..training.checkpointing import write_whole
 from ..training.task_states import TaskStates
+from .model_card import PICTURES
 
 ROLES = ("teacher", "student")
+# What a repository holds besides the weights.
+FILES = ("config.json", "preprocessor_config.json", "README.md", "results.json", *PICTURES)
 # What huggingface_hub raises where it cannot upload: an answer of the Hub or none (HTTPError), no login, files that
 # cannot be read (OSError), names that cannot be (ValueError), its storage (RuntimeError).
-FAILURES = (httpx2.HTTPError, OSError, ValueError, RuntimeError)
+FAILURES = (httpx.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class PushError(RuntimeError):
@@ -58,12 +64,10 @@ def push_run(
         Address of each role's repository.
 
     Raises:
-        ValueError: The run is not finished, or the name is not one of the Hub's.
+        ValueError: The run is not finished or damaged, or the name is not one of the Hub's.
         PushError: The Hub did not take it.
     """
-    roles = [role for role in ROLES if (run / role / "results.json").is_file()]
-    if not roles:
-        raise ValueError(f"there is no finished run in {run}: it has neither teacher/ nor student/ with their results")
+    roles = _whole_models(run, task_revisions)
     name = _check_name(run, name)
     api, addresses = api or HfApi(), {}
     for role in roles:
@@ -83,6 +87,67 @@ def _check_name(run: Path, name: str | None) -> str:
     for role in ROLES:
         validate_repo_id(f"{name}-{role}")
     return name
+
+
+def _whole_models(run: Path, with_states: bool) -> list[str]:
+    """The roles of the run's models, after a look whether all is there and can be read.
+
+    Raises:
+        ValueError: The run is not finished, or something is missing or damaged.
+    """
+    if not (run / "results.json").is_file():
+        raise ValueError(f"there is no finished run in {run}: it has no results.json, which a run writes at its end")
+    results = _read_json(run / "results.json")
+    roles = [role for role in ROLES if isinstance(results.get(role), dict)]
+    if not roles:
+        raise ValueError(f"{run / 'results.json'} is damaged: it tells of neither teacher nor student")
+    for role in roles:
+        folder = run / role
+        index = folder / "model.safetensors.index.json"
+        shards = _read_json(index).get("weight_map", {}).values() if index.is_file() else ()
+        weights = sorted(set(shards)) or ["model.safetensors"]
+        missing = [name for name in (*FILES, *weights) if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder} is not whole, and nothing was pushed: it lacks {', '.join(missing)}")
+        for name in FILES:
+            if name.endswith(".json"):
+                _read_json(folder / name)
+        states = _states_to_push(run, role, results) if with_states else []
+        for file in (*(folder / name for name in weights), *states):
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
+    return roles
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged, and nothing was pushed: it holds no JSON object")
+    return content
+
+
+def _states_to_push(run: Path, role: str, results: dict[str, Any]) -> list[Path]:
+    """What the model had learnt after each task; nothing where it came from another run, which keeps it.
+
+    Raises:
+        ValueError: It is not there for every task.
+    """
+    tasks = len(results[role].get("accuracy_matrix", ()))
+    files = [TaskStates(run, role).path(task) for task in range(tasks)]
+    missing = [file for file in files if not file.is_file()]
+    if len(missing) == tasks and results.get("args", {}).get(f"{role}_from") is not None:
+        return []
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is not there, which a revision for each task needs; push without --hub_task_revisions"
+        )
+    return files
 
 
 def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, api: HfApi) -> str:
@@ -125,14 +190,14 @@ def _name_repository(card: Path, repository: str, tasks: int) -> None:
     comment = f'  # add revision="task-01" for it as it was after the first of {tasks} tasks' if tasks else ""
     text = card.read_text(encoding="utf-8")
     text = re.sub(r'^checkpoint = ".*$', f'checkpoint = "{repository}"{comment}', text, count=1, flags=re.MULTILINE)
-    card.write_text(text, encoding="utf-8")
+    write_whole(card, text)
 
 
 def _reason(error: Exception) -> str:
     """One sentence, without full stop."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so that nothing is sent"
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, httpx.TransportError):
         return f"the Hub cannot be reached ({error})"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code

@@ -92,6 +92,7 @@ def load_backbone(
     Raises:
         ValueError: The architecture is unknown or unsuitable, no tag says which weights, or they cannot be loaded.
     """
+    source = str(source).removeprefix("local-dir:")  # timm's word for a folder
     folder = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
     if folder.is_dir():
         if weights is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
+from ..escaping import portable
 from ..evaluation import AccuracyMatrix
 from .agreement import together
 from .checkpointing import write_json, write_whole
@@ -145,7 +146,8 @@ class RunFolder:
         if self.processes.is_main_process:
             write_json(self.path / "results.json", results)
             stream, args = results["stream"], results["args"]
-            title = f"{stream['source']}: {args['prompt_method'] if args['prompt_method'] != 'none' else 'no'} prompts"
+            prompts = args["prompt_method"] if args["prompt_method"] != "none" else "no"
+            title = f"{portable(stream['source'] or 'images')}: {prompts} prompts"  # a picture that is pushed
             if "student" in matrices:
                 title += f", distillation {args['distillation']}"
             if args["head"] != "linear":

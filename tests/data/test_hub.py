@@ -1,10 +1,10 @@
 """The Hub cannot be reached from here: what is done about that, and what is asked of `datasets`."""
 
 import datasets
-import httpx2
 import huggingface_hub
 import pytest
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.utils import httpx
 
 from cdl_hf.data import SourceError, hub
 
@@ -36,7 +36,7 @@ def use(monkeypatch, session, load):
     return session
 
 
-@pytest.mark.parametrize("error", [httpx2.ConnectError("no such host"), httpx2.ConnectTimeout("too slow")])
+@pytest.mark.parametrize("error", [httpx.ConnectError("no such host"), httpx.ConnectTimeout("too slow")])
 def test_without_a_connection_only_the_cache_is_asked(monkeypatch, online, error):
     found = []
 
@@ -50,7 +50,7 @@ def test_without_a_connection_only_the_cache_is_asked(monkeypatch, online, error
 
 
 def test_neither_connection_nor_copy(monkeypatch, online, capsys):
-    use(monkeypatch, Session(httpx2.ConnectError("no such host")), datasets.load_dataset)
+    use(monkeypatch, Session(httpx.ConnectError("no such host")), datasets.load_dataset)
     with pytest.raises(SourceError, match="the Hub cannot be reached and the cache has no copy"):
         hub.read_hub("owner/data")
     assert flags() == (False, False) and capsys.readouterr().err == "", "no word of retries"
@@ -62,7 +62,7 @@ def test_offline_by_choice(monkeypatch):
     assert flags() == (True, True)
 
 
-@pytest.mark.parametrize("error", [DatasetNotFoundError("no such data set"), httpx2.ReadError("broken off")])
+@pytest.mark.parametrize("error", [DatasetNotFoundError("no such data set"), httpx.ReadError("broken off")])
 def test_the_hub_does_not_give_it(monkeypatch, online, error):
     def load(name):
         raise error

@@ -16,8 +16,10 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 
 import cdl_hf.hub.push as push_module
+from cdl_hf.evaluation import plots
 from cdl_hf.hub.push import PushError, push_run
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.training import RunFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TOKEN = "hf_" + "t0kEn" * 7
@@ -165,6 +167,45 @@ def test_what_is_to_be_private_is_not_added_to_what_is_public(run):
     push_run(run, "me/drawings", api=hub)
     with pytest.raises(PushError, match="is public, not private.*--hub_private"):
         push_run(run, "me/drawings", private=True, api=hub)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda run: (run / "results.json").unlink(), "there is no finished run"),
+        (lambda run: (run / "results.json").write_text("{}"), "neither teacher nor student"),
+        (lambda run: (run / "results.json").write_text('{"teacher": '), "results.json is damaged"),
+        (
+            lambda run: shutil.rmtree(run / "student"),
+            "student is not whole, .* lacks config.json, .*model.safetensors",
+        ),
+        (lambda run: (run / "student" / "README.md").unlink(), "lacks README.md"),
+        (lambda run: (run / "teacher" / "accuracy.png").unlink(), "lacks accuracy.png"),
+        (lambda run: (run / "student" / "config.json").write_text("[]"), "config.json is damaged"),
+        (lambda run: os.truncate(run / "student" / "model.safetensors", 5000), "model.safetensors is damaged"),
+        (lambda run: (run / "student" / "model.safetensors.index.json").write_text("x"), "index.json is damaged"),
+        (lambda run: os.truncate(run / "states" / "student" / "task_001.safetensors", 99), "task_001.* is damaged"),
+        (lambda run: (run / "states" / "teacher" / "task_002.safetensors").unlink(), "without --hub_task_revisions"),
+        (lambda run: shutil.rmtree(run / "states"), "task_000.safetensors is not there"),
+    ],
+)
+def test_of_a_run_that_is_not_whole_nothing_is_pushed(run, damage, told):
+    damage(run)
+    hub = FakeHub()
+    with pytest.raises(ValueError, match=told):
+        push_run(run, "me/drawings", task_revisions=True, api=hub)
+    assert not hub.repositories
+
+
+def test_pictures_name_no_folder_of_the_machine(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "plot_accuracy_over_tasks", lambda matrices, path, title, **_: titles.append(title))
+    monkeypatch.setattr(plots, "plot_accuracy_matrices", lambda *_: None)
+    for source in ("/home/anna/images", None):
+        stream = {"source": source, "classes_per_task": [2]}
+        args = {"prompt_method": "l2p", "distillation": "kd", "head": "linear"}
+        RunFolder(tmp_path).write_results({"stream": stream, "args": args}, {"student": None})
+    assert titles == ["images: l2p prompts, distillation kd"] * 2
 
 
 @pytest.fixture

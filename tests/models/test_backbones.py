@@ -81,6 +81,11 @@ def test_folder_in_timms_form(tmp_path):
     assert larger.args["img_size"] == 64
     assert larger.module.pos_embed.shape[1] == 1 + 16
 
+    by_scheme = load_backbone(
+        f"local-dir:{tmp_path / 'mine'}"
+    )  # where a folder lies is in no checkpoint and on no card
+    assert (by_scheme.source, by_scheme.hub_name, by_scheme.digest) == ("mine", None, loaded.digest)
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_backbone(tmp_path / "empty")
