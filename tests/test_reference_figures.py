@@ -34,7 +34,7 @@ FUSION = {  # our names of the parts of a ReviewKD layer
     "proj2": "linear_out",
 }
 FAST = ("coda_prompt-kdp",)
-LOGITS_AND_LOSSES = 1e-4  # absolute
+LOGITS_AND_LOSSES = 1e-4  # absolute; of a loss above 100 per 100 of it, which is 1e-6 relative
 GRADIENT_NORMS = 1e-3  # relative
 
 
@@ -62,7 +62,8 @@ class Case:
     """One case, run in the order in which its figures were recorded.
 
     Attributes:
-        absolute: Largest absolute deviation of the logits and losses, by the figure's name.
+        absolute: Largest absolute deviation of the logits and losses, by the figure's name; that of a loss above 100,
+            where a step of float32 may be 0.0156, for each 100 of it.
         relative: Relative deviation of the gradient norms.
     """
 
@@ -122,9 +123,9 @@ class Case:
             ours, theirs = ours.detach().numpy(), self.figures[name]
             assert ours.shape == theirs.shape, name
             differ = np.atleast_1d(ours != theirs)  # not where both are -inf
-            self.absolute[name] = float(
-                np.abs(np.atleast_1d(ours)[differ] - np.atleast_1d(theirs)[differ]).max(initial=0)
-            )
+            deviation = np.abs(np.atleast_1d(ours)[differ] - np.atleast_1d(theirs)[differ]).max(initial=0)
+            scale = max(abs(theirs.item()) / 100, 1.0) if name.endswith("_loss") else 1.0
+            self.absolute[name] = float(deviation) / scale
 
     def all_logits(self, model: PromptViTForImageClassification) -> Tensor:
         """Predictions as if all classes had been seen: (B, C)."""

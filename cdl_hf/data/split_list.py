@@ -1,13 +1,15 @@
 """Lists of training images, in the form in which the split of ImageNet-R is published.
 
 A YAML file with `data`, paths, and `targets`, numbers of classes. Paths are relative to anything: their last two parts
-count, the folder of the class and the file. An image's folder says its class, not its target. Only where folders of
+count, the folder of the class and the file. An image's folder says its class; the
+targets say in which order the classes may come, where [`class_order`] is asked for it. Only where folders of
 classes have folders in them with files of the same names do the paths start at the folder of the data set.
 """
 
 import json
 import os
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import yaml
@@ -77,31 +79,73 @@ def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) 
     return in_list
 
 
-def split_list(train: Dataset, test: Dataset, folders: list[str]) -> str | None:
-    """The file that lists the first images, which `read_split_list` takes; None where some have no names."""
+def class_order(file: str, folders: list[str]) -> list[int]:
+    """The labels of the classes in the order of a list's `targets`, the numbers that it gives to them.
+
+    Args:
+        folders: folder of each class, by label.
+
+    Raises:
+        SourceError: no such list, or its targets do not number these classes.
+    """
+    paths, targets = _read(file), _content(file).get("targets")
+    if not isinstance(targets, list) or len(targets) != len(paths) or not all(type(t) is int for t in targets):
+        raise SourceError(f"split_file '{file}' has no list of whole numbers under 'targets', one for each path")
+    label_of = {one_name(folder): label for label, folder in enumerate(folders)}
+    target_of: dict[int, int] = {}
+    for path, target in zip(paths, targets, strict=True):
+        label = next((label_of[part] for part in reversed(_parts(path)[:-1]) if part in label_of), None)
+        if label is None:
+            raise SourceError(f"split_file '{file}' lists '{path}', which lies in the folder of no class")
+        if target_of.setdefault(label, target) != target:
+            raise SourceError(
+                f"split_file '{file}' gives the class '{folders[label]}' the targets {target_of[label]} and {target}"
+            )
+    missing = [folder for label, folder in enumerate(folders) if label not in target_of]
+    if missing:
+        raise SourceError(
+            f"split_file '{file}' has no images of {len(missing)} classes ({', '.join(missing[:3])}), whose place in "
+            "the order is not known"
+        )
+    if len(set(target_of.values())) < len(target_of):
+        raise SourceError(f"split_file '{file}' gives one target to several classes")
+    return sorted(target_of, key=target_of.__getitem__)
+
+
+def split_list(train: Dataset, test: Dataset, folders: list[str], label_to_target: np.ndarray) -> str | None:
+    """The file that lists the first images, which `read_split_list` takes; None where some have no names.
+
+    Args:
+        label_to_target: number of each class in the list, (C,).
+    """
     found = keys(concatenate_datasets([train, test]), folders)
     if found is None:
         return None
     found = found[: len(train)]
     # texts in JSON are texts in YAML, and a hundred times faster to write
     data = "".join(f"- {json.dumps(key, ensure_ascii=False)}\n" for key in found)
-    targets = "".join(f"- {label}\n" for label in read_labels(train).tolist())
+    targets = "".join(f"- {label}\n" for label in label_to_target[read_labels(train)].tolist())
     return f"data:\n{data}targets:\n{targets}"
 
 
 def _read(file: str) -> list[str]:
-    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    try:
-        with open(os.path.expanduser(file), encoding="utf-8") as stream:
-            content = yaml.load(stream, loader)
-    except OSError as error:
-        raise SourceError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SourceError(f"split_file '{file}' is not a plain YAML file ({' '.join(str(error).split())}).") from error
+    """The paths that are listed."""
+    content = _content(file)
     paths = content.get("data") if isinstance(content, dict) else None
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         raise SourceError(f"split_file '{file}' has no list of paths under 'data'.")
     return paths
+
+
+def _content(file: str) -> Any:
+    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as stream:
+            return yaml.load(stream, loader)
+    except OSError as error:
+        raise SourceError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SourceError(f"split_file '{file}' is not a plain YAML file ({' '.join(str(error).split())}).") from error
 
 
 def _parts(path: str) -> list[str]:

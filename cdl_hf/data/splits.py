@@ -1,5 +1,6 @@
 """What `load_source` returns."""
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 
 from .split_list import split_list
@@ -19,9 +20,15 @@ class Splits(DatasetDict):
         self.unreadable = unreadable
         self.folders = folders
 
-    def split_list(self) -> str | None:
+    def split_list(self, label_to_target: np.ndarray | None = None) -> str | None:
         """The file that lets the next run divide the images in the same way: its `split_file`.
 
         None if the images came divided, or have no file names.
+
+        Args:
+            label_to_target: place of each class in the order in which they come, (C,); that of the labels by default.
         """
-        return None if self.folders is None else split_list(self["train"], self["test"], self.folders)
+        if self.folders is None:
+            return None
+        targets = np.arange(len(self.folders)) if label_to_target is None else label_to_target
+        return split_list(self["train"], self["test"], self.folders, targets)

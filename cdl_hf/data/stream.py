@@ -144,8 +144,11 @@ class TaskStream(Sequence[Task]):
         return part
 
     def split_list(self) -> str | None:
-        """The file that divides the source into training and test images as here; None if it came divided."""
-        return self._dataset.split_list() if isinstance(self._dataset, Splits) else None
+        """The file that divides the source into training and test images as here; None if it came divided.
+
+        Its targets are the columns, so that it tells the order of the classes as well.
+        """
+        return self._dataset.split_list(self.label_to_column) if isinstance(self._dataset, Splits) else None
 
     @property
     def class_names(self) -> list[str]:

@@ -30,7 +30,9 @@ class SourceArguments:
     )
     test_fraction: float = _argument(0.2, "Share of each class held out when there is no test split", min=0, max=1)
     split_file: str | None = _argument(
-        None, "YAML list of the training images (data: paths), the others being for the test: such as a run has left"
+        None,
+        "YAML list of the training images (data: paths; targets: numbers of their classes), the others being for the "
+        "test: such as a run has left",
     )
     skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
     drop_empty_classes: bool | None = _argument(None, "Leave out classes of a ClassLabel that have no images at all")
@@ -45,8 +47,9 @@ class StreamArguments(SourceArguments):
     first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)
     class_order: str | list[str] = _argument(
         "natural",
-        "natural, seeded (drawn with stream_seed), or all class names or labels: separated by commas, or as a list, "
-        "in which a name may have commas itself; entries that are all names are read as names",
+        "natural, seeded (drawn with stream_seed), split_file (by the targets of that list), or all class names or "
+        "labels: separated by commas, or as a list, in which a name may have commas itself; entries that are all "
+        "names are read as names",
     )
     stream_seed: int = _argument(
         0, "Seed of the class order and of the images held out or kept: runs with other seeds share a stream", min=0
@@ -75,6 +78,9 @@ class ModelArguments:
         "Share of the resized test image that the centre crop keeps; the student's own if not given",
         min=0.1,
         max=1,
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = _argument(
+        None, "How images are resized, in training and test; the student's own if not given"
     )
     normalization: Literal["backbone", "none"] = _argument(
         "backbone", "Pixels with the mean and deviation of the student's weights, or in [0, 1] as the papers ran"
@@ -134,7 +140,8 @@ class TrainingArguments:
         "stages", "The teacher's stage before the student's, or a step of each on every batch"
     )
     teacher_merge: Literal["own_stage", "after_student"] = _argument(
-        "own_stage", "APT: when the teacher's prompts are merged; after_student is the authors' order"
+        "own_stage",
+        "APT: when the teacher's prompts are merged where both are trained; after_student is the authors' order",
     )
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
     teacher_from: str | None = _argument(
@@ -183,12 +190,10 @@ class TrainingArguments:
             raise ValueError(
                 "store_answers needs a teacher that is trained in this run: it does not go with stages=student"
             )
-        if self.store_answers and (self.schedule == "same_step" or self.teacher_merge == "after_student"):
+        if self.store_answers and self.schedule == "same_step":
             raise ValueError("store_answers needs a teacher that is done before its student's stage begins")
         if self.schedule == "same_step" and self.stages != "both":
             raise ValueError("schedule=same_step trains teacher and student together: it needs stages=both")
-        if self.teacher_merge == "after_student" and self.stages != "both":
-            raise ValueError("teacher_merge=after_student needs stages=both: a saved teacher is merged already")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume contradict each other: choose one")
         if self.resume and self.output_dir is None:

@@ -7,6 +7,7 @@ from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream, image_processor_for, load_source
+from ..data.split_list import class_order
 from ..data.splits import Splits
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
@@ -55,7 +56,14 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
     """
     dataset = read_source(stream_args, stream_args.stream_seed)
     order = stream_args.class_order
-    if isinstance(order, str) and order not in ("natural", "seeded"):
+    if order == "split_file":
+        if stream_args.split_file is None:
+            raise ValueError(
+                "class_order=split_file takes the order from the targets of split_file, and none is given: name the "
+                "list, or take class_order=natural"
+            )
+        order = class_order(stream_args.split_file, dataset.folders)
+    elif isinstance(order, str) and order not in ("natural", "seeded"):
         order = order.split(",")
     return TaskStream(
         dataset,
@@ -123,6 +131,13 @@ def build_learners(
         )
     if training_args.num_epochs == 0 and stages != "teacher" and distillation != "none" and not is_given:
         raise ValueError(f"num_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none")
+    if model_args.prompt_method == "apt" and training_args.teacher_merge == "after_student":
+        if training_args.teacher_from is not None:
+            raise ValueError("teacher_from brings a teacher that is merged already: take teacher_merge=own_stage")
+        if training_args.store_answers and stages == "both":
+            raise ValueError(
+                "store_answers needs a teacher that is merged in its own stage: take teacher_merge=own_stage"
+            )
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts = {
         "classes_per_task": stream.classes_per_task,
@@ -176,5 +191,7 @@ def build_learners(
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     if model_args.crop_pct is not None:
         data_config["crop_pct"] = model_args.crop_pct
+    if model_args.interpolation is not None:
+        data_config["interpolation"] = model_args.interpolation
     processor = image_processor_for(data_config, normalization=model_args.normalization)
     return Learners(teacher, method, processor, backbones, query)

@@ -226,10 +226,12 @@ class ContinualDistillationTrainer:
 
     def _end_task(self, roles: tuple[str, ...]) -> None:
         """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
+        both = {TEACHER, STUDENT} <= self.modules.keys() and TEACHER not in self.given
+        is_late = both and self.args.teacher_merge == "after_student"
         for role in roles:
-            if role != TEACHER or self.args.teacher_merge == "own_stage":
+            if role != TEACHER or not is_late:
                 self.models[role].end_task()
-        if STUDENT in roles and self.args.teacher_merge == "after_student" and TEACHER in self.models:
+        if STUDENT in roles and is_late:
             self.models[TEACHER].end_task()
 
     def _refit(self, task: Task) -> None:

@@ -2,6 +2,10 @@ import pytest
 import yaml
 
 from cdl_hf.data import SourceError, load_source
+from cdl_hf.data.split_list import class_order
+from cdl_hf.training.arguments import RUN
+from cdl_hf.training.build import build_stream
+from cdl_hf.training.parser import parse
 
 from .conftest import labelled, noise, save_images
 
@@ -89,3 +93,43 @@ def test_images_that_no_list_tells_apart(tmp_path):
     with pytest.raises(SourceError, match="stores images without file names"):
         load_source(str(tmp_path / "saved"), split_file=str(file))
     assert load_source(str(tmp_path / "saved")).split_list() is None
+
+
+def test_the_targets_of_a_list_order_the_classes(folder, tmp_path):
+    """As published: the paths start anywhere, and the numbers have nothing to do with the names."""
+    content = {"data": [f"data/x/{name}/{n}.png" for n in (0, 1) for name in ("a", "猫: ü", 'b "1"')]}
+    file = write_list(folder, content | {"targets": [2, 7, 0] * 2})
+    arguments = ["--dataset", str(folder), "--num_tasks", "3", "--split_file", file, "--class_order", "split_file"]
+    stream = build_stream(next(iter(parse(RUN, arguments))))
+    assert [task.class_names for task in stream] == [['b "1"'], ["a"], ["猫: ü"]]
+    (tmp_path / "left.yaml").write_text(stream.split_list())
+    arguments[5] = str(tmp_path / "left.yaml")
+    assert build_stream(next(iter(parse(RUN, arguments)))).class_names == stream.class_names
+    arguments[4:6] = []
+    with pytest.raises(ValueError, match="none is given"):
+        build_stream(next(iter(parse(RUN, arguments))))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (None, "no list of whole numbers under 'targets'"),
+        ([0, 1], "no list of whole numbers under 'targets'"),
+        ([0, 1, "2"], "no list of whole numbers under 'targets'"),
+        ([0, 1, 1], "gives one target to several classes"),
+        ([0, 1, 2, 1], "gives the class 'a' the targets 0 and 1"),
+    ],
+)
+def test_targets_that_are_no_order(folder, targets, message):
+    names = ["a", 'b "1"', "猫: ü", "a"][: max(len(targets or []), 3)]
+    content = {"data": [f"{name}/{n // 3}.png" for n, name in enumerate(names)], "targets": targets}
+    with pytest.raises(SourceError, match=message):
+        class_order(write_list(folder, content), ["a", 'b "1"', "猫: ü"])
+
+
+def test_classes_without_a_target_and_targets_without_a_class(folder):
+    file = write_list(folder, {"data": ["a/0.png", "c/0.png"], "targets": [0, 1]})
+    with pytest.raises(SourceError, match="lies in the folder of no class"):
+        class_order(file, ["a", "b"])
+    with pytest.raises(SourceError, match="no images of 1 classes .b."):
+        class_order(file, ["a", "b", "c"])

@@ -30,3 +30,15 @@ def test_all_pairs_of_the_papers_have_a_preset():
     for data_set in ("cifar100", "imagenet_r"):
         assert {f"{data_set}/{pair}" for pair in ("base_to_small", "large_to_base", "base_to_tiny")} <= names
     assert {f"quickdraw100/{method}" for method in ("l2p", "dualprompt", "coda_prompt", "apt")} <= names
+
+
+@pytest.mark.parametrize(
+    "preset", [path for path in PRESETS if "quickdraw" not in str(path)], ids=lambda p: str(p)[-30:]
+)
+def test_presets_of_the_papers_run_as_the_authors_did(preset):
+    stream, model, distillation, training, _ = parse(RUN, ["--config", str(preset)])
+    assert stream.class_order == ("split_file" if stream.dataset == "imagenet_r" else "natural")
+    assert (model.normalization, model.interpolation) == ("none", "bilinear")
+    assert training.teacher_merge == "after_student" and distillation.alpha == 0.5
+    for stages in ("teacher", "student"):
+        parse(RUN, ["--config", str(preset), "--stages", stages])  # of a model alone

@@ -254,3 +254,21 @@ def test_validation_images_replace_the_test_images(train, command, tmp_path):
     train(*command, "--validation_fraction", "0.3", "--output_dir", tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["tested_on"] == "validation" and sum(results["stream"]["validation"]) > 0
+
+
+def test_images_are_resized_as_asked(train, command, tmp_path):
+    train(*command, "--dry_run")  # the backbone's own
+    train(
+        *command, "--stages", "teacher", "--interpolation", "bilinear", "--num_epochs", "1", "--output_dir", tmp_path
+    )
+    assert AutoImageProcessor.from_pretrained(tmp_path / "teacher").resample == 2
+
+
+def test_only_apts_saved_teacher_cannot_be_merged_later(train, command, tmp_path, capsys):
+    given = ("--stages", "student", "--teacher_from", tmp_path, "--teacher_merge", "after_student", "--dry_run")
+    with pytest.raises(SystemExit):
+        train(*command, *given, "--prompt_method", "apt")
+    assert "take teacher_merge=own_stage" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train(*command, *given, "--prompt_method", "l2p")
+    assert "has no teacher of task 1" in capsys.readouterr().err
