@@ -19,6 +19,9 @@ TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
 
 
+SOURCE_OPTIONS = ("image_column", "label_column", "test_split", "skip_unreadable_images")
+
+
 @dataclass
 class ExportArguments:
     """Model and files."""
@@ -29,6 +32,12 @@ class ExportArguments:
     dataset: str | None = field(
         default=None, metadata={"help": "compare on its test images, and measure the accuracy of every file"}
     )
+    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the labels, where it is not clear"})
+    test_split: str | None = field(
+        default=None, metadata={"help": "split to test on; found by its name, or all images where there is none"}
+    )
+    skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
 
     def __post_init__(self):
         if self.int8 and self.dataset is None:
@@ -59,7 +68,8 @@ def main() -> None:
         saved = load_saved_model(args.checkpoint)
         images = None
         if args.dataset is not None:
-            view = load_source(args.dataset, test_fraction=None)["test"]
+            options = {name: getattr(args, name) for name in SOURCE_OPTIONS}
+            view = load_source(args.dataset, test_fraction=None, **options)["test"]
             view, notes = unseen_images(view, args.dataset, run_of(args.checkpoint))
             images, left_out = known_classes([view], saved.class_names, test_transform(saved.image_processor))
             for note in [*notes, *([left_out] if left_out is not None else [])]:

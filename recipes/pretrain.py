@@ -38,16 +38,16 @@ from cdl_hf.data.images import TaskImages
 from cdl_hf.data.sources import SourceError, load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
 from cdl_hf.models.prefix_attention import check_backbone, check_images
+from cdl_hf.training.arguments import SourceArguments
+from cdl_hf.training.build import source_options
 from cdl_hf.training.parser import parse, refuse, to_dict
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SourceArguments):
     """Data."""
 
-    dataset: str = field(metadata={"help": "a known data set, a local path (images, Parquet) or a Hub name"})
-    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
-    label_column: str | None = field(default=None, metadata={"help": "column of the classes, where it is not clear"})
+    dataset: str = field(metadata={"help": "a known data set, a local path (images, tables) or a Hub name"})
     test_fraction: float = field(
         default=0.1, metadata={"help": "share of each class held out where there is no test split", "min": 0, "max": 1}
     )
@@ -226,13 +226,7 @@ def main():
 
     # Data
     try:
-        splits = load_source(
-            data_args.dataset,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            test_fraction=data_args.test_fraction,
-            seed=args.seed,
-        )
+        splits = load_source(data_args.dataset, **source_options(data_args), seed=args.seed)
     except SourceError as error:
         refuse(str(error))
     names = splits["train"].features["label"].names

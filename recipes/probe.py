@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from cdl_hf.data.batches import Batches
 from cdl_hf.data.images import TaskImages
-from cdl_hf.data.sources import SourceError, load_source
+from cdl_hf.data.sources import load_source
 from cdl_hf.data.transforms import image_processor_for, test_transform
 from cdl_hf.models.backbones import load_backbone
+from cdl_hf.training.arguments import SourceArguments
+from cdl_hf.training.build import source_options
 from cdl_hf.training.parser import parse, refuse
 
 RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
@@ -27,16 +29,19 @@ RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
 
 @dataclass
 class ProbeArguments:
-    """Backbone and data."""
+    """Backbone."""
 
     backbone: str = field(metadata={"help": "folder of a saved backbone, or a timm name with its tag"})
-    dataset: str = field(default="quickdraw100", metadata={"help": "a known data set, a local path or a Hub name"})
     batch_size: int = field(default=256, metadata={"help": "images a forward pass", "min": 1})
 
 
-def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256) -> dict[str, float]:
-    """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features."""
-    splits = load_source(dataset)
+def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **options) -> dict[str, float]:
+    """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features.
+
+    Args:
+        options: of `load_source`.
+    """
+    splits = load_source(dataset, **options)
     classes = splits["train"].features["label"].num_classes
     transform = test_transform(image_processor_for(backbone.pretrained_cfg))
     (x, y), (x_test, y_test) = (
@@ -84,13 +89,13 @@ def _linear(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int
 
 
 def main():
-    (args,) = parse((ProbeArguments,), description=__doc__)
+    args, data = parse((ProbeArguments, SourceArguments), description=__doc__)
     try:
         backbone = load_backbone(args.backbone).module
-        accuracy = probe(backbone, args.dataset, args.batch_size)
-    except (SourceError, ValueError) as error:
+        accuracy = probe(backbone, data.dataset, args.batch_size, **source_options(data))
+    except ValueError as error:
         refuse(str(error))
-    print(f"{args.backbone} on {args.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
+    print(f"{args.backbone} on {data.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
     print(f"linear probe {accuracy['linear_probe']:.1f} %, nearest class mean {accuracy['nearest_class_mean']:.1f} %")
 
 

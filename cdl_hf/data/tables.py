@@ -137,7 +137,7 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
             continue
         if label not in table.column_names:  # such as of a test split that is to be predicted
             feature = next(t.features[label] for t in tables.values() if label in t.column_names)
-            table = table.add_column(label, pa.nulls(len(table), feature.pa_type), feature=feature)
+            table = table.add_column(label, pa.chunked_array([pa.nulls(len(table), feature.pa_type)]), feature=feature)
         here = table.with_format("arrow")["image"][:].to_pylist()
         splits = np.array([_split_of_path(path, root) or "" for path in here])
         for split in np.unique(splits):
@@ -271,10 +271,9 @@ def _with_whole_paths(table: Dataset, column: str | None, folder: Path, inside: 
             alike = below.get(os.path.basename(path), [])
             path = alike[0] if len(alike) == 1 else path
         found.append(check_name(str(path)))
-    position = table.column_names.index(column)
-    changed = table.remove_columns(column).add_column(column, pa.chunked_array([pa.array(found, pa.string())]))
-    order = [*changed.column_names[:-1][:position], column, *changed.column_names[:-1][position:]]
-    return changed.select_columns(order)
+    order = table.column_names
+    changed = table.add_column(" paths", pa.chunked_array([pa.array(found, pa.string())]))
+    return changed.remove_columns(column).rename_column(" paths", column).select_columns(order)
 
 
 def _files_by_name(folder: Path) -> dict[str, list[str]]:

@@ -35,7 +35,7 @@ class SourceArguments:
         "test: such as a run has left",
     )
     skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
-    drop_empty_classes: bool | None = _argument(None, "Leave out classes of a ClassLabel that have no images at all")
+    drop_empty_classes: bool = _argument(False, "Leave out classes of a ClassLabel that have no images at all")
 
 
 @dataclass

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream, image_processor_for, load_source
 from ..data.split_list import class_order
-from ..data.splits import Splits
 from ..distillation import METHODS, Supervised
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
@@ -37,15 +37,9 @@ class Learners:
     query_backbone: PretrainedBackbone | None
 
 
-def read_source(arguments: SourceArguments, seed: int = 0) -> Splits:
-    """The data set that the arguments tell of.
-
-    Raises:
-        SourceError: It cannot be read or understood; the message says why.
-    """
-    options = {f.name: getattr(arguments, f.name) for f in fields(SourceArguments) if f.name != "dataset"}
-    options["drop_empty_classes"] = bool(options["drop_empty_classes"])
-    return load_source(arguments.dataset, **options, seed=seed)
+def source_options(arguments: SourceArguments) -> dict[str, Any]:
+    """What `load_source` takes of the arguments besides the data set's name."""
+    return {f.name: getattr(arguments, f.name) for f in fields(SourceArguments) if f.name != "dataset"}
 
 
 def build_stream(stream_args: StreamArguments) -> TaskStream:
@@ -54,7 +48,7 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
     Raises:
         ValueError: The data set or the split is not to be had; the message says why.
     """
-    dataset = read_source(stream_args, stream_args.stream_seed)
+    dataset = load_source(stream_args.dataset, **source_options(stream_args), seed=stream_args.stream_seed)
     order = stream_args.class_order
     if order == "split_file":
         if stream_args.split_file is None:
