@@ -17,8 +17,6 @@ from cdl_hf.training.parser import parse, refuse
 
 TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
-
-
 SOURCE_OPTIONS = ("image_column", "label_column", "test_split", "skip_unreadable_images")
 
 
