@@ -13,22 +13,39 @@ from transformers.image_utils import pil_torch_interpolation_mapping
 
 from .decoding import as_rgb
 
+# timm's names for those that images can be resized with as tensors
+INTERPOLATIONS = {
+    "nearest": PIL.Image.Resampling.NEAREST,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "random": PIL.Image.Resampling.BICUBIC,
+}
+
 
 def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -> CLIPImageProcessor:
     """The image processor that stands for a timm backbone's test pipeline; it reloads without timm.
 
     Args:
         pretrained_cfg: timm's description of the weights: `input_size`, `interpolation`, `crop_pct`, `crop_mode`,
-            `mean`, `std`; what is missing has timm's default. Override with `cfg | {"crop_pct": 1.0}`.
+            `mean`, `std`; what is missing has timm's default. Override with `cfg | {"crop_pct": 1.0}`. Interpolation
+            "random", by which timm trains with one of two at random, becomes the bicubic one of them. For an input
+            that is not square, an image is resized until its shorter side covers the longer one of the input, and
+            keeps its proportions unless `crop_mode` is "squash".
         normalization: "backbone" for the mean and std that the weights were made with, "none" for pixels in [0, 1].
+
+    Raises:
+        ValueError: An entry is none of those that are known.
     """
     if normalization not in ("backbone", "none"):
         raise ValueError(f"normalization is '{normalization}'; expected backbone or none.")
     _, height, width = pretrained_cfg.get("input_size", (3, 224, 224))
     crop_pct = pretrained_cfg.get("crop_pct", 0.875)
     crop_mode = pretrained_cfg.get("crop_mode", "center")
+    interpolation = pretrained_cfg.get("interpolation", "bicubic")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is {interpolation!r}; expected {', '.join(INTERPOLATIONS)}")
     if crop_mode == "center":
-        size = {"shortest_edge": math.floor(min(height, width) / crop_pct)}
+        size = {"shortest_edge": math.floor(max(height, width) / crop_pct)}
     elif crop_mode == "squash":
         size = {"height": math.floor(height / crop_pct), "width": math.floor(width / crop_pct)}
     else:
@@ -37,7 +54,7 @@ def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -
         do_convert_rgb=True,
         do_resize=True,
         size=size,
-        resample=PIL.Image.Resampling[pretrained_cfg.get("interpolation", "bicubic").upper()],
+        resample=INTERPOLATIONS[interpolation],
         do_center_crop=True,
         crop_size={"height": height, "width": width},
         do_rescale=True,
@@ -74,7 +91,7 @@ def train_transform(
     Args:
         processor: as `image_processor_for` makes it.
         crop_scale: range of the part's share of the image's area.
-        crop_ratio: range of the part's width over its height.
+        crop_ratio: range of the part's width over its height, relative to the input's; by how much it is stretched.
         horizontal_flip: probability of a mirror image.
     """
     return TrainTransform(processor, crop_scale, crop_ratio, horizontal_flip)
@@ -118,6 +135,8 @@ class TrainTransform(_Transform):
         horizontal_flip: float,
     ):
         size = (processor.crop_size["height"], processor.crop_size["width"])
+        width_over_height = size[1] / size[0]
+        crop_ratio = tuple(ratio * width_over_height for ratio in crop_ratio)
         interpolation = pil_torch_interpolation_mapping[processor.resample]
         self.crop = v2.RandomResizedCrop(size, crop_scale, crop_ratio, interpolation, antialias=True)
         self.horizontal_flip = horizontal_flip

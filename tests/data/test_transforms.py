@@ -136,6 +136,30 @@ def test_random_crops_have_the_size_and_shape_asked_for():
     assert 110 < flips < 190
 
 
+@pytest.mark.parametrize("input_size", [(3, 24, 40), (3, 40, 24), (3, 32, 32)])
+def test_an_input_that_is_not_square_shows_no_border_and_no_stretched_image(input_size):
+    """On an image whose red is its column and whose green is its row, both grow at the same rate."""
+    ramp = np.full((240, 240, 3), 255, dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(240)[None], np.arange(240)[:, None]
+    processor = image_processor_for({"input_size": input_size, "interpolation": "bilinear"}, "none")
+    for image in (PIL.Image.fromarray(ramp), PIL.Image.fromarray(ramp[60:180]), PIL.Image.fromarray(ramp[:, 90:150])):
+        train = train_transform(processor, crop_scale=(0.3, 0.3), crop_ratio=(1, 1), horizontal_flip=0)
+        for transform in (test_transform(processor), train):
+            pixels = transform(image) * 255
+            assert pixels.shape == input_size and pixels[2].min() > 254, "a border would be black"
+            across, down = pixels[0].diff(dim=1).mean().item(), pixels[1].diff(dim=0).mean().item()
+            assert across == pytest.approx(down, rel=0.05)
+
+
+def test_random_interpolation_is_bicubic_and_others_are_named():
+    """timm has it of weights that were trained with bilinear and bicubic at random."""
+    processor = image_processor_for(BACKBONE | {"interpolation": "random"})
+    assert processor.to_dict() == image_processor_for(BACKBONE | {"interpolation": "bicubic"}).to_dict()
+    for name in ("lanczos", "box", "hamming", "cubic"):
+        with pytest.raises(ValueError, match=f"interpolation is '{name}'; expected nearest, bilinear, bicubic, rand"):
+            image_processor_for(BACKBONE | {"interpolation": name})
+
+
 @pytest.mark.parametrize("size", [(401, 2), (2, 401), (700, 1), (1, 351), (1, 30)])
 def test_very_long_images_are_cut_before_they_are_resized(size):
     processor = image_processor_for({"input_size": (3, 12, 12)})
