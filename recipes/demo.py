@@ -23,6 +23,7 @@ import yaml
 from cdl_hf.training.parser import parse, refuse
 
 TOP = 5
+UPLOAD = "20mb"  # the largest file that visitors may send
 TIMED = 5  # times that a model answers, of which the page shows the median: one alone is anything on a busy machine
 COLOURS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
 DRAWINGS = "quickdraw100"  # the data set whose models take drawings
@@ -239,6 +240,12 @@ li { margin-bottom: 8px; } .share { font-variant-numeric: tabular-nums; }
 """
 
 
+def slider_options(demo: Demo) -> dict:
+    """Of the slider over tasks, which is hidden where there is one to show; gradio takes no range of one value."""
+    shown = demo.num_tasks > 1
+    return {"minimum": 1, "maximum": demo.num_tasks if shown else 2, "value": demo.num_tasks, "visible": shown}
+
+
 def build_page(demo: Demo):
     """The page as `gradio.Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -246,25 +253,28 @@ def build_page(demo: Demo):
         refuse("gradio is not installed: pip install 'cdl_hf[demo]'")
     import gradio as gr
 
-    from cdl_hf.data import SourceError, open_image
+    from cdl_hf.data import open_image
     from cdl_hf.data.sketch import as_drawing, draw
-    from cdl_hf.data.unreadable import FAILURES
+    from cdl_hf.data.unreadable import FAILURES, explain
+
+    def on_task(image, number: int):
+        try:
+            return render(demo, image, demo.task(number))
+        except ValueError as error:  # damaged states
+            raise gr.Error(str(error)) from error
 
     def on_drawing(number: int, event: gr.EventData):
         image = draw(event.strokes)
-        return image, render(demo, image, demo.task(number))
+        return image, on_task(image, number)
 
     def on_image(path: str | None, number: int):
         try:
             image = None if path is None else open_image(path)
-        except (SourceError, *FAILURES) as error:
-            raise gr.Error(f"This image cannot be read: {error}") from error
+        except FAILURES as error:
+            raise gr.Error(f"This image cannot be read: {explain(error)}") from error
         if image is not None and demo.takes_drawings:
             image = as_drawing(image)
-        return image, render(demo, image, demo.task(number))
-
-    def on_task(image, number: int):
-        return render(demo, image, demo.task(number))
+        return image, on_task(image, number)
 
     prompts = ", steered by learnt prompts" if demo.args["prompt_method"] != "none" else ""
     taught = " The student learnt from the teacher." if demo.args["distillation"] != "none" else ""
@@ -284,15 +294,10 @@ def build_page(demo: Demo):
                             html_template=CANVAS, css_template=CANVAS_STYLE, js_on_load=CANVAS_SCRIPT, elem_id="canvas"
                         )
                 with gr.Tab("Drop an image"):
-                    file = gr.Image(type="filepath", sources=["upload", "clipboard"], show_label=False, height=420)
+                    # A `gr.Image` would open the file with whatever Pillow knows, and turn 16 bits white.
+                    file = gr.File(type="filepath", show_label=False, height=420)
             with gr.Column(scale=7, min_width=360):
-                slider = gr.Slider(
-                    *(1, demo.num_tasks, demo.num_tasks),
-                    step=1,
-                    label="Tasks learnt so far",
-                    visible=demo.num_tasks > 1,
-                    elem_id="tasks",
-                )
+                slider = gr.Slider(**slider_options(demo), step=1, label="Tasks learnt so far", elem_id="tasks")
                 answers = gr.HTML(render(demo, None, demo.task(demo.num_tasks)), css_template=STYLE, elem_id="answers")
         # Of strokes that come faster than answers, the last counts.
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
@@ -304,11 +309,11 @@ def build_page(demo: Demo):
 
 
 def launch(page, **options):
-    """Serves the page with fonts of the visitor's own machine, and nothing from elsewhere."""
+    """Serves the page with fonts of the visitor's own machine, nothing from elsewhere, and a limit to uploads."""
     import gradio as gr
 
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    return page.launch(theme=theme, footer_links=[], **options)
+    return page.launch(theme=theme, footer_links=[], max_file_size=UPLOAD, **options)
 
 
 APP = """\

@@ -3,6 +3,8 @@
 import numpy as np
 import PIL.Image
 
+from .decoding import as_rgb
+
 SIDE = 28
 TOLERANCE = 2 / 255  # of the drawing's longer side, by which Quick, Draw! simplified its strokes
 
@@ -36,18 +38,22 @@ def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
 
     What differs clearly from the border's brightness is ink. Lines keep their own width.
     """
-    grey = np.asarray(image.convert("L"), np.float64)
+    grey = np.asarray(as_rgb(image).convert("L"))
     border = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
-    ink = border - grey if border > 127 else grey - border
-    inked = ink > 0.25 * 255
+    levels = np.arange(256.0)  # what becomes of each; of a large image an array of floats would take gigabytes
+    ink_of = border - levels if border > 127 else levels - border
+    inked = (ink_of > 0.25 * 255)[grey]
     if not inked.any():
         return None
     rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
-    if grey.shape != (SIDE, SIDE):
-        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].clip(0)
+    ink_of = ink_of.clip(0).astype(np.float32)
+    if grey.shape == (SIDE, SIDE):
+        ink = ink_of[grey]
+    else:
+        ink = ink_of[grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]]
         scale = SIDE / max(ink.shape)
         size = [max(round(scale * side), 1) for side in reversed(ink.shape)]
-        part = PIL.Image.fromarray(ink.astype(np.float32)).resize(size, PIL.Image.Resampling.BOX)
+        part = PIL.Image.fromarray(ink).resize(size, PIL.Image.Resampling.BOX)
         ink = np.zeros((SIDE, SIDE))
         ink[: part.height, : part.width] = np.asarray(part)
         ink = centre(ink) * 255 / ink.max()

@@ -7,9 +7,10 @@ import sys
 import tempfile
 from importlib.util import find_spec
 
+import numpy as np
 import PIL.Image
 import pytest
-from tiny_runs import load_recipe, run_recipe
+from tiny_runs import arguments, load_recipe, run_recipe
 
 from cdl_hf.hub.saved_models import load_run
 
@@ -82,6 +83,56 @@ def test_a_run_without_states_shows_its_end(recipe, finished_run, image, tmp_pat
     demo = recipe.Demo(tmp_path)
     assert demo.num_tasks == 1 and demo.task(1) == 2
     assert "After task 3 of 3: 6 classes" in recipe.render(demo, image, demo.task(1))
+
+
+@pytest.fixture(scope="module")
+def runs(pair, drawings, finished_run, tmp_path_factory):
+    """A finished run of each kind, by its name."""
+    folder = tmp_path_factory.mktemp("runs")
+    few = (*arguments(pair, drawings), "--num_epochs", "1", "--max_samples_per_class", "2")
+    run_recipe("train", *few, "--num_tasks", "1", "--output_dir", folder / "one task")
+    for name, left_out in (("teacher", "student"), ("student", "teacher"), ("without states", "states")):
+        shutil.copytree(finished_run, folder / name, ignore=shutil.ignore_patterns(left_out, "checkpoints"))
+    return {path.name: path for path in folder.iterdir()} | {"all": finished_run}
+
+
+TASKS = {"all": (3, 3), "one task": (1, 1), "teacher": (3, 3), "student": (3, 3), "without states": (1, 3)}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_page_of_every_kind_of_run(recipe, runs, name, image):
+    demo = recipe.Demo(runs[name])
+    tasks, last = TASKS[name]
+    assert demo.num_tasks == tasks and f"After task {last} of {last}" in recipe.render(demo, image, demo.task(tasks))
+    options = recipe.slider_options(demo)
+    assert options["minimum"] <= options["value"] <= options["maximum"] > options["minimum"]
+    assert options["visible"] == (tasks > 1)
+    if find_spec("gradio"):
+        assert recipe.build_page(demo).blocks
+
+
+@pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio: pip install '.[demo]'")
+def test_an_uploaded_file_is_opened_as_in_training(recipe, demo, tmp_path):
+    page = recipe.build_page(demo)
+    (on_image,) = [f.fn for f in page.fns.values() if f.name == "on_image"]
+    deep = tmp_path / "deep.png"
+    PIL.Image.fromarray(np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)).save(deep)
+    image, answers = on_image(str(deep), 3)
+    assert np.asarray(image).ravel().tolist() == list(range(256)) and "Teacher" in answers
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "page.png", "EPS")
+    import gradio
+
+    with pytest.raises(gradio.Error, match="cannot be read: not an image"):
+        on_image(str(tmp_path / "page.png"), 3)
+
+
+@pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio: pip install '.[demo]'")
+def test_uploads_are_limited(recipe):
+    class Page:
+        def launch(self, **options):
+            return options
+
+    assert recipe.launch(Page())["max_file_size"] == "20mb"
 
 
 @pytest.mark.parametrize(
