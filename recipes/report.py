@@ -89,7 +89,10 @@ def introduction(settings: list[Setting]) -> str:
 
 def how_it_was_made(settings: list[Setting], measured: Mapping) -> str:
     versions = {json.dumps(result["versions"], sort_keys=True) for s in settings for result in s.results.values()}
-    told = [", ".join(f"{name} {number}" for name, number in json.loads(text).items()) for text in sorted(versions)]
+    told = [
+        ", ".join(f"{name} {number}" for name, number in json.loads(text).items() if number)
+        for text in sorted(versions)
+    ]
     return "\n\n".join(
         [
             "## How it was made",

@@ -1,6 +1,7 @@
 """What a run is made of, so that a resumed one is the same: arguments, images, weights, processes, versions."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -152,7 +153,15 @@ def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_found_again(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     entries = [entry for entry in _FOUND.get(name, ()) if entry in now]
-    return bool(entries) and all(before.get(entry) == now[entry] for entry in entries)
+    if entries and all(entry in before for entry in entries):
+        return all(before[entry] == now[entry] for entry in entries)
+    return name in _FOUND and _is_same_place(before[name], now[name])  # of an earlier version, or of arguments alone
+
+
+def _is_same_place(before: Any, now: Any) -> bool:
+    """Whether two texts are paths of one file or folder that is there."""
+    texts = isinstance(before, str) and isinstance(now, str)
+    return texts and os.path.exists(before) and os.path.exists(now) and os.path.samefile(before, now)
 
 
 def _told(name: str, before: Any, now: Any) -> str:

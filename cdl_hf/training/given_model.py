@@ -53,7 +53,7 @@ def check_states(states: TaskStates, stream: Mapping[str, Any]) -> bool:
 
 def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """In what two streams differ, in words; empty where they do not."""
-    names = _STREAM if "images" in theirs else [name for name in ours if name != "images"]
+    names = _STREAM if "images" in theirs else [name for name in ours if name in theirs]
     differing = [name for name in names if theirs.get(name) != ours.get(name)]
     if differing == ["images"]:
         splits = [split for split in _SPLITS if theirs["images"][split] != ours["images"][split]]

@@ -150,8 +150,10 @@ def test_checkpoints_without_digests_go_on_and_say_so(folder, found):
     del old["teacher_merge"]
     (told,) = compare(old, now)
     assert "could not be compared" in told
+    assert compare(old, found(f"{folder}/")) == [told]
+    shutil.copytree(folder, folder.with_name("copy"))
     with pytest.raises(ValueError, match="dataset was"):  # nothing says that these are the same
-        compare(old, found(f"{folder}/"))
+        compare(old, found(folder.with_name("copy")))
     with pytest.raises(ValueError, match="teacher_merge was 'own_stage', is now 'after_student'"):
         compare(old, now | {"teacher_merge": "after_student"})
 

@@ -272,3 +272,30 @@ def test_only_apts_saved_teacher_cannot_be_merged_later(train, command, tmp_path
     with pytest.raises(SystemExit):
         train(*command, *given, "--prompt_method", "l2p")
     assert "has no teacher of task 1" in capsys.readouterr().err
+
+
+def test_resume_takes_what_moved_and_refuses_what_changed(train, pair, drawings, tmp_path, capsys, monkeypatch):
+    """A run's data and backbones, named in another way and moved; then its images are exchanged between the splits."""
+    shutil.copytree(drawings, tmp_path / "data")
+    for path, role in zip(pair, ("teacher", "student"), strict=True):
+        shutil.copytree(path, tmp_path / role)
+    monkeypatch.chdir(tmp_path)
+    short = ("--stages", "student", "--distillation", "none", "--num_tasks", "2", "--num_epochs", "1")
+    run = (*short, "--batch_size", "4", "--pool_size", "6", "--output_dir", tmp_path / "run")
+    named = ("--dataset", tmp_path / "data", "--teacher", tmp_path / "teacher", "--student", tmp_path / "student")
+    train(*named, *run)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["versions"].keys() >= {"python", "commit"}
+    (tmp_path / "data").rename("elsewhere")
+    (tmp_path / "student").rename("other_student")
+    named = ("--dataset", "elsewhere/", "--teacher", "teacher", "--student", "other_student/")
+    train(*named, *run, "--resume")
+    assert "was finished" in capsys.readouterr().out
+    one, other = (tmp_path / "elsewhere" / split / "class_3" / "0.png" for split in ("train", "test"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        train(*named, *run, "--resume")
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "the training images of task 2 are others" in message
+    assert "the test images of task 2 are others" in message
