@@ -40,6 +40,9 @@ class ExportArguments:
     def __post_init__(self):
         if self.int8 and self.dataset is None:
             raise ValueError("int8 changes the answers: give a dataset to measure what it costs")
+        for name in SOURCE_OPTIONS:
+            if self.dataset is None and getattr(self, name):
+                raise ValueError(f"{name} needs dataset: without one no images are read")
 
 
 def main() -> None:
