@@ -223,7 +223,7 @@ def make_folder(folder: Path) -> None:
 
 def write(report: dict[str, Any], folder: Path) -> None:
     from cdl_hf.evaluation.plots import plot_confusion
-    from cdl_hf.training.checkpointing import write_json
+    from cdl_hf.utils import write_json
 
     write_json(folder / "evaluation.json", report)
     for name, figures in report["models"].items():

@@ -10,31 +10,50 @@ Exit code: 0 all is done; 2 a mistake in the arguments; 75 (EX_TEMPFAIL) told to
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse, refuse, to_dict, to_yaml
+from cdl_hf.training.arguments import RUN, record_of_resumed
+from cdl_hf.training.parser import ParsedArguments, parse, refuse, to_dict, to_yaml
+
+if TYPE_CHECKING:
+    from cdl_hf.training import RunFolder
 
 
 def main() -> None:
-    arguments = parse(RUN, description=__doc__)
+    arguments = parse(RUN, description=__doc__, record=record_of_resumed)
     stream_args, model_args, distillation_args, args, hub_args = arguments
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
+    from cdl_hf.hub.push import check_ready
+    from cdl_hf.training import RunFolder
+
+    try:
+        # Where: the output folder
+        name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
+        name += f"-seed{args.seed}"
+        folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
+        if hub_args.push_to_hub:
+            check_ready(folder.path, hub_args.hub_model_id)
+    except ValueError as error:
+        refuse(str(error))
+    with folder:
+        run(arguments, folder)
+
+
+def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
+    """All else, while no other run can get into the folder."""
     from cdl_hf.data import source_of
     from cdl_hf.hub.model_card import ModelCardContent, complete_model_folder
-    from cdl_hf.hub.push import PushError, check_ready, push_run
-    from cdl_hf.training import ContinualDistillationTrainer, RunFolder, accelerators, build, report
+    from cdl_hf.hub.push import PushError, push_run
+    from cdl_hf.training import ContinualDistillationTrainer, accelerators, build, report
     from cdl_hf.training.agreement import together
     from cdl_hf.training.dry_run import describe_run
     from cdl_hf.training.ending import ended_plainly
     from cdl_hf.training.run_images import RunImages
 
+    stream_args, model_args, distillation_args, args, hub_args = arguments
     try:
-        # Where: the output folder, processes and devices
-        name = f"{Path(stream_args.dataset).stem}-{model_args.prompt_method}-{distillation_args.distillation}"
-        folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
-        if hub_args.push_to_hub:
-            check_ready(folder.path, hub_args.hub_model_id)
+        # Processes and devices
         accelerator = accelerators.build_accelerator(args, folder.path)
 
         if args.dry_run:
@@ -73,13 +92,13 @@ def main() -> None:
         # The continual learning
         trainer.train()
 
-        # What it came to: results, pictures, models and their cards
+        # What it came to: pictures, models and their cards, and last the results, which say that all is there
         results = report.results(trainer, to_dict(arguments))
-        folder.write_results(results, trainer.matrices)
+        folder.write_pictures(results, trainer.matrices)
         trainer.save_models()
         accelerator.end_training()
         if accelerator.is_main_process:
-            source = source_of(stream_args.dataset)
+            source, words = source_of(stream_args.dataset), folder.given()["command_line"]
             for role, model in trainer.models.items():
                 backbone = learners.backbones[role]
                 networks = [backbone] if model.query_backbone is None else [backbone, learners.query_backbone]
@@ -87,13 +106,14 @@ def main() -> None:
                     role=role,
                     results=results,
                     backbones={role: backbone.source for role, backbone in learners.backbones.items()},
-                    command=["accelerate", "launch", *(word for word in sys.argv if word != "--resume")],
+                    command=["accelerate", "launch", sys.argv[0], *(word for word in words if word != "--resume")],
                     weights_licence=backbone.pretrained_cfg.get("license"),
                     data_licence=source.licence,
                     base_model=[network.hub_name for network in networks if network.hub_name],
                     hub_dataset=source.hub_name,
                 )
                 complete_model_folder(folder.path, card)
+        folder.write_results(results)
     accelerator.print(report.table(results))
     accelerator.print(f"\nEverything is in {folder.path}: results.json, accuracy.png, matrices.png, and the models.")
     accelerator.print("Use one of them:")

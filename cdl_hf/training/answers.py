@@ -4,7 +4,6 @@ A sample's augmentation depends on seed, task, epoch and index, and not on the s
 that its teacher has seen, and so does every further student of the same teacher.
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
+from ..utils import DamagedFile, atomic_write, verify
 from .stage import StageSettings, training_loader
 
 MEMORY_LIMIT = 2**30  # bytes of queries that a process keeps; the rest is computed again
@@ -72,7 +72,10 @@ class TeacherAnswers:
                 continue
             remedy = "remove the file, and its answers are computed again"
             try:
+                verify(file)
                 array = np.load(file, mmap_mode="r")
+            except DamagedFile as error:
+                raise ValueError(f"{error}; {remedy}") from error
             except (ValueError, EOFError) as error:  # cut short, or not of this format
                 raise ValueError(f"{file} is damaged ({error}): {remedy}") from error
             if array.shape[:-1] != (num_epochs, num_images) or array.dtype != np.float32:
@@ -128,7 +131,6 @@ class TeacherAnswers:
         bar = tqdm(total=settings.num_epochs * len(loader), desc=settings.name, unit="batch", leave=False)
         files = {}
         with ExitStack() as unfinished:
-            unfinished.callback(self._discard)
             for epoch in range(settings.num_epochs):
                 loader.set_epoch(epoch)
                 images.set_epoch(epoch)
@@ -149,13 +151,10 @@ class TeacherAnswers:
                         raise FloatingPointError(f"the teacher's answers ({name}) are not finite in {settings.name}")
                     if accelerator.is_main_process:
                         if epoch == 0:
-                            shape = (settings.num_epochs, *values.shape)
-                            files[name] = unfinished.enter_context(_new_array(self._unfinished(name), shape))
-                        values.tofile(files[name])
-            for name, file in files.items():
-                file.flush()
-                os.fsync(file.fileno())
-                self._unfinished(name).replace(self.files[name])
+                            self.files[name].parent.mkdir(parents=True, exist_ok=True)
+                            files[name] = unfinished.enter_context(atomic_write(self.files[name], checksum=True))
+                            _write_header(files[name], (settings.num_epochs, *values.shape))
+                        files[name].write(values.tobytes())
         bar.close()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
@@ -167,18 +166,8 @@ class TeacherAnswers:
         answers = {"query": query, "teacher_logits": logits}
         return {name: values.float() for name, values in answers.items() if values is not None}
 
-    def _discard(self) -> None:
-        for name in self.files:
-            self._unfinished(name).unlink(missing_ok=True)
 
-    def _unfinished(self, name: str) -> Path:
-        return self.files[name].with_name(f".{self.files[name].name}")
-
-
-def _new_array(path: Path, shape: tuple[int, ...]):
-    """A file of NumPy's format whose values are still to be written, one after the other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("wb")
+def _write_header(file: Any, shape: tuple[int, ...]) -> None:
+    """Begins a file of NumPy's format, whose values are still to be written, one after the other."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-    return file

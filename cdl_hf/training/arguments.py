@@ -3,12 +3,14 @@
 Only the standard library is imported, so that `--help` answers at once.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
-def _argument(default, help: str, **limits):
-    metadata = {"help": help, **limits}
+def _argument(default, help: str, **more):
+    metadata = {"help": help, **more}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -163,10 +165,16 @@ class TrainingArguments:
         None, "Folder for everything the run leaves; a new one under runs/ if not given"
     )
     dry_run: bool = _argument(
-        False, "Tell the stream, the models, their steps and memory and what would be written, and stop there"
+        False,
+        "Tell the stream, the models, their steps and memory and what would be written, and stop there",
+        of_call=True,
     )
-    overwrite: bool = _argument(False, "Replace what is in the output folder")
-    resume: bool = _argument(False, "Continue the run of the output folder from its newest checkpoint")
+    overwrite: bool = _argument(False, "Replace what an earlier run has left in the output folder", of_call=True)
+    resume: bool = _argument(
+        False,
+        "Continue the run of the output folder from its newest checkpoint, with its arguments where none are given",
+        of_call=True,
+    )
     checkpoint_every: int = _argument(1000, "Optimizer steps between checkpoints, besides those after a stage", min=1)
     report_to: Literal["none", "tensorboard", "wandb"] = _argument(
         "none", "Where to log the metrics besides the files"
@@ -220,3 +228,11 @@ class HubArguments:
 
 
 RUN = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, HubArguments)
+
+
+def record_of_resumed(given: Mapping[str, Any]) -> str | None:
+    """Path of the `args.yaml` that the run to be resumed has left, by the arguments given; None if there is none."""
+    if not given.get("resume") or given.get("output_dir") is None:
+        return None
+    path = os.path.join(given["output_dir"], "args.yaml")
+    return path if os.path.isfile(path) and os.path.getsize(path) else None

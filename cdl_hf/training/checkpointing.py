@@ -2,10 +2,7 @@
 
 import hashlib
 import io
-import json
-import os
 import pickle
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,8 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from ..utils import atomic_folder, remove
 
 KEPT = 2
 _STATE, _DIGEST = "state.pt", "sha256"
@@ -46,83 +45,63 @@ def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     """Writes `state` (tensors and plain values) as checkpoint `number` and removes all but the newest [`KEPT`].
 
-    It is written to a temporary folder, flushed to disk and renamed: a crash leaves the earlier ones untouched.
+    A crash leaves the earlier ones untouched. Those with higher numbers are damaged, for the run has gone on from
+    before them: they are removed, and do not count. What else lies in the folder is left alone.
 
     Raises:
         OSError: It cannot be written, such as for want of space; nothing of it is left, and the earlier ones are.
     """
     target = folder / f"{number:012d}"
-    temporary = folder / f".{target.name}"
-    for unfinished in folder.glob(".*"):  # of a run that was killed in a save
-        shutil.rmtree(unfinished)
     # In memory first: the checksum is of what was meant, and torch's own writer tells of a full disk in riddles.
     content = io.BytesIO()
     torch.save(state, content)
-    try:
-        temporary.mkdir(parents=True)
-        _write_through(temporary / _STATE, content.getbuffer())
-        _write_through(temporary / _DIGEST, hashlib.sha256(content.getbuffer()).hexdigest().encode())
-        _flush(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _flush(folder)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in _numbered(folder)[:-KEPT]:
-        shutil.rmtree(old)
+    with atomic_folder(target) as temporary:
+        (temporary / _STATE).write_bytes(content.getbuffer())
+        (temporary / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
+    places = _numbered(folder)
+    kept = [path for path in places if path.name <= target.name][-KEPT:]
+    for path in {*places, *folder.glob(".[0-9]*")} - {*kept}:  # with a dot: of a run that was killed in a save
+        if path.name.removeprefix(".").isdecimal():
+            remove(path)
     return target
 
 
 def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, or `None`; a damaged one is passed over with a warning.
+    """The newest checkpoint that is whole, or `None` where there is none; a damaged one is passed over with a warning.
 
     Nothing but tensors and plain values is unpickled: one with code in it counts as damaged.
+
+    Raises:
+        ValueError: There are checkpoints, but none of them is whole, or one cannot be read for now.
     """
+    damaged = []
     for path in reversed(_numbered(folder)):
         try:
-            if (path / _DIGEST).read_text() != _file_digest(path / _STATE):
+            if (path / _DIGEST).read_text(encoding="ascii") != _file_digest(path / _STATE):
                 raise ValueError("its checksum does not fit")
             return torch.load(path / _STATE, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             reason = "it holds more than tensors and plain values"
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
+            reason = f"{Path(error.filename).name} is missing"
+        except OSError as error:  # no right to read it, a disk that does not answer: it may be whole
+            raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
             reason = str(error)
+        damaged.append(f"{path.name}: {reason}")
         warnings.warn(f"checkpoint {path} is damaged ({reason}); trying the one before it", stacklevel=2)
+    if damaged:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole ({'; '.join(damaged)}): put back a copy of one, or start the run "
+            "again with --overwrite"
+        )
     return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+    return sorted(path for path in folder.glob("[0-9]" * 12) if path.is_dir())
 
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_through(path: Path, content: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """How a run ends that does not finish: in one sentence, with what is saved and how to go on."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from .stage import StageError
 @contextmanager
 def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
     """Ends the process where what stopped the run is no fault of the program: with code 75 on a signal, else 1."""
-    again = f"go on with --output_dir {folder.path} --resume"
+    again = f"go on with --output_dir {shlex.quote(str(folder.path))} --resume"
     try:
         yield
     except Stopped:

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..models import PromptViTForImageClassification
+from ..utils import DamagedFile
 from .task_states import Counts, TaskStates
 
 # What two runs must have in common for a model of one to serve in the other.
@@ -34,8 +35,9 @@ def check_states(states: TaskStates, stream: Mapping[str, Any]) -> bool:
             raise ValueError(f"{role}_from has no {role} of task {task + 1}: {states.path(task)} is missing")
         try:
             theirs = states.about(task)["stream"]
-        except SafetensorError as error:
-            raise ValueError(f"{states.path(task)} of {role}_from is damaged: {error}") from error
+        except (DamagedFile, SafetensorError) as error:
+            reason = error.reason if isinstance(error, DamagedFile) else error
+            raise ValueError(f"{states.path(task)} of {role}_from is damaged: {reason}") from error
         if "images" not in theirs and task == 0:
             warnings.warn(
                 f"{run} is of a version that kept no digests of its images: whether its {role} has learnt the images "

@@ -141,7 +141,7 @@ def _axes(grid: dict[str, Any]) -> dict[str, dict[str, Values]]:
 
 def _relative(values: Values, path: Path) -> Values:
     """With the preset that `config` names found from the grid's folder."""
-    return values | ({"config": str(path.parent / values["config"])} if "config" in values else {})
+    return values | ({"config": str(path.parent / Path(values["config"]).expanduser())} if "config" in values else {})
 
 
 def _listed(value: str | list[str]) -> list[str]:

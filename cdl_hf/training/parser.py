@@ -21,7 +21,7 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, NoReturn
 
@@ -58,11 +58,19 @@ class ParsedArguments:
 
 
 def parse(
-    argument_classes: tuple[type, ...], argv: list[str] | None = None, description: str | None = None
+    argument_classes: tuple[type, ...],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    record: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> ParsedArguments:
     """Reads `argv` (this process's own if None). Mistakes end the process through `refuse`, `--help` with code 0.
 
     From then on, what the terminal cannot show, such as a class's name under LANG=C, is printed as an escape.
+
+    Args:
+        description: What `--help` says first.
+        record: Gives, for the values by name that the user gave, the path of a file that [`to_yaml`] wrote, whose
+            entries count where the user says nothing; or None.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -73,10 +81,14 @@ def parse(
         raise SystemExit(0)
 
     config_file, typed = _read_command_line(command_line, arguments)
-    written = _read_yaml(config_file, arguments) if config_file is not None else {}
+    written = _read_yaml(config_file, arguments, _header(argument_classes[0])) if config_file is not None else {}
     # The file is checked in full: an entry that the command line overrides may still not be wrong.
     values = {name: _convert(entry, arguments[name]) for name, entry in written.items()}
     values |= {name: _convert(entry, arguments[name]) for name, entry in typed.items()}
+    earlier: dict[str, _Entry] = {}
+    if record is not None and (path := record(values)) is not None:
+        earlier = _read_yaml(path, arguments, header="")
+        values = {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
 
     instances = []
     for argument_class in argument_classes:
@@ -88,7 +100,7 @@ def parse(
         try:
             instances.append(argument_class(**{name: values[name] for name in names if name in values}))
         except ValueError as error:
-            refuse(f"{_one_line(error)}{_origins(str(error), arguments, written | typed, values)}")
+            refuse(f"{_one_line(error)}{_origins(str(error), arguments, earlier | written | typed, values)}")
     config = {name: entry.raw for name, entry in written.items()} if config_file is not None else None
     return ParsedArguments(tuple(instances), command_line, config_file, config)
 
@@ -99,11 +111,14 @@ def to_dict(instances: Iterable[Any]) -> dict[str, Any]:
 
 
 def to_yaml(instances: Iterable[Any]) -> str:
-    """The arguments as resolved, as a file that `--config` takes."""
-    return "\n".join(
-        f"# {_title(type(instance))}\n{yaml.safe_dump(asdict(instance), sort_keys=False, allow_unicode=True)}"
-        for instance in instances
-    )
+    """The arguments as resolved, but for those of one call, as a file that `--config` takes."""
+
+    def section(instance: Any) -> str:
+        of_call = {f.name for f in fields(instance) if f.metadata.get("of_call")}
+        values = {name: value for name, value in asdict(instance).items() if name not in of_call}
+        return f"{_header(type(instance))}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+
+    return "\n".join(map(section, instances))
 
 
 def refuse(message: str) -> NoReturn:
@@ -132,6 +147,7 @@ class _Argument:
     min: float | None = None
     max: float | None = None
     positional: bool = False
+    of_call: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -240,10 +256,16 @@ def _by_position(values: list[str], arguments: dict[str, _Argument]) -> list[tup
     return given
 
 
-def _read_yaml(path: str, arguments: dict[str, _Argument]) -> dict[str, _Entry]:
-    """The file's entries as texts, so that `2e-3`, `010` and `no` mean what they mean on the command line."""
+def _read_yaml(path: str, arguments: dict[str, _Argument], header: str) -> dict[str, _Entry]:
+    """The file's entries as texts, so that `2e-3`, `010` and `no` mean what they mean on the command line.
+
+    A file that begins with `header` is the record of an earlier call, which [`to_yaml`] wrote. It does not say what
+    this one is to do: earlier versions wrote `overwrite: true` into it.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(_expanded(path), encoding="utf-8") as file:
+            is_record = file.readline().startswith(header)
+            file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
         refuse(f"--config {path}: cannot read this file ({error.strerror}).")
@@ -269,7 +291,8 @@ def _read_yaml(path: str, arguments: dict[str, _Argument]) -> dict[str, _Entry]:
         if not all(isinstance(value, yaml.ScalarNode) for value in values):
             refuse(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it.")
         raw = [value.value for value in values]
-        entries[name] = _Entry(name, raw if isinstance(node, yaml.SequenceNode) else raw[0], place)
+        if not (is_record and arguments[name].of_call):
+            entries[name] = _Entry(name, raw if isinstance(node, yaml.SequenceNode) else raw[0], place)
     return entries
 
 
@@ -297,6 +320,7 @@ def _convert_one(text: str, argument: _Argument) -> Any:
         if not text.strip():
             raise ValueError
         value = _TRUTH[text.lower()] if argument.kind is bool else argument.kind(text)
+        value = _expanded(value) if argument.kind is str else value
     except (KeyError, ValueError):
         raise ValueError(f"must be {_KINDS[argument.kind]}, but is {text!r}.") from None
     if argument.kind is float and not math.isfinite(value):
@@ -307,6 +331,11 @@ def _convert_one(text: str, argument: _Argument) -> Any:
     if argument.min is not None and value < argument.min or argument.max is not None and value > argument.max:
         raise ValueError(f"must be {argument.range}, but is {text}.")
     return value
+
+
+def _expanded(text: str) -> str:
+    """The text with a home folder in front of what is a path in it."""
+    return os.path.expanduser(text) if re.match(r"~[^/\\]*[/\\]", text) else text
 
 
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -334,6 +363,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_shown(each) for each in value)
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _header(argument_class: type) -> str:
+    return f"# {_title(argument_class)}"
 
 
 def _title(argument_class: type) -> str:

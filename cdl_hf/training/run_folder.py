@@ -1,7 +1,10 @@
 """The folder a run leaves: arguments, metrics, results, pictures, teacher and student."""
 
 import json
-import shutil
+import os
+import secrets
+import warnings
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,140 +14,211 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..escaping import portable
 from ..evaluation import AccuracyMatrix
+from ..utils import atomic_write, remove, write_json, write_text
+from . import run_lock
 from .agreement import together
-from .checkpointing import write_json, write_whole
+from .run_lock import FolderInUse, RunLock
 
-ARGUMENTS = "args.yaml"
+ARGUMENTS, GIVEN, METRICS, RESULTS = "args.yaml", "args_given.json", "metrics.jsonl", "results.json"
+# What a run leaves; a file's name begins with a dot while it is being written.
+_FILES = {ARGUMENTS, GIVEN, METRICS, RESULTS, "accuracy.png", "matrices.png", "split.yaml", "images.npz", "writable"}
+_FOLDERS = {"checkpoints", "states", "teacher", "student", "logs"}
+_OF_THE_SYSTEM = {run_lock.NAME, ".DS_Store", "Thumbs.db", "desktop.ini"}  # they neither fill a folder nor are strange
+# What tells a run's files from those of other programs, in folders of versions that had no lock.
+_SIGNS = {ARGUMENTS: ("prompt_method:", "distillation:"), RESULTS: ('"prompt_method"', '"distillation"')}
 
 
 class RunFolder:
-    """Paths of a run and what is written to them, by the main process only.
+    """Paths of a run and what is written to them, by the main process only. No other run gets in before [`close`].
 
     Args:
         path: The folder.
         overwrite: Whether to remove what an earlier run has left in it.
+        resume: Whether to go on with an earlier run's.
+        is_new: Whether it must not be there yet.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False):
-        self.path, self.overwrite, self.processes = path, overwrite, _processes()
-        self.checkpoints = path / "checkpoints"
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False, is_new: bool = False):
+        self.path, self.overwrite, self.resume, self.is_new = path, overwrite, resume, is_new
+        self.processes, self.checkpoints = _processes(), path / "checkpoints"
 
     @classmethod
     def open(cls, output_dir: str | None, name: str, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
-        """The folder `output_dir`, or a new one under `runs/` that carries `name` and the time; nothing is written.
+        """The folder `output_dir`, or a new one under `runs/` that carries `name`, the time and random characters.
+
+        One with a run in it that is to be replaced or resumed is locked; else nothing is written.
 
         Raises:
-            ValueError: It is a file, or holds something and neither `overwrite` nor `resume` is set; or there is
-                nothing to resume.
+            ValueError: It is a file, another run is at work in it, or it holds something and neither `overwrite` nor
+                `resume` is set; what is to be removed or resumed was never a run's.
         """
-        if output_dir is None:
-            output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        is_new = output_dir is None
+        if is_new:
+            output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             _processes()  # they must know of each other
-            (output_dir,) = broadcast_object_list([output_dir])  # one second, one folder, on every process
-        path = Path(output_dir)
-        folder = cls(path, overwrite)
-        try:
-            if path.exists() and not path.is_dir():
-                raise ValueError(f"output_dir {path} is a file; name a folder")
-            if resume and not (path / ARGUMENTS).is_file():
-                raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
-            if folder._is_filled() and not (overwrite or resume):
-                raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
-        except OSError as error:  # no right to look into it, a name too long
-            raise ValueError(f"output_dir {path} cannot be used: {error.strerror}") from error
+            (output_dir,) = broadcast_object_list([output_dir])  # one folder, on every process
+        folder = cls(Path(output_dir).expanduser(), overwrite=overwrite, resume=resume, is_new=is_new)
+        with together():
+            if folder.processes.is_main_process:
+                folder._check()
         return folder
 
     def create(self) -> "RunFolder":
-        """Makes the folder, empty where it is to be overwritten; called when all else that may be wrong is right.
+        """Makes and locks the folder, empty where it is to be overwritten; called when all that may be wrong is right.
 
         Raises:
-            ValueError: It cannot be written to, or holds what no run has left.
+            ValueError: It cannot be written to, another run was faster, or it holds what no run has left.
         """
-        self.processes.wait_for_everyone()  # all have looked into the folder before one writes
         with together():
             if self.processes.is_main_process:
                 self._make()
         return self
 
+    def close(self) -> None:
+        """Lets other runs in; the end of the process does so as well."""
+        if self.processes.is_main_process and self.path.is_dir():
+            RunLock(self.path).release()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        path = self.path
+        try:
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"output_dir {path} is a file; name a folder")
+            if self.resume and not self._was_a_run():
+                raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
+            if self._entries() and not (self.overwrite or self.resume):
+                raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
+            if self._entries() and self.overwrite:
+                self._check_that_it_may_be_cleared()
+            if self._entries():
+                self._lock()
+        except OSError as error:  # no right to look into it, a name too long
+            raise ValueError(f"output_dir {path} cannot be used: {error.strerror}") from error
+
     def _make(self) -> None:
         try:
-            if self.overwrite and self._is_filled():
-                self._clear()
+            if self.is_new:
+                self.path.mkdir(parents=True)
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            if self._entries() and not self.resume:  # perhaps only now
+                if not self.overwrite:
+                    raise ValueError(f"output_dir {self.path} is no longer empty: another run was faster")
+                self._check_that_it_may_be_cleared()
+                for entry in self._entries():
+                    remove(entry)
             (self.path / ".writable").touch()
             (self.path / ".writable").unlink()
+        except FileExistsError as error:
+            raise ValueError(
+                f"output_dir {self.path} is there already: another run was faster, start again"
+            ) from error
         except OSError as error:
             raise ValueError(f"output_dir {self.path} cannot be written to: {error.strerror}") from error
 
-    def _is_filled(self) -> bool:
-        return self.path.is_dir() and any(self.path.iterdir())
+    def _lock(self) -> None:
+        try:
+            RunLock(self.path).acquire()
+        except FolderInUse as error:
+            raise ValueError(f"output_dir {self.path} is in use: {error}; let it end, or choose another") from error
 
-    def _clear(self) -> None:
-        """Removes what a run leaves and nothing else, so that a wrong --output_dir costs no one their files.
+    def _entries(self) -> list[Path]:
+        """What is in the folder; what shows that it was a run's comes last, for that is removed last."""
+        entries = self.path.iterdir() if self.path.is_dir() else ()
+        return sorted((entry for entry in entries if entry.name not in _OF_THE_SYSTEM), key=lambda e: e.name in _SIGNS)
 
-        Of a run that was killed, a file's name may begin with the dot of one that is being written.
-        """
-        names = {
-            ARGUMENTS,
-            "args_given.json",
-            "metrics.jsonl",
-            "results.json",
-            "accuracy.png",
-            "matrices.png",
-            "split.yaml",
-            "images.npz",
-            "writable",
-        }
-        folders = {"checkpoints", "states", "teacher", "student", "logs"}
-        strange = sorted(p.name for p in self.path.iterdir() if p.name.removeprefix(".") not in names | folders)
+    def _was_a_run(self) -> bool:
+        if (self.path / run_lock.NAME).is_file() or any(self.checkpoints.glob("[0-9]*/state.pt")):
+            return True
+        for name, words in _SIGNS.items():
+            file = self.path / name
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            if all(word in text for word in words):
+                return True
+        return False
+
+    def _check_that_it_may_be_cleared(self) -> None:
+        """What a run leaves is removed and nothing else, so that a wrong --output_dir costs no one their files."""
+        names = [entry.name for entry in self._entries()]
+        strange = sorted(name for name in names if name.removeprefix(".") not in _FILES | _FOLDERS)
         if strange:
             raise ValueError(
                 f"output_dir {self.path} holds what no run has left ({', '.join(strange[:5])}); nothing was removed"
             )
-        for entry in self.path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not self._was_a_run():
+            raise ValueError(
+                f"output_dir {self.path} was never a run's, although it has {', '.join(sorted(names)[:5])}: it has no "
+                f"{ARGUMENTS} of a run; nothing was removed"
+            )
 
-    def write_arguments(self, given: dict[str, Any], resolved_yaml: str) -> None:
+    def write_arguments(self, given: Mapping[str, Any], resolved_yaml: str) -> None:
+        """The arguments as resolved, and as given when the run began: a resumed one keeps the latter."""
         if self.processes.is_main_process:
-            write_json(self.path / "args_given.json", given)
-            write_whole(self.path / ARGUMENTS, resolved_yaml)
+            write_text(self.path / ARGUMENTS, resolved_yaml)
+            if not (self.resume and (self.path / GIVEN).is_file()):
+                write_json(self.path / GIVEN, given)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments as given when the run began."""
+        return json.loads((self.path / GIVEN).read_text(encoding="utf-8"))
 
     def write_split(self, split_list: str | None) -> None:
         """The list of training images that `--split_file` takes, where the images were divided for this run."""
         if self.processes.is_main_process and split_list is not None:
-            write_whole(self.path / "split.yaml", split_list)
+            write_text(self.path / "split.yaml", split_list)
 
     def write_images(self, content: bytes) -> None:
         """Which images the run has for what, from [`RunImages.content`]."""
         if self.processes.is_main_process:
-            temporary = self.path / ".images.npz"
-            temporary.write_bytes(content)
-            temporary.replace(self.path / "images.npz")
+            with atomic_write(self.path / "images.npz") as file:  # whose format has checksums
+                file.write(content)
 
     def log(self, **values: Any) -> None:
         """Adds a line to `metrics.jsonl`."""
         if self.processes.is_main_process:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 
     def logged_bytes(self) -> int:
-        """Length of `metrics.jsonl`: what a checkpoint remembers, so that a resumed run repeats no line."""
-        metrics = self.path / "metrics.jsonl"
-        return metrics.stat().st_size if metrics.exists() else 0
+        """Length of `metrics.jsonl`, on disk: what a checkpoint remembers, so that a resumed run repeats no line."""
+        try:
+            with (self.path / METRICS).open("rb+") as file:
+                os.fsync(file.fileno())
+                return file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            return 0
 
     def cut_log(self, length: int) -> None:
-        """Removes the lines that were written after a checkpoint."""
-        metrics = self.path / "metrics.jsonl"
-        if self.processes.is_main_process and metrics.exists():
-            with metrics.open("r+b") as file:
-                file.truncate(length)
+        """Removes the lines that were written after a checkpoint; warns where lines before it are lost."""
+        metrics = self.path / METRICS
+        if not self.processes.is_main_process:
+            return
+        there = metrics.stat().st_size if metrics.exists() else 0
+        if there < length:
+            warnings.warn(
+                f"{metrics} is {length - there} bytes shorter than at the last checkpoint: lines of it are lost",
+                stacklevel=2,
+            )
+            length = there and metrics.read_bytes().rfind(b"\n") + 1  # the next line must not go on with half a one
+        if there:
+            os.truncate(metrics, length)
 
-    def write_results(self, results: dict[str, Any], matrices: dict[str, AccuracyMatrix]) -> None:
-        """`results.json` and the pictures."""
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has left its results, which it writes last."""
+        return (self.path / RESULTS).is_file()
+
+    def write_pictures(self, results: Mapping[str, Any], matrices: Mapping[str, AccuracyMatrix]) -> None:
+        """`accuracy.png` and `matrices.png`."""
         from ..evaluation.plots import plot_accuracy_matrices, plot_accuracy_over_tasks  # matplotlib takes a second
 
         if self.processes.is_main_process:
-            write_json(self.path / "results.json", results)
             stream, args = results["stream"], results["args"]
             prompts = args["prompt_method"] if args["prompt_method"] != "none" else "no"
             title = f"{portable(stream['source'] or 'images')}: {prompts} prompts"  # a picture that is pushed
@@ -156,6 +230,11 @@ class RunFolder:
                 matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
             )
             plot_accuracy_matrices(matrices, self.path / "matrices.png")
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """`results.json`, the last of all files: where it is, the run is finished."""
+        if self.processes.is_main_process:
+            write_json(self.path / RESULTS, results)
 
 
 def _processes() -> PartialState:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream
 from ..data.image_digests import ordered_digest, unordered_digest
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
+from ..utils import CHECKSUM, atomic_write, seal, verify
 from .answers import TeacherAnswers
 from .arguments import TrainingArguments
 from .checkpointing import load_trained_state, trained_state
@@ -42,10 +44,10 @@ class TaskStates:
         """
         path = self.path(task)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}")
         metadata = {name: json.dumps(value) for name, value in {**about, "counts": counts}.items()}
-        save_file({k: v.contiguous() for k, v in trained_state(model).items()}, unfinished, metadata)
-        unfinished.replace(path)
+        state = {name: value.contiguous() for name, value in trained_state(model).items()}
+        with atomic_write(path) as file:
+            file.write(seal(to_bytes(state, metadata)))
 
     def load(self, task: int, model: PromptViTForImageClassification, *, classifier: bool = True) -> None:
         """Puts the state after a task into `model`.
@@ -55,7 +57,9 @@ class TaskStates:
 
         Raises:
             ValueError: It is of another model.
+            DamagedFile: It is not what was saved.
         """
+        verify(self.path(task))
         state = load_file(self.path(task))
         if not classifier:
             own = {name: value for name, value in trained_state(model).items() if _CLASSIFIER.match(name)}
@@ -67,9 +71,14 @@ class TaskStates:
         return [tuple(count) for count in self.about(task)["counts"]]
 
     def about(self, task: int) -> dict[str, Any]:
-        """What the state was saved with."""
+        """What the state was saved with.
+
+        Raises:
+            DamagedFile: It is not what was saved.
+        """
+        verify(self.path(task))
         with safe_open(self.path(task), "pt") as file:
-            return {name: json.loads(value) for name, value in file.metadata().items()}
+            return {name: json.loads(value) for name, value in file.metadata().items() if name != CHECKSUM}
 
     def digest(self) -> str:
         """SHA-256 over the states of all tasks, by which a run knows what it has taken, wherever it lies."""

@@ -17,6 +17,7 @@ from ..distillation import Supervised
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
+from ..utils import DamagedFile, atomic_folder, seal_file, verify
 from . import sharding
 from .accelerators import build_accelerator
 from .answers import QueryStore
@@ -67,7 +68,8 @@ class ContinualDistillationTrainer:
     ):
         self.stream, self.args = stream, args
         if folder is None:
-            folder = RunFolder.open(args.output_dir, "run", overwrite=args.overwrite, resume=args.resume).create()
+            name = f"run-seed{args.seed}"
+            folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume).create()
         self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
@@ -97,7 +99,7 @@ class ContinualDistillationTrainer:
         self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
-        self._start: tuple[int, int, StageState | None] = (0, 0, None)  # task, stage, where in it
+        self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
         self.states = {role: TaskStates(self.folder.path, role) for role in self.modules}
         self._queries: QueryStore | None = None
         # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
@@ -118,22 +120,29 @@ class ContinualDistillationTrainer:
         return {role: self.modules[role].student for role in (STUDENT, TEACHER) if role in self.modules}
 
     def train(self) -> None:
-        """Runs the whole stream, or what is left of it after [`resume`].
+        """Runs the whole stream; where `args.resume` is set, what is left of it (see [`resume`]).
 
         Raises:
+            ValueError: There is nothing that can be resumed.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
             StageError: A loss is not finite; a checkpoint of the state before it was saved.
             NotEnoughMemory: A batch does not fit into the device's memory.
         """
-        with self._stop_request:
-            self._train()
+        try:
+            if self._start is None and self.args.resume:
+                self.resume()
+            with self._stop_request:
+                self._train()
+        except BaseException:  # whatever has ended it: another process may go on with it
+            self.folder.close()
+            raise
 
     def stop(self) -> None:
         """Ends the run as SIGTERM does: the step or the task is finished and saved, so that it can be resumed."""
         self._stop_request.make()
 
     def _train(self) -> None:
-        first_task, first_stage, state = self._start
+        first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
             for stage in range(first_stage, len(self.stages)):
                 self._train_stage(task, stage, state)
@@ -297,9 +306,12 @@ class ContinualDistillationTrainer:
         for role, model in self.models.items():
             state = sharding.whole_state(model)
             if self.accelerator.is_main_process:
-                with _no_progress_bar():
-                    model.save_pretrained(self.folder.path / role, state_dict=state)
-                self.image_processor.save_pretrained(self.folder.path / role)
+                with atomic_folder(self.folder.path / role) as place:
+                    with _no_progress_bar():
+                        model.save_pretrained(place, state_dict=state)
+                    self.image_processor.save_pretrained(place)
+                    for weights in place.glob("*.safetensors"):
+                        seal_file(weights)
 
     def _images_for_training(self, task: Task) -> TaskImages:
         transform = train_transform(
@@ -382,15 +394,22 @@ class ContinualDistillationTrainer:
             raise Stopped
 
     def resume(self) -> None:
-        """Takes up the newest whole checkpoint of the folder; without one the run starts from the beginning.
+        """Takes up the newest whole checkpoint of the folder; before the first one the run starts from the beginning.
 
         Raises:
-            ValueError: It was made with arguments that give another result.
+            ValueError: It was made with arguments that give another result; no checkpoint is whole, or a state that
+                the run has left; the run is finished, and its checkpoints are gone.
         """
         state = load_newest_checkpoint(self.folder.checkpoints)
         if state is None:
+            if self.folder.is_finished:
+                raise ValueError(
+                    f"the run in {self.folder.path} is finished, and its checkpoints are gone: there is nothing to "
+                    "resume; --overwrite would run it again"
+                )
             self.folder.cut_log(0)
-            self.accelerator.print("There is no whole checkpoint yet: starting from the beginning.")
+            self.accelerator.print("There is no checkpoint yet: starting from the beginning.")
+            self._start = (0, 0, None)
             return
         try:
             notes = compare(state["fingerprint"], self.fingerprint)
@@ -401,6 +420,7 @@ class ContinualDistillationTrainer:
             ) from error
         for note in notes:
             self.accelerator.print(note)
+        self._verify_states(state["task"])
         for role, module in self.modules.items():
             load_trained_state(module, state["modules"][role])
             config = module.student.config
@@ -424,6 +444,15 @@ class ContinualDistillationTrainer:
             name = " and ".join(self.stages[state["stage"]])
             self.accelerator.print(f"Resuming in task {state['task'] + 1}, {name}{where}.")
         self._start = (state["task"], state["stage"], position)
+
+    def _verify_states(self, num_tasks: int) -> None:
+        """What was left after each task is not made again: its damage is told while there may be a copy."""
+        for role in self.modules.keys() - self.kept:
+            for path in filter(Path.is_file, map(self.states[role].path, range(num_tasks))):
+                try:
+                    verify(path)
+                except DamagedFile as error:
+                    raise ValueError(f"{error}; put back a copy, or delete it to go on without it") from error
 
 
 @contextmanager

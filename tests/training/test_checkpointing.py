@@ -7,7 +7,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cdl_hf.training import checkpointing
 from cdl_hf.training.checkpointing import (
     load_newest_checkpoint,
     load_trained_state,
@@ -74,7 +73,7 @@ def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch, failin
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = {"write": (checkpointing, "_write_through"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[failing]
+    target = {"write": (Path, "write_bytes"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[failing]
     with monkeypatch.context() as patch:
         patch.setattr(*target, full)
         with pytest.raises(OSError, match="No space left"):
@@ -88,6 +87,52 @@ def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     (tmp_path / ".000000007" / "state.pt").write_bytes(b"half of it")
     save_checkpoint(tmp_path, 1, {})
     assert [path.name for path in tmp_path.iterdir()] == ["000000000001"]
+
+
+def damage(path):
+    (path / "state.pt").write_bytes(b"")
+
+
+def test_damaged_ones_with_higher_numbers_do_not_push_new_ones_out(tmp_path):
+    whole = save_checkpoint(tmp_path, 10, {"task": 10})
+    damage(save_checkpoint(tmp_path, 12, {"task": 12}))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert load_newest_checkpoint(tmp_path)["task"] == 10
+    new = save_checkpoint(tmp_path, 11, {"task": 11})
+    assert sorted(tmp_path.iterdir()) == [whole, new]
+    assert load_newest_checkpoint(tmp_path)["task"] == 11
+
+
+def test_where_none_is_whole_nothing_is_started_over(tmp_path):
+    for number in (10, 12):
+        damage(save_checkpoint(tmp_path, number, {}))
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="000000000010.*--overwrite"):
+        load_newest_checkpoint(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_that_cannot_be_read_for_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {})
+
+    def failing(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(ValueError, match="cannot be read: Input/output error"):
+        load_newest_checkpoint(tmp_path)
+
+
+def test_what_others_have_left_among_the_checkpoints_stops_no_save(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "._000000000001").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "2024" / "more").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    strangers = set(tmp_path.iterdir())
+    for number in range(3):
+        save_checkpoint(tmp_path, number, {"task": number})
+    assert load_newest_checkpoint(tmp_path)["task"] == 2
+    assert {path.name for path in set(tmp_path.iterdir()) - strangers} == {"000000000001", "000000000002"}
 
 
 def test_trained_state_leaves_the_backbone_out(module):
