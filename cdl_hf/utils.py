@@ -61,6 +61,7 @@ def atomic_write(path: Path, *, checksum: bool = False) -> Iterator[_Hashing]:
         OSError: It cannot be written, such as for want of space.
     """
     temporary, beside = path.with_name(f".{path.name}"), _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
             hashing = _Hashing(file)

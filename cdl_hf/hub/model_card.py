@@ -1,9 +1,7 @@
 """The model card of a run's teacher or student: its metadata for the Hub and its page, from `results.json`."""
 
-import json
 import re
 import shlex
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
+from ..utils import atomic_write, write_json, write_text
 from .citations import CITATIONS
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -110,7 +109,7 @@ def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
     page = _page(content, weights_bytes)
     card = ModelCard.from_template(_metadata(content), template_path=str(TEMPLATE), **page)
     path = Path(folder) / "README.md"
-    card.save(path)
+    write_text(path, str(card))
     return path
 
 
@@ -119,14 +118,14 @@ def complete_model_folder(run: Path, content: ModelCardContent) -> None:
     folder, results = run / content.role, content.results
     write_model_card(folder, content)
     for picture in PICTURES:
-        shutil.copyfile(run / picture, folder / picture)
+        with atomic_write(folder / picture) as file:
+            file.write((run / picture).read_bytes())
     shown = {
         **results,
         "args": portable_arguments(results["args"]),
         "stream": {**results["stream"], "source": content.dataset},
     }
-    text = json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
-    (folder / "results.json").write_text(text, encoding="utf-8", errors="backslashreplace")  # of JSON, too, an escape
+    write_json(folder / "results.json", shown)
 
 
 def _metadata(content: ModelCardContent) -> ModelCardData:

@@ -13,8 +13,8 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..models import PromptViTForImageClassification
-from ..training.checkpointing import write_whole
 from ..training.task_states import TaskStates
+from ..utils import DamagedFile, verify, write_text
 from .model_card import PICTURES
 
 ROLES = ("teacher", "student")
@@ -115,8 +115,11 @@ def _whole_models(run: Path, with_states: bool) -> list[str]:
         states = _states_to_push(run, role, results) if with_states else []
         for file in (*(folder / name for name in weights), *states):
             try:
+                verify(file)
                 with safe_open(file, "pt"):
                     pass
+            except DamagedFile as error:
+                raise ValueError(f"{error}; nothing was pushed") from error
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
     return roles
@@ -190,7 +193,7 @@ def _name_repository(card: Path, repository: str, tasks: int) -> None:
     comment = f'  # add revision="task-01" for it as it was after the first of {tasks} tasks' if tasks else ""
     text = card.read_text(encoding="utf-8")
     text = re.sub(r'^checkpoint = ".*$', f'checkpoint = "{repository}"{comment}', text, count=1, flags=re.MULTILINE)
-    write_whole(card, text)
+    write_text(card, text)
 
 
 def _reason(error: Exception) -> str:

@@ -151,7 +151,6 @@ class TeacherAnswers:
                         raise FloatingPointError(f"the teacher's answers ({name}) are not finite in {settings.name}")
                     if accelerator.is_main_process:
                         if epoch == 0:
-                            self.files[name].parent.mkdir(parents=True, exist_ok=True)
                             files[name] = unfinished.enter_context(atomic_write(self.files[name], checksum=True))
                             _write_header(files[name], (settings.num_epochs, *values.shape))
                         files[name].write(values.tobytes())

@@ -42,11 +42,9 @@ class TaskStates:
             counts: (right, all) test images of each task so far.
             about: Output of [`describe`].
         """
-        path = self.path(task)
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {name: json.dumps(value) for name, value in {**about, "counts": counts}.items()}
         state = {name: value.contiguous() for name, value in trained_state(model).items()}
-        with atomic_write(path) as file:
+        with atomic_write(self.path(task)) as file:
             file.write(seal(to_bytes(state, metadata)))
 
     def load(self, task: int, model: PromptViTForImageClassification, *, classifier: bool = True) -> None:

@@ -204,7 +204,7 @@ def test_pictures_name_no_folder_of_the_machine(tmp_path, monkeypatch):
     for source in ("/home/anna/images", None):
         stream = {"source": source, "classes_per_task": [2]}
         args = {"prompt_method": "l2p", "distillation": "kd", "head": "linear"}
-        RunFolder(tmp_path).write_results({"stream": stream, "args": args}, {"student": None})
+        RunFolder(tmp_path).write_pictures({"stream": stream, "args": args}, {"student": None})
     assert titles == ["images: l2p prompts, distillation kd"] * 2
 
 
