@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from .image_search import find_images, has_own_images, holds_images, own_images, subfolders
 from .labels import one_name
 from .source_error import SourceError, listed
-from .split_names import find_splits, is_neutral, of_split, split_in, split_of
+from .split_names import find_splits, is_neutral, is_unlabelled, of_split, split_in, split_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
             break
         root = only
         notes.append(f"'{root}' is taken for the folder of the classes, as '{root.parent}' holds no others.")
-    if direct := _own(root):
+    if direct := own_images(root):
         notes.append(f"Left out of '{root}', as they are in no folder of a class: {listed(direct, 3)}.")
     if empty := [name for name in folders if name not in imaged]:
         notes.append(f"No image is in these folders of '{root}', which make no class: {listed(empty)}.")
@@ -104,12 +104,8 @@ def _rows(root: Path, others: Counter) -> dict[str, list]:
     """Each image and its class, the first folder below `root`; without a class, where there are no such folders."""
     folders = subfolders(root)
     files = [(check_name(file), one_name(name)) for name in folders for file in find_images(folders[name], others)]
-    files = files or [(check_name(str(root / name)), None) for name in _own(root)]
+    files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
-
-
-def _own(folder: Path) -> list[str]:
-    return sorted(name for name in own_images(folder) if not name.startswith("."))
 
 
 def _imaged(folder: Path) -> dict[str, Path]:
@@ -144,8 +140,8 @@ def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) 
 def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], notes: list[str]) -> dict[str, Path]:
     """The folders of splits among these; none where they are classes.
 
-    A folder called train among others may well hold trains. It is a split if it has a partner, or is alone, and if it
-    holds no images but in folders of classes.
+    A folder called train among others may well hold trains. It is a split if it has a partner, or is alone but for
+    images without labels, and if it holds no images but in folders of classes.
     """
     found = find_splits(imaged)
     nested = {name for name in imaged if not has_own_images(imaged[name])}
@@ -158,7 +154,8 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
             "their images are in no folder of a class; expected <split>/<class>/<image file>. If they are classes, "
             "rename them, such as class_train."
         )
-    is_divided = bool(nested & set(trains)) and (len(set(found.values())) > 1 or len(imaged) == 1)
+    alone = all(name in trains or is_unlabelled(name) for name in imaged)
+    is_divided = bool(nested & set(trains)) and (len(set(found.values())) > 1 or alone)
     if is_divided or found and len(found) == len(imaged) and not trains:
         left_out = [name for name in imaged if name not in found]
         if left_out:

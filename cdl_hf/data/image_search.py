@@ -79,23 +79,34 @@ def find_images(top: Path, others: Counter | None = None, bare: bool = True) -> 
                 others[suffix] += 1
 
 
-def own_images(folder: Path) -> Iterator[str]:
-    """Names of the images in the folder itself, in no order."""
-    suffixes = image_suffixes()
-    try:
-        yield from (file.name for file in os.scandir(folder) if os.path.splitext(file.name)[1].lower() in suffixes)
-    except OSError as error:
-        _refuse(error)
+def own_images(folder: Path) -> list[str]:
+    """Names of the images in the folder itself, sorted."""
+    return sorted(_own_images(folder, 0))
 
 
 def has_own_images(folder: Path) -> bool:
     """Whether an image is in the folder itself."""
-    return any(not name.startswith(".") for name in own_images(folder))
+    return bool(_own_images(folder, 1))
 
 
 def holds_images(folder: Path) -> bool:
     """Whether an image is in the folder or below it; a file without a suffix counts if it can be opened as one."""
     return has_own_images(folder) or any(os.path.splitext(file)[1] or _opens(file) for file in find_images(folder))
+
+
+def _own_images(folder: Path, enough: int) -> list[str]:
+    """Names of all the images in the folder, or of so many."""
+    suffixes, found = image_suffixes(), []
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                if os.path.splitext(file.name)[1].lower() in suffixes and not file.name.startswith("."):
+                    found.append(file.name)
+                    if len(found) == enough:
+                        break
+    except OSError as error:
+        _refuse(error)
+    return found
 
 
 def _opens(file: str) -> bool:

@@ -99,7 +99,7 @@ def _read_folder(path: Path, wanted: Wanted, train_split: str | None, test_split
     _warn_of_strays([file for file in binary if file.parent == path], path)
     if metadata:
         warnings.warn(
-            f"The classes of '{path}' are its folders: {metadata[0].name} has no column of classes "
+            f"The classes of '{path}' are its folders: {metadata[0].name} has no column file_name, or none of classes "
             f"({', '.join(column_names(metadata[0]))}); if it has, choose it with label_column.",
             stacklevel=4,
         )
@@ -130,7 +130,11 @@ def _no_images(
             columns = ", ".join(column_names(table))
         except SourceError as error:
             return SourceError(f"{problem} {error}")
-        missing = "no column of classes" if metadata else "no columns of images and of classes that can be told"
+        missing = (
+            "no column file_name, or none of classes"
+            if metadata
+            else "no columns of images and of classes that can be told"
+        )
         return SourceError(
             f"{problem} '{table}' has {missing} ({columns}); choose them with image_column and label_column."
         )

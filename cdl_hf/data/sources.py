@@ -13,6 +13,7 @@ from .choose_splits import choose_test, choose_train
 from .cifar100 import is_cifar100
 from .class_labels import with_class_labels, with_labels, without_empty_classes
 from .hub import read_hub
+from .image_folder import check_name
 from .imagenet_r import add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, share
 from .local import read_local
@@ -181,6 +182,7 @@ def _warn_of_a_folder_of_that_name(name: str, source: Source) -> None:
 
 def _read(location: str, wanted: Wanted, train_split: str | None, test_split: str | None) -> DatasetDict:
     path = Path(location).expanduser().absolute()
+    check_name(str(path))
     if path.exists():
         return read_local(path, wanted, train_split, test_split)
     owner, _, name = location.partition("/")

@@ -14,6 +14,17 @@ _BESIDE = (
     *("set", "sets", "data", "dataset", "split", "folder", "dir", "seg", "part", "partition", "sample", "samples"),
     *("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "png"),
 )
+_UNLABELLED = (
+    "pred",
+    "preds",
+    "predict",
+    "prediction",
+    "predictions",
+    "unlabeled",
+    "unlabelled",
+    "extra",
+    "inference",
+)
 _BESIDE_PATTERN = f"(?:{'|'.join(_BESIDE)})*"
 _PATTERNS = {
     split: re.compile(f"{_BESIDE_PATTERN}(?:{'|'.join(words)}){_BESIDE_PATTERN}") for split, words in _WORDS.items()
@@ -46,6 +57,12 @@ def is_neutral(name: str) -> bool:
     """Whether the name says nothing of what is in it: images, data_set."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     return bool(words) and all(word in _BESIDE for word in words)
+
+
+def is_unlabelled(name: str) -> bool:
+    """Whether a folder of this name beside the training images holds images without labels: seg_pred, extra."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return any(word in _UNLABELLED for word in words) and all(word in (*_UNLABELLED, *_BESIDE) for word in words)
 
 
 def find_splits(names: Iterable[str]) -> dict[str, str]:

@@ -114,7 +114,7 @@ def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
         parts = []
         for (folder, kind), tables in by_folder.items():
             part = _load({"train": tables}, kind)["train"]
-            parts.append(_with_whole_paths(part, _path_column(part.column_names, wanted), folder))
+            parts.append(_with_whole_paths(part, _path_column(part.column_names, wanted), folder, split))
         splits[split] = _together(parts, of_split)
     return _by_column(splits)
 
@@ -130,11 +130,11 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     """
     tables = {file: _load({"train": [file]}, kind_of(file))["train"] for file in files}
     label = next((found for t in tables.values() if (found := _class_column(t.column_names, wanted))), None)
+    if label is None or not any(_file_columns(table) for table in tables.values()):
+        return None
     parts, paths = defaultdict(list), []
     for file, table in tables.items():
         table = _with_images(table, file, wanted)
-        if label is None:
-            continue
         if label not in table.column_names:  # such as of a test split that is to be predicted
             feature = next(t.features[label] for t in tables.values() if label in t.column_names)
             table = table.add_column(label, pa.chunked_array([pa.nulls(len(table), feature.pa_type)]), feature=feature)
@@ -144,8 +144,6 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
             rows = table.select_columns(["image", label, *({"split"} & set(table.column_names))])
             parts[str(split)].append((file, rows.select(np.flatnonzero(splits == split))))
         paths += here
-    if label is None:
-        return None
     _tell_of_others(root, {os.path.realpath(path) for path in paths if path})
     if "" in parts and len(parts) > 1 and "train" not in parts:
         parts["train"] = parts.pop("")
@@ -162,9 +160,14 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     return _by_column(together)
 
 
+def _file_columns(table: Dataset) -> list[str]:
+    endings = ("file_name", "file_names")
+    return [c for c in table.column_names if c in endings or c.endswith(tuple(f"_{ending}" for ending in endings))]
+
+
 def _with_images(table: Dataset, file: Path, wanted: Wanted) -> Dataset:
     """The table with a column `image` of whole paths, from `file_name` or, as in `datasets`, `<name>_file_name`."""
-    names = [column for column in table.column_names if column == "file_name" or column.endswith("_file_name")]
+    names = [column for column in _file_columns(table) if not column.endswith("s")]
     given = [column for column in names if wanted.image and column in (wanted.image, f"{wanted.image}_file_name")]
     chosen = given or [column for column in names if column in ("file_name", "image_file_name")][:1] or names
     if len(chosen) != 1:
@@ -236,12 +239,14 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
         raise SourceError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
 
 
-def _with_whole_paths(table: Dataset, column: str | None, folder: Path, inside: bool = False) -> Dataset:
+def _with_whole_paths(
+    table: Dataset, column: str | None, folder: Path, split: str | None = None, inside: bool = False
+) -> Dataset:
     """The table with paths of its images that hold wherever the process is.
 
     Args:
         folder: what they are relative to; a file that is not there may be further down, if it is the only one of its
-            name.
+            name, or the only one in the folders of the split.
         inside: refuse what is not in the folder.
 
     Raises:
@@ -269,6 +274,7 @@ def _with_whole_paths(table: Dataset, column: str | None, folder: Path, inside: 
         if not os.path.exists(path):
             below = _files_by_name(folder) if below is None else below
             alike = below.get(os.path.basename(path), [])
+            alike = alike if len(alike) == 1 else [file for file in alike if _split_of_path(file, folder) == split]
             path = alike[0] if len(alike) == 1 else path
         found.append(check_name(str(path)))
     order = table.column_names

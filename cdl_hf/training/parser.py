@@ -72,7 +72,7 @@ def parse(
         record: Gives, for the values by name that the user gave, the path of a file that [`to_yaml`] wrote, whose
             entries count where the user says nothing; or None.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _collect(argument_classes)
     command_line = list(sys.argv[1:] if argv is None else argv)

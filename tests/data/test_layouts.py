@@ -80,6 +80,12 @@ def test_a_folder_that_holds_but_one_folder_is_no_class(tmp_path, folders, wrapp
     assert set(counts(splits["train"])) == {"a", "b"}
 
 
+def test_images_to_be_predicted_are_no_class(tmp_path):
+    path = layout(tmp_path, seg_train=AB, seg_pred={"x": 2})
+    with pytest.warns(UserWarning, match="beside its splits seg_train: seg_pred"):
+        assert counts(load_source(path)["train"]) == {"a": 4, "b": 4}
+
+
 def test_classes_may_be_called_like_splits(tmp_path):
     assert set(counts(load_source(str(save_images(tmp_path / "1", {"train": 5, "bus": 5})))["train"])) == {
         "bus",
@@ -196,6 +202,18 @@ def test_a_folder_that_is_called_like_a_known_data_set(tmp_path, monkeypatch, na
         except SourceError:  # not to be had without a connection
             assert named == "cifar100"
     assert set(counts(load_source(f"./{named}")["train"])) == {"a", "b"}
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    save_images(tmp_path, AB)
+    try:
+        (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "\udcff.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(SourceError, match="a name that is not UTF-8; rename it"):
+        load_source(str(tmp_path))
+    with pytest.raises(SourceError, match="a name that is not UTF-8; rename it"):
+        load_source(str(tmp_path / "\udcff"))
 
 
 def test_rows_keep_their_order(tmp_path):

@@ -82,12 +82,21 @@ def test_one_metadata_over_folders_that_are_no_classes(tmp_path, folders, traine
 def test_metadata_without_classes_leaves_them_to_the_folders(tmp_path):
     save_images(tmp_path, {"x": 5, "y": 5})
     write_table(tmp_path / "metadata.csv", "file_name", ["x/0.png", "y/0.png"], ["one", "two"], label="caption")
-    with pytest.warns(UserWarning, match="classes of .* are its folders: metadata.csv has no column of classes"):
+    with pytest.warns(
+        UserWarning, match="classes of .* are its folders: metadata.csv has no column file_name, or none"
+    ):
         assert set(counts(load_source(str(tmp_path))["train"])) == {"x", "y"}
     assert set(counts(load_source(str(tmp_path), label_column="caption", test_fraction=0.5)["train"])) == {
         "one",
         "two",
     }
+
+
+def test_metadata_that_names_no_files(tmp_path):
+    save_images(tmp_path, {"x": 5, "y": 5})
+    write_table(tmp_path / "metadata.csv", "photographer", ["me"], ["x"])
+    with pytest.warns(UserWarning, match="are its folders: metadata.csv has no column file_name"):
+        assert set(counts(load_source(str(tmp_path))["train"])) == {"x", "y"}
 
 
 def test_images_that_metadata_does_not_name_are_counted(tmp_path):
@@ -128,6 +137,15 @@ def test_a_table_for_each_split(tmp_path):
         write_table(tmp_path / f"{split}.csv", "filename", [f"{split}/{name}" for name in PNGS], labels)
     splits = load_source(str(tmp_path))
     assert counts(splits["train"]) == {"a": 5, "b": 5} and counts(splits["test"]) == {"a": 5, "b": 5}
+
+
+def test_names_that_both_splits_have_are_those_of_the_tables_own(tmp_path):
+    for split in ("train", "test"):
+        for file in save_flat(tmp_path / split).iterdir():
+            file.rename(file.with_name(f"p{file.name}"))
+        write_table(tmp_path / f"{split}.csv", "id", [f"p{number}" for number in range(10)], A5_B5)
+    data = load_source(str(tmp_path), image_column="id")["test"].cast_column("image", Image(decode=False))
+    assert {row["path"] for row in data["image"]} == {str(tmp_path / "test" / f"p{name}") for name in PNGS}
 
 
 def test_a_column_that_tells_the_split(tmp_path):
@@ -264,7 +282,10 @@ def captions(path):
         (lists_of_images, "has lists of images in its column 'image'; expected one image a row"),
         (numbers_as_images, "has values of type int64 in its column 'image'; expected one image a row"),
         (crooked_csv, "data.csv' is damaged or incomplete: Error tokenizing data"),
-        (captions, "metadata.csv' has no column of classes .file_name, caption.; choose them with image_column and"),
+        (
+            captions,
+            "metadata.csv' has no column file_name, or none of classes .file_name, caption.; choose them",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_told_as_what_it_is(tmp_path, make, message):

@@ -1,6 +1,7 @@
 """Every mistake of a user's is told in one line; everything else becomes typed dataclasses."""
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def write(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", rb"caf\xe9 \udcff"), ("utf-8", b"caf\xc3\xa9 \\udcff")])
+def test_what_the_terminal_cannot_show_is_printed_as_escapes(monkeypatch, encoding, shown):
+    """Names of classes and of files that are not UTF-8, after all the work is done."""
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding=encoding))
+    parse(CLASSES, [])
+    print("caf\u00e9 \udcff", end="", flush=True)
+    assert terminal.getvalue() == shown
 
 
 def test_defaults_are_the_dataclasses_own():
