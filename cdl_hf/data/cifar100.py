@@ -1,19 +1,26 @@
 """CIFAR-100 from the folder `cifar-100-python` that its authors publish."""
 
 import hashlib
-import os
 import pickle
-import tempfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets.table import InMemoryTable
 
-from .cache import cache_folder
+from ..utils import verify
+from .cache import cache_file, one_at_a_time, write_cache
 from .source_error import SourceError
 
-FILES = ("train", "test", "meta")
+# Name -> size and MD5 of the file as published
+FILES = {
+    "train": (155_249_918, "16019d7e3df5f24257cddd939b257f8d"),
+    "test": (31_049_908, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    "meta": (1_049, "7973b15100ade9c7d40fb424638fde48"),
+}
 HEADER = b"P6 32 32 255\n"  # of a PPM file, which holds pixels as they are
 
 # All that these files hold besides texts, numbers, lists and dictionaries.
@@ -38,7 +45,8 @@ def is_cifar100(path: Path) -> bool:
 
 
 def read_cifar100(path: Path) -> DatasetDict:
-    """The folder as splits with columns `image` and `label` (the fine ones), memory-mapped from the datasets cache.
+    """The folder as splits with columns `image` and `label` (the fine ones), memory-mapped from the datasets cache
+    where there is room for them.
 
     Raises:
         SourceError: a file holds something else, be it damaged or made to run code.
@@ -53,10 +61,18 @@ def read_cifar100(path: Path) -> DatasetDict:
 def _read_split(file: Path, names: list[str]) -> Dataset:
     stat = file.stat()
     identity = repr((str(file), stat.st_size, stat.st_mtime_ns, names)).encode()
-    cached = cache_folder("cifar100") / f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow"
-    if not cached.exists():
-        _write(cached, *_images_and_labels(file, len(names)), names)
-    return Dataset.from_file(str(cached))
+    cached = cache_file("cifar100", f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow")
+    with one_at_a_time(cached, f"read '{file}'"):
+        with suppress(OSError, pa.ArrowInvalid):  # there is none, or it is damaged
+            verify(cached)
+            return Dataset.from_file(str(cached))
+        table = _table(*_images_and_labels(file, len(names)), names)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1000)
+        if write_cache(cached, memoryview(sink.getvalue()), checksum=True):
+            return Dataset.from_file(str(cached))
+    return Dataset(InMemoryTable(table))
 
 
 def _images_and_labels(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +87,7 @@ def _images_and_labels(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
 
 
-def _write(cached: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+def _table(images: np.ndarray, labels: np.ndarray, names: list[str]) -> pa.Table:
     files = np.empty((len(images), len(HEADER) + 3072), np.uint8)
     files[:, : len(HEADER)] = np.frombuffer(HEADER, np.uint8)
     files[:, len(HEADER) :] = images.reshape(-1, 3072)
@@ -79,12 +95,11 @@ def _write(cached: Path, images: np.ndarray, labels: np.ndarray, names: list[str
     column = pa.BinaryArray.from_buffers(pa.binary(), len(files), [None, pa.py_buffer(starts), pa.py_buffer(files)])
     image = pa.StructArray.from_arrays([column, pa.nulls(len(files), pa.string())], ["bytes", "path"])
     features = Features(image=Image(), label=ClassLabel(names=names))
-    table = pa.table({"image": image, "label": labels}).cast(features.arrow_schema)
-    # whole or not at all, whatever processes do the same at the same time
-    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
-        with pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=1000)
-        os.replace(file.name, cached)
+    return pa.table({"image": image, "label": labels}).cast(features.arrow_schema)
+
+
+def _md5():
+    return hashlib.md5(usedforsecurity=False)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -96,8 +111,16 @@ class _Unpickler(pickle.Unpickler):
 
 def _load(file: Path) -> dict:
     """What was pickled in Python 2, under keys of texts; nothing but arrays is ever made, and no code run."""
+    size, md5 = FILES[file.name]
     try:
         with file.open("rb") as stream:
+            if file.stat().st_size == size and hashlib.file_digest(stream, _md5).hexdigest() != md5:
+                warnings.warn(
+                    f"'{file}' has the size of the published file, but not its checksum (MD5 {md5}): unless somebody "
+                    "changed it on purpose, it is damaged; download it again",
+                    stacklevel=2,
+                )
+            stream.seek(0)
             return _Unpickler(stream, encoding="latin1").load()
     except _BROKEN as error:
         raise SourceError(

@@ -9,7 +9,8 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
-from .source_error import SourceError
+from .cache import is_to_blame
+from .source_error import SourceError, reason
 
 # No such data set is a FileNotFoundError as well.
 FAILURES = (ConnectionError, FileNotFoundError, ValueError, DatasetGenerationError)
@@ -24,18 +25,35 @@ def read_hub(name: str) -> DatasetDict:
     if not hub_answers():
         with _offline():
             try:
-                return load_dataset(name)
+                return _load(name)
+            except SourceError:
+                raise
             except FAILURES as error:
                 raise SourceError(
                     f"'{name}' is no folder here, the Hub cannot be reached and the cache has no copy; "
                     "load it once with a connection, or give the path of a local copy."
                 ) from error
     try:
-        return load_dataset(name)
+        return _load(name)
+    except SourceError:
+        raise
     except (*FAILURES, httpx.TransportError) as error:
         raise SourceError(
             f"'{name}' is no folder here, and the Hub did not give it ({error}); "
             "check the name and the connection, or give the path of a local copy."
+        ) from error
+
+
+def _load(name: str) -> DatasetDict:
+    try:
+        return load_dataset(name)
+    except (OSError, DatasetGenerationError) as error:
+        if not is_to_blame(error):
+            raise
+        folders = f"'{datasets.config.HF_DATASETS_CACHE}' and '{huggingface_hub.constants.HF_HUB_CACHE}'"
+        raise SourceError(
+            f"'{name}' cannot be copied to the cache ({reason(error)}); make room in {folders}, or set HF_HOME to a "
+            "folder that can be written to."
         ) from error
 
 

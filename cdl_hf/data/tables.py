@@ -1,6 +1,5 @@
 """Tables of images: Parquet, Arrow, CSV and JSON files, by themselves or beside the image files that they name."""
 
-import errno
 import glob
 import logging
 import os
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from . import cache
 from .columns import (
     OTHER_IMAGE_COLUMNS,
     OTHER_LABEL_COLUMNS,
@@ -37,7 +37,6 @@ KINDS = {
 }
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's image folders
 LONGEST_PATH = 4096
-_NO_CACHE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -348,10 +347,7 @@ def _explained(file: Path):
 
 def explain(error: BaseException, file: Path | str) -> SourceError:
     """What is wrong with a file that `datasets` or Arrow cannot read: the cache that it is copied to, or itself."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    if any(isinstance(cause, OSError) and cause.errno in _NO_CACHE for cause in causes):
+    if cache.is_to_blame(error):
         folder = datasets.config.HF_DATASETS_CACHE
         return SourceError(
             f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "

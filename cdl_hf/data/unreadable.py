@@ -5,17 +5,17 @@ import os
 import struct
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
 from datasets.utils import tqdm
-from filelock import FileLock
-from torch.utils.data import DataLoader
 
-from .cache import cache_folder
+from .cache import cache_file, one_at_a_time, write_cache
 from .decoding import UnreadableImageError, decode
 from .views import image_paths
 
@@ -36,7 +36,7 @@ FAILURES = (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,  # where warnings are errors
 )
-FEW = 500  # images that are checked sooner than processes start
+FEW = 500  # images that are checked too soon for a progress bar
 
 
 def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
@@ -53,48 +53,54 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
     rows = dataset.select_columns(["image"]).with_format("arrow")
     identities = _identities(dataset, what)
     if identities is None:
-        return dict(_check(rows, np.arange(len(dataset))))
-    file = cache_folder("readable_images") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npy"
-    with FileLock(f"{file}.lock"):
-        known = np.load(file) if file.exists() else np.empty(0, np.uint64)
+        return _check(rows, np.arange(len(dataset)))
+    file = cache_file("readable_images", f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npy")
+    with one_at_a_time(file, f"check the images of {what}"):
+        known = _read(file)
         new = np.flatnonzero(~np.isin(identities, known))
-        unreadable = dict(_check(rows, new))
+        unreadable = _check(rows, new)
         if len(unreadable) < len(new):
-            # whole or not at all
-            np.save(f"{file}.new.npy", np.union1d(known, np.delete(identities, list(unreadable))))
-            os.replace(f"{file}.new.npy", file)
+            write_cache(file, _as_npy(np.union1d(known, np.delete(identities, list(unreadable)))))
     return unreadable
 
 
-class _Reasons:
-    """Samples (row, why it cannot be read) for a loader of torch, whose processes do the work."""
-
-    def __init__(self, rows: Dataset, wanted: np.ndarray):
-        self.rows, self.wanted = rows, wanted
-
-    def __len__(self) -> int:
-        return len(self.wanted)
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, str]]:
-        rows = self.wanted[indices].tolist()
-        images = self.rows[rows]["image"].to_pylist()
-        return [(row, reason) for row, image in zip(rows, images, strict=True) if (reason := _reason(image))]
+def _read(file: Path) -> np.ndarray:
+    """Identities, (n,); none of a file that is not exactly what [`_as_npy`] writes."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return np.empty(0, np.uint64)
+    start = len(_as_npy(np.empty(0, np.uint64)))
+    identities = np.frombuffer(content[start : len(content) - (len(content) - start) % 8], np.uint64)
+    return identities if _as_npy(identities) == content else np.empty(0, np.uint64)
 
 
-def _check(rows: Dataset, wanted: np.ndarray):
-    """(row, reason) of each of the wanted rows that cannot be read."""
-    workers = 0 if len(wanted) < FEW else _cores()
-    loader = DataLoader(
-        _Reasons(rows, wanted),
-        batch_size=64,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
-    with tqdm(desc="Looking for images that cannot be read", total=len(wanted), disable=not workers) as progress:
-        for batch in loader:
-            yield from batch
-            progress.update(min(64, len(wanted) - progress.n))
+def _as_npy(identities: np.ndarray) -> bytes:
+    stream = BytesIO()
+    np.save(stream, identities)
+    return stream.getvalue()
+
+
+def _check(rows: Dataset, wanted: np.ndarray) -> dict[int, str]:
+    """The wanted rows that cannot be read, each with the reason, in their order."""
+    parts = [wanted[start : start + 64].tolist() for start in range(0, len(wanted), 64)]
+
+    def reasons(part: list[int]) -> dict[int, str]:
+        images = rows[part]["image"].to_pylist()
+        return {row: reason for row, image in zip(part, images, strict=True) if (reason := _reason(image))}
+
+    # Threads: Pillow releases the interpreter's lock while it decodes. Where processes are spawned, each runs the
+    # user's script again; without a guard for `__main__` that would come here a second time, and wait for this one.
+    pool, unreadable = ThreadPoolExecutor(_cores()), {}
+    try:
+        title = "Looking for images that cannot be read"
+        with tqdm(desc=title, total=len(wanted), disable=len(wanted) < FEW) as progress:
+            for part, found in zip(parts, pool.map(reasons, parts), strict=True):
+                unreadable |= found
+                progress.update(len(part))
+    finally:
+        pool.shutdown(cancel_futures=True)  # what has not begun is left out after an interruption
+    return unreadable
 
 
 def _cores() -> int:

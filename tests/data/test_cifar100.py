@@ -1,5 +1,7 @@
 """CIFAR-100 in the forms in which people have it, made from the bundled drawings."""
 
+import errno
+import hashlib
 import os
 import pickle
 import struct
@@ -8,13 +10,14 @@ import sys
 import zipfile
 from io import BytesIO
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from cdl_hf.data import SourceError, TaskImages, TaskStream, image_processor_for, load_source, test_transform
+from cdl_hf.data import SourceError, TaskImages, TaskStream, cifar100, image_processor_for, load_source, test_transform
 
 NAMES = [f"class {label}" for label in range(100)]
 
@@ -93,6 +96,68 @@ def test_folder_that_changed_is_read_again(tmp_path, images):
     load_source(str(path))
     (path / "train").write_bytes(python2({"fine_labels": [7], "data": images[:1].reshape(1, 3072)}))
     assert load_source(str(path))["train"]["label"][:] == [7]
+
+
+@pytest.fixture
+def copies(tmp_path, images, monkeypatch):
+    """A folder as published, and the copies of it in a cache of its own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write_cifar(tmp_path / "cifar", images, list(range(100)))
+    before = os.umask(0o027)
+    load_source(str(path))
+    os.umask(before)
+    return path, sorted((tmp_path / "cache" / "cifar100").glob("*.arrow"))
+
+
+def test_copies_have_the_rights_of_new_files_and_nothing_is_left_beside_them(copies):
+    _, files = copies
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o640] * 2
+    suffixes = {file.suffix for file in files[0].parent.iterdir()}
+    assert suffixes <= {".arrow", ".sha256", ".lock"}
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-40_000], lambda c: c[:200_000] + b"x" + c[200_001:], lambda c: b""])
+def test_damaged_copies_are_made_again(copies, images, damage):
+    path, files = copies
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()  # else a data set that is still in memory would change, too
+        file.write_bytes(damage(content))
+    for dataset in load_source(str(path)).values():
+        assert np.array_equal(shown(dataset), images)
+    assert [len(file.read_bytes()) > 300_000 for file in files] == [True] * 2
+
+
+def test_without_a_copy_the_images_are_in_memory(copies, images, tmp_path, monkeypatch):
+    path, _ = copies
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "train")
+    splits = load_source(str(path))
+    assert not splits["train"].cache_files and splits["train"].features["label"].names == NAMES
+    for dataset in splits.values():
+        assert np.array_equal(shown(dataset), images) and dataset["label"][:] == list(range(100))
+    assert len(TaskStream(splits)) == 10
+
+
+def test_a_copy_that_fails_leaves_nothing(copies, images, monkeypatch):
+    path, files = copies
+    for file in files[0].parent.iterdir():
+        file.unlink()
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert np.array_equal(shown(load_source(str(path))["test"]), images)
+    assert {file.suffix for file in files[0].parent.iterdir()} == {".lock"}
+
+
+def test_a_published_file_that_was_damaged_is_noticed(tmp_path, images, monkeypatch, recwarn):
+    path = write_cifar(tmp_path / "cifar", images, list(range(100)))
+    content = (path / "test").read_bytes()
+    published = {"test": (len(content), hashlib.md5(content).hexdigest())}
+    monkeypatch.setattr(cifar100, "FILES", cifar100.FILES | published)
+    load_source(str(path))
+    assert not [warning for warning in recwarn if "checksum" in str(warning.message)]
+    start = content.index(images[50].transpose(2, 0, 1).tobytes())
+    (path / "test").write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
+    with pytest.warns(UserWarning, match="test' has the size of the published file, but not its checksum"):
+        load_source(str(path))
 
 
 def as_on_the_hub(images):

@@ -1,6 +1,11 @@
 """Images as people have them: what can be read trains, what cannot is named before."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+import threading
 
 import datasets
 import numpy as np
@@ -8,7 +13,9 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from filelock import FileLock
 
+import cdl_hf.data.cache as cache
 import cdl_hf.data.unreadable as unreadable
 from cdl_hf.data import (
     SourceError,
@@ -253,13 +260,41 @@ def test_an_image_that_is_missing_from_a_table(tmp_path):
         load_source(str(tmp_path / "data"))
 
 
-def test_many_are_checked_by_processes_and_leave_randomness_alone(folder, monkeypatch):
-    monkeypatch.setattr(unreadable, "FEW", 2)
-    (folder / "b" / "last.png").touch()
+@pytest.fixture
+def many(tmp_path):
+    """As many images as make a progress bar worthwhile, and the last of them is none."""
+    (tmp_path / "many" / "a").mkdir(parents=True)
+    content = Image().encode_example(noise(size=(2, 2)))["bytes"]
+    for number in range(unreadable.FEW):
+        (tmp_path / "many" / "a" / f"{number:04}.png").write_bytes(content)
+    (tmp_path / "many" / "a" / "last.png").touch()
+    return tmp_path / "many"
+
+
+def test_many_are_checked_without_processes_and_leave_randomness_alone(many, monkeypatch):
+    """Where processes are spawned, each would run a script without guard anew, up to here."""
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda process: pytest.fail("a process starts"))
     before = torch.get_rng_state()
-    with pytest.raises(SourceError, match="last.png: empty"):
-        load_source(str(folder))
+    with pytest.raises(SourceError, match="1 of the 501 images .*\n.*last.png: empty"):
+        load_source(str(many))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_a_script_without_guard_ends_where_processes_are_spawned(many, tmp_path):
+    (many / "a" / "last.png").unlink()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch.multiprocessing as mp\n"
+        "mp.set_start_method('spawn', force=True)\n"
+        "from cdl_hf import load_source\n"
+        f"print(len(load_source({str(many)!r})['train']))\n"
+    )
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "400\n"
 
 
 def test_bundled_drawings_are_known_to_be_sound(decoded):
@@ -272,8 +307,78 @@ def test_data_in_memory_alone_is_checked_each_time(decoded):
     assert unreadable.find_unreadable(data, "it") == {} and len(decoded) == 2
 
 
-def test_a_cache_that_cannot_be_written_to_is_named(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def cached(folder, tmp_path, monkeypatch):
+    """The file that remembers the folder's images, in a cache of its own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load_source(str(folder))
+    (file,) = (tmp_path / "cache" / "readable_images").glob("*.npy")
+    return file
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"PK\x03\x04 an archive",
+        lambda content: b"\x80\x04 a pickle",
+        lambda content: content[:-3],
+        lambda content: content + b"more",
+        lambda content: content.replace(b"<u8", b"|O8"),
+        lambda content: content[:20] + b"(((" + content[23:],
+    ],
+)
+def test_a_damaged_cache_is_made_again(folder, cached, decoded, damage):
+    content = cached.read_bytes()
+    cached.write_bytes(damage(content))
+    load_source(str(folder))
+    assert len(decoded) == 8 and cached.read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_used_only_costs_time(folder, tmp_path, monkeypatch, decoded, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    with pytest.raises(SourceError, match="cannot be written to; set HF_DATASETS_CACHE"):
-        load_source(str(folder))
+    for start in (1, 2):
+        assert sum(map(len, load_source(str(folder)).values())) == 8 and len(decoded) == 8 * start
+    assert "cannot be written (Not a directory)" in caplog.text and "set HF_DATASETS_CACHE" in caplog.text
+
+
+def test_a_full_disk_only_costs_time(folder, cached, decoded, monkeypatch, caplog):
+    def full(path, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("cdl_hf.data.cache.atomic_write", full)
+    noise(7).save(folder / "b" / "new.png")
+    before = cached.read_bytes()
+    load_source(str(folder))
+    assert len(decoded) == 1 and cached.read_bytes() == before and "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["lock", "file"])
+def test_what_another_user_holds_only_costs_time(folder, cached, decoded, what):
+    """Folders stand for files that this process has no right to, which the superuser would have."""
+    theirs = cached if what == "file" else cached.with_name(f"{cached.name}.lock")
+    theirs.unlink()
+    theirs.mkdir()
+    (theirs / "full").touch()
+    load_source(str(folder))
+    assert len(decoded) == (8 if what == "file" else 0)
+
+
+def test_one_says_what_one_waits_for(folder, cached, monkeypatch):
+    """The other lets go as soon as this one has said that it waits."""
+    monkeypatch.setattr(cache, "PATIENCE", 0)
+    held, said, told = threading.Event(), threading.Event(), []
+
+    def hold():
+        with FileLock(f"{cached}.lock"):
+            held.set()
+            assert said.wait(60)
+
+    monkeypatch.setattr(cache.logger, "warning", lambda text, *values: (told.append(text % values), said.set()))
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(60)
+    load_source(str(folder))
+    other.join()
+    assert len(told) == 1 and f"Waiting for another process to check the images of {folder}" in told[0]
