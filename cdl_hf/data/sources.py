@@ -17,6 +17,7 @@ from .image_folder import check_name
 from .imagenet_r import add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, share
 from .local import read_local
+from .pixel_arrays import encode_arrays, is_array
 from .source_error import SourceError, listed, reason
 from .split_list import read_split_list
 from .splits import Splits
@@ -204,6 +205,8 @@ def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str
     for old, new in ((image, " image"), (label, " label"), (" image", "image"), (" label", "label")):
         dataset = dataset.rename_column(old, new)
     try:
+        if is_array(dataset.features["image"]):
+            dataset = encode_arrays(dataset, "image")
         return dataset.cast_column("image", Image(mode="RGB"))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise SourceError(
