@@ -4,7 +4,9 @@
     python recipes/compare.py recipes/quickdraw100/grid.yaml --output_dir runs/look --only coda_prompt none kdp seed0
 
 A teacher is trained once and serves all its students; heads that are computed take what was trained. Finished runs are
-skipped, so that the same command goes on where it was stopped. A run that fails is told at the end and stops no other.
+skipped, so that the same command goes on where it was stopped. A run that another process is making, such as the same
+command on another machine, is left to it: the others come first, and it is waited for at the end. A run that fails is
+told at the end and stops no other.
 table.md in the output folder is written anew after every run. recipes/report.py makes a report of the runs.
 """
 
@@ -12,19 +14,25 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.statistics import Spread
 from cdl_hf.training.arguments import RUN, HubArguments
 from cdl_hf.training.grid import PlannedRun, read_grid
 from cdl_hf.training.parser import parse, refuse, to_dict
+from cdl_hf.training.run_lock import RunLock
+from cdl_hf.utils import write_text
 
 TRAIN = Path(__file__).with_name("train.py")
 REFUSED, STOPPED = 2, 75  # exit codes of train.py
+PAUSE = 5.0  # seconds between two looks at runs that others are making
 TAIL = 4000  # bytes of a run's messages that are kept, for the last of them
 
 
@@ -62,6 +70,10 @@ class Stopped(Exception):
     """A signal came: the run under way is saved."""
 
 
+class InUse(Exception):
+    """Another process is making this run."""
+
+
 def main() -> None:
     (args,) = parse((CompareArguments,), description=__doc__)
     runs = Path(args.output_dir)
@@ -81,16 +93,32 @@ def main() -> None:
     runs.mkdir(parents=True, exist_ok=True)
     runner = Runner(runs)
     table = Path(args.output_dir) / "table.md"
-    unfinished = table.with_name(f".table-{args.job or 0}.md")  # of its own for each job of an array
-    for job, group in enumerate(groups.values(), 1):
-        for run in group if args.job in (None, job) else []:
+    unfinished = runs / f".table-{socket.gethostname()}-{os.getpid()}.md"  # several may write it at once
+    to_do = [run for job, group in enumerate(groups.values(), 1) for run in group if args.job in (None, job)]
+    told = set()
+    while to_do:
+        waiting = []
+        for run in to_do:
             try:
                 runner.finish(run)
+            except InUse as held:
+                waiting.append(run)
+                if held.args[0] not in told:
+                    told.add(held.args[0])
+                    print(f"{held.args[0]} is being made by another process: the others come first.", flush=True)
+                continue
             except Stopped:
                 print(f"Stopped in {run.name}, which is saved; the same command goes on.", file=sys.stderr)
                 sys.exit(STOPPED)
-            unfinished.write_text(tabled(planned, runs, runner.problems) + "\n", encoding="utf-8")
+            write_text(unfinished, tabled(planned, runs, runner.problems) + "\n")
             unfinished.replace(table)
+        if len(waiting) == len(to_do):
+            try:
+                pause(PAUSE)
+            except Stopped:
+                print("Stopped while another process is at work; the same command goes on.", file=sys.stderr)
+                sys.exit(STOPPED)
+        to_do = waiting
     print(tabled(planned, runs, runner.problems))
     for kind in ("refused", "left out", "failed"):
         names = [name for name, problem in runner.problems.items() if problem.kind == kind]
@@ -123,6 +151,7 @@ class Runner:
 
         Raises:
             Stopped: A signal came.
+            InUse: Another process is making it, or the run whose states it takes.
         """
         if run.name in self.problems:
             return False
@@ -143,21 +172,47 @@ class Runner:
 
     def _has_states(self, run: PlannedRun) -> bool:
         folder = self.runs / run.name
-        tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["stream"]["num_tasks"]
+        tasks = results_of(run, self.runs)["stream"]["num_tasks"]
         return len(list((folder / "states" / run.role).glob("task_*.safetensors"))) == tasks
 
     def _train(self, run: PlannedRun) -> bool:
         folder = self.runs / run.name
+        if RunLock(folder).is_taken():
+            raise InUse(run.name)
         begun = (folder / "args.yaml").is_file() and not is_finished(run, self.runs)
+        if begun and (changed := changed_arguments(run, self.runs)):  # which --resume would take for what is not given
+            told = f"it is begun, with other arguments ({changed}): remove its folder, or choose another"
+            self.problems[run.name] = Problem("failed", told)
+            return False
         command = [sys.executable, str(TRAIN), *run.command_line(self.runs), "--output_dir", str(folder)]
         command.append("--resume" if begun else "--overwrite")
         print(shlex.join(command), flush=True)
         code, last = call(command)
         if code == 0:
             return True
-        kind = "refused" if code == REFUSED and run.source is not None else "failed"
+        if code == REFUSED and RunLock(folder).is_taken():  # it has been begun elsewhere in the meantime
+            raise InUse(run.name)
+        kind = "refused" if code == REFUSED and run.source is not None and not begun else "failed"
         self.problems[run.name] = Problem(kind, f"{last} (exit code {code})" if kind == "failed" else last)
         return False
+
+
+def pause(seconds: float) -> None:
+    """Waits.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came.
+    """
+
+    def stop(number, frame):
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        time.sleep(seconds)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def call(command: list[str]) -> tuple[int, str]:
@@ -191,12 +246,23 @@ def call(command: list[str]) -> tuple[int, str]:
     return code, lines[-1].strip().removeprefix("train.py: error: ") if lines else "without a message"
 
 
+def results_of(run: PlannedRun, runs: Path) -> dict[str, Any] | None:
+    """What the run came to; None where it has not come to an end, or its file is damaged."""
+    try:
+        return json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def is_finished(run: PlannedRun, runs: Path) -> bool:
-    return (runs / run.name / "results.json").is_file()
+    """Whether there are results, and the model or at least nothing from which --resume would write it again."""
+    folder = runs / run.name
+    model = (folder / run.role / "config.json").is_file() or not (folder / "checkpoints").is_dir()
+    return model and results_of(run, runs) is not None
 
 
 def changed_arguments(run: PlannedRun, runs: Path) -> str:
-    """How a finished run's arguments differ from those of the grid, in words; empty where they do not.
+    """How a run's arguments differ from those of the grid, in words; empty where they do not.
 
     An argument that train.py did not have yet when the run was made counts with its default.
     """
@@ -204,7 +270,9 @@ def changed_arguments(run: PlannedRun, runs: Path) -> str:
 
     of_the_call = {"dry_run", "overwrite", "resume", "teacher_from", "student_from", "store_answers"}
     of_the_call |= {each.name for each in fields(HubArguments)}
-    before = json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))["args"]
+    results = results_of(run, runs)
+    record = str(runs / run.name / "args.yaml")
+    before = to_dict(parse(RUN, ["--config", record])) if results is None else results["args"]
     told = changes(to_dict(parse(RUN, [])) | before, run.resolved(runs))
     return "; ".join(words for name, words in told.items() if name not in HARMLESS | ROUNDING | of_the_call)
 
@@ -225,7 +293,7 @@ def tabled(planned: list[PlannedRun], runs: Path, problems: dict[str, Problem]) 
     lines = ["| runs | A_N (%) | forgetting (cdl, points) | seeds |", "|---|---:|---:|---|"]
     for setting, of_seeds in settings.items():
         found = {
-            run.seed: json.loads((runs / run.name / "results.json").read_text(encoding="utf-8"))[run.role]
+            run.seed: results_of(run, runs)[run.role]
             for run in of_seeds
             if is_finished(run, runs) and run.name not in problems
         }

@@ -1,8 +1,15 @@
-"""Pictures of what learners come to, through matplotlib's objects alone: no pyplot, no display, no global state."""
+"""Pictures of what learners come to, through matplotlib's objects alone: no pyplot, no display, no global state.
 
+Names and titles are shown as they are: neither `$`, `_` nor a backslash is taken for mathematics.
+"""
+
+import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +18,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..utils import atomic_write
 from .accuracy_matrix import AccuracyMatrix
 from .pareto import pareto_front
 
@@ -20,10 +28,12 @@ COLOURS = (
     *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
 )
 MARKERS = "osD^vPX<>ph"
+LITERAL = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf"}  # whatever a user's file says
 REFERENCE_COLOUR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
 
 
+@matplotlib.rc_context(LITERAL)
 def plot_accuracy_over_tasks(
     curves: Mapping[str, AccuracyMatrix],
     path: str | PathLike,
@@ -66,19 +76,29 @@ def plot_accuracy_over_tasks(
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
     axes.set_xlabel("Tasks learnt" if classes_per_task is None else "Classes seen")
     axes.set_ylabel("Average accuracy on seen classes (%)")
-    axes.set_title(title or "", fontsize=11)
+    axes.set_title(_shown(title or ""), fontsize=11)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _label_ends(axes, sorted(ends, key=lambda end: end[1]))
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")
 
 
-def _save(figure: Figure, path: str | PathLike) -> None:
-    """Writes the same file each time: an SVG's names are not random, and it does not tell the time."""
-    metadata = {"Date": None} if str(path).endswith(".svg") else None
-    with matplotlib.rc_context({"svg.hashsalt": "cdl_hf"}):
-        figure.savefig(path, dpi=200, bbox_inches="tight", metadata=metadata)
+def _save(figure: Figure, path: str | PathLike, **how: Any) -> None:
+    """Writes the same file each time, whole: an SVG's names are not random, and it does not tell the time."""
+    form = Path(path).suffix.removeprefix(".")
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn for what the font does not have
+        figure.savefig(content, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None, **how)
+    with atomic_write(Path(path)) as file:
+        file.write(content.getbuffer())
+
+
+def _shown(text: object) -> str:
+    """A text that is not ours, on one line: what no font can draw is shown as an escape."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
@@ -87,7 +107,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     heights = _spread([(value - low) / (high - low) for _, value, _, _ in ends], gap=0.065)
     for (x, value, name, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            f"{name}  {value:.1f}%",
+            f"{_shown(name)}  {value:.1f}%",
             xy=(x, value),
             xytext=(1.06, height),
             textcoords="axes fraction",
@@ -99,6 +119,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         )
 
 
+@matplotlib.rc_context(LITERAL)
 def plot_accuracy_against_cost(
     points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
 ) -> None:
@@ -118,7 +139,7 @@ def plot_accuracy_against_cost(
         colour, marker = COLOURS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
         costs, accuracies = zip(*members.values(), strict=True)
         style = {"s": 34, "color": colour, "marker": marker, "alpha": 0.8, "linewidths": 0}
-        axes.scatter(costs, accuracies, label=", ".join(words), **style)
+        axes.scatter(costs, accuracies, label=_shown(", ".join(words)), **style)
     every = {name: point for members in points.values() for name, point in members.items()}
     front = pareto_front(every)
     costs, accuracies = zip(*(every[name] for name in front), strict=True)
@@ -127,7 +148,7 @@ def plot_accuracy_against_cost(
         x, y = every[name]
         axes.annotate(f"{number}", xy=(x, y), xytext=(-3, 5), textcoords="offset points", ha="right", fontsize=8.5)
         axes.annotate(
-            f"{number}  {name}  {y:.1f}%",
+            f"{number}  {_shown(name)}  {y:.1f}%",
             xy=(1.03, 0.03 + 0.055 * (number - 1)),
             xycoords="axes fraction",
             fontsize=8.5,
@@ -137,14 +158,14 @@ def plot_accuracy_against_cost(
     axes.xaxis.set_major_formatter(FuncFormatter(_in_words))
     axes.xaxis.set_minor_formatter(FuncFormatter(_in_words))
     axes.tick_params(axis="x", which="both", labelsize=8)
-    axes.set_xlabel(cost)
+    axes.set_xlabel(_shown(cost))
     axes.set_ylabel("Average accuracy after the last task (%)")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_shown(title), fontsize=11)
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8.5, frameon=False)
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight")
 
 
 def _in_words(value: float, position: int | None = None) -> str:
@@ -169,6 +190,7 @@ def _spread(heights: list[float], gap: float) -> list[float]:
     return [bottom(group) + gap * place for group in groups for place in range(len(group))]
 
 
+@matplotlib.rc_context(LITERAL)
 def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | PathLike) -> None:
     """Draw the accuracy matrices side by side, on one scale of colours.
 
@@ -197,15 +219,16 @@ def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | P
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("Test images of task", fontsize=9)
-        axes.set_title(name, fontsize=11)
+        axes.set_title(_shown(name), fontsize=11)
     panels[0].set_ylabel("After training task", fontsize=9)
     bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02)
     bar.set_label("Accuracy (%)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    figure.savefig(path, dpi=200, bbox_inches="tight")
+    _save(figure, path, bbox_inches="tight")
 
 
+@matplotlib.rc_context(LITERAL)
 def plot_confusion(
     matrix: np.ndarray,
     path: str | PathLike,
@@ -235,7 +258,7 @@ def plot_confusion(
         axes.axhline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
         axes.axvline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
     if count <= 120:
-        places, names, size = np.arange(count), list(class_names), min(9.0, 50 * side / count)
+        places, names, size = np.arange(count), [_shown(name) for name in class_names], min(9.0, 50 * side / count)
     else:
         places, names, size = stops - np.array(classes_per_task) / 2 - 0.5, [*range(1, len(stops) + 1)], 8.0
     axes.set_xticks(places, names, rotation=90, fontsize=size)
@@ -244,9 +267,9 @@ def plot_confusion(
     axes.spines[:].set_visible(False)
     axes.set_xlabel("Answer" if count <= 120 else "Answer, by task")
     axes.set_ylabel("True class" if count <= 120 else "True class, by task")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_shown(title), fontsize=11)
     bar = figure.colorbar(image, ax=axes, aspect=40, pad=0.01, ticks=[0, 5, 10, 25, 50, 75, 100])
     bar.set_label("Share of the class's images (%)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    figure.savefig(path, dpi=200)
+    _save(figure, path)

@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessor, PreTrainedConfig
 
 from ..data.hub import hub_answers
 from ..models import PromptViTConfig, PromptViTForImageClassification
+from ..utils import verify
 
 ROLES = ("teacher", "student")
 
@@ -63,6 +64,8 @@ def load_saved_model(source: str | Path) -> SavedModel:
     is_folder = Path(source).is_dir()
     here = {"local_files_only": is_folder or not hub_answers()}
     try:
+        for weights in Path(source).glob("*.safetensors") if is_folder else ():
+            verify(weights)
         config, _ = PreTrainedConfig.get_config_dict(source, **here)
         kind = config.get("model_type")
         if kind == PromptViTConfig.model_type:

@@ -24,6 +24,8 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     """
     if args.report_to != "none" and args.report_to not in [str(tracker.value) for tracker in get_available_trackers()]:
         raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
+    if args.report_to == "wandb":
+        _check_wandb()
     if sharding.is_asked_for():
         sharding.check_options(args.auto_batch_size)
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is learnt is not sharded, see sharding.py
@@ -52,12 +54,30 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
     return accelerator
 
 
+def _check_wandb() -> None:
+    """
+    Raises:
+        ValueError: wandb would ask for a key, or stop for want of one.
+    """
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun")
+    if not offline and wandb.api.api_key is None:  # of the environment, or what `wandb login` has stored
+        raise ValueError(
+            "report_to=wandb needs a key: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline to keep the "
+            "metrics in the output folder"
+        )
+
+
 def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any], steps: int) -> None:
-    """Starts the tracker that `report_to` names, with the arguments as its configuration.
+    """Starts the tracker that `report_to` names, with the arguments as its configuration; its files are in `logs/`.
 
     Args:
         steps: Steps done before, in a resumed run: TensorBoard forgets what was logged after them.
     """
     if args.report_to != "none":
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
-        accelerator.init_trackers("cdl_hf", config=plain, init_kwargs={"tensorboard": {"purge_step": steps + 1}})
+        logs = Path(accelerator.project_dir)
+        logs.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere if it is not there
+        how = {"tensorboard": {"purge_step": steps + 1}, "wandb": {"dir": str(logs)}}
+        accelerator.init_trackers("cdl_hf", config=plain, init_kwargs=how)

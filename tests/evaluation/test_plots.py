@@ -1,7 +1,9 @@
 import itertools
+import os
 import subprocess
 import sys
 
+import matplotlib
 import numpy as np
 import PIL.Image
 import pytest
@@ -172,3 +174,38 @@ def test_accuracy_against_cost_numbers_what_nothing_beats(tmp_path, drawn):
     assert texts == {"1", "2", "3", "1  small  30.0%", "2  other  45.0%", "3  large  50.0%"}
     colours = [collection.get_facecolor()[0].tolist() for collection in axes.collections]
     assert colours[0] == colours[1] != colours[2]
+
+
+NAMES = ["$a$", "a_b^c", "$\\frac{1}$", "\\alpha", "one $", "two\nlines", "日本", "\ud83d", "a\x00b", "{", "%", "$$"]
+
+
+def test_names_are_shown_as_they_are(tmp_path, drawn, recwarn):
+    """Whatever is in them, and whatever a user's own matplotlibrc says."""
+    kinds = {name: matrix(2) for name in NAMES}
+    with matplotlib.rc_context({"text.parse_math": True}):
+        plot_accuracy_over_tasks(kinds, tmp_path / "a.png", "my $data$ in_$x_{", references={"$r$": 30})
+        plot_accuracy_matrices(kinds, tmp_path / "b.png")
+        counts, parts = np.eye(len(NAMES)), [len(NAMES)]
+        plot_confusion(counts, tmp_path / "c.png", "$t$", class_names=NAMES, classes_per_task=parts)
+        points = {(name, name): {name: (index + 1.0, index + 1.0)} for index, name in enumerate(NAMES[:11])}
+        plot_accuracy_against_cost(points, tmp_path / "d.svg", "$t$", "$cost$ (ms)")
+    assert [str(warning.message) for warning in recwarn] == []
+    for figure in drawn:
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        for shown in ("$a$", "a_b^c", "$\\frac{1}$", "one $", "two lines", "日本"):
+            assert any(shown in text for text in texts)
+        assert not any(text.get_parse_math() or text.get_usetex() for text in figure.findobj(Text))
+    assert "my $data$ in_$x_{" in [text.get_text() for text in drawn[0].findobj(Text)]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    plot_accuracy_matrices({"student": matrix(2)}, tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        plot_accuracy_matrices({"student": matrix(3)}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

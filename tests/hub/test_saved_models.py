@@ -10,6 +10,7 @@ from tiny_models import images, tiny_model
 
 from cdl_hf.data import image_processor_for
 from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model
+from cdl_hf.utils import seal_file
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,22 @@ def test_the_models_of_a_run(checkpoint, tmp_path):
     assert list(load_run(tmp_path)) == ["student"]
     with pytest.raises(ValueError, match="folder of a run; name one of its models: .*student"):
         load_saved_model(tmp_path)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_changed_bit_is_noticed_where_there_is_a_checksum(checkpoint, tmp_path, sealed):
+    weights = shutil.copytree(checkpoint, tmp_path / "student") / "model.safetensors"
+    if sealed:
+        seal_file(weights)
+    load_saved_model(weights.parent)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    if sealed:
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            load_saved_model(weights.parent)
+    else:
+        load_saved_model(weights.parent)
 
 
 def damage_config(folder, **changes):

@@ -1,6 +1,7 @@
 """recipes/compare.py: what it runs, skips and tells; train.py stands in as a fake but for the last test."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -8,11 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_runs import load_recipe, run_recipe
 
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
+from cdl_hf.training.run_lock import RunLock
 
+FORK = multiprocessing.get_context("fork")
+FIGURES = {"average_accuracy": 41.25, "forgetting": {"cdl": 3.5}}
+TEACHER = ["--num_tasks", "3", "--prompt_method", "apt", "--stages", "teacher"]
 GRID = """
 arguments: {num_tasks: 3}
 seeds: [0]
@@ -35,8 +41,7 @@ def pretend_to_train(argv: list[str]) -> tuple[int, str]:
     (folder / "states" / role).mkdir(parents=True, exist_ok=True)
     for task in range(3):
         (folder / "states" / role / f"task_{task:03d}.safetensors").touch()
-    figures = {"average_accuracy": 41.25, "forgetting": {"cdl": 3.5}}
-    results = {"stream": {"num_tasks": 3}, "args": arguments, role: figures}
+    results = {"stream": {"num_tasks": 3}, "args": arguments, role: FIGURES}
     (folder / "results.json").write_text(json.dumps(results))
     return 0, ""
 
@@ -64,6 +69,7 @@ def compare(tmp_path, monkeypatch, capsys):
             code = end.code
         return trained, capsys.readouterr(), code
 
+    run.recipe = recipe
     return run
 
 
@@ -122,6 +128,69 @@ def test_an_argument_that_is_newer_than_a_run_had_its_default_then(compare, tmp_
     del content["args"]["ranpac_width"]
     results.write_text(json.dumps(content))
     assert compare("--only", "kd")[::2] == ([], 0)
+
+
+def wait_in(folder, channel):
+    RunLock(folder).acquire()
+    channel.send("begun")
+    channel.recv()  # when it is to end
+    results = {"stream": {"num_tasks": 3}, "args": to_dict(parse(RUN, TEACHER)), "teacher": FIGURES}
+    (folder / "states" / "teacher").mkdir(parents=True)
+    for task in range(3):
+        (folder / "states" / "teacher" / f"task_{task:03d}.safetensors").touch()
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_a_run_that_another_process_is_making_is_waited_for_last(compare, tmp_path, monkeypatch):
+    """Here everything needs it; nothing is trained twice, and nothing is told as failed."""
+    folder = tmp_path / "runs" / "apt-teacher-seed0"
+    folder.mkdir(parents=True)
+    here, there = FORK.Pipe()
+    other = FORK.Process(target=wait_in, args=(folder, there))
+    other.start()
+    here.recv()
+
+    def pause(seconds):
+        here.send("end")
+        other.join()
+
+    monkeypatch.setattr(compare.recipe, "pause", pause)
+    trained, told, code = compare("--only", "kd")
+    assert (trained, code) == (["apt-kd-seed0", "apt-teacher-ncm-seed0", "apt-kd-ncm-seed0"], 0)
+    assert told.out.count("apt-teacher-seed0 is being made by another process") == 1
+    assert told.out.count("1 of 1") == 4
+
+
+def test_while_it_waits_a_signal_stops_it(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunLock, "is_taken", lambda self: True)
+    monkeypatch.setattr(compare.recipe.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    assert compare()[::2] == ([], 75)
+
+
+def test_a_finished_run_that_lacks_its_model_or_whose_results_are_damaged_is_gone_on_with(compare, tmp_path):
+    compare("--only", "kd")
+    arguments = to_dict(parse(RUN, [*TEACHER, "--store_answers"]))
+    folder = tmp_path / "runs" / "apt-teacher-seed0"
+    (folder / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in arguments.items() if v is not None}))
+    assert compare("--only", "kd")[0] == []  # results are enough
+    (folder / "checkpoints").mkdir()
+    trained, told, code = compare("--only", "kd")
+    assert trained == ["apt-teacher-seed0"] and "--resume" in told.out
+    (folder / "teacher").mkdir()
+    (folder / "teacher" / "config.json").touch()
+    assert compare("--only", "kd")[0] == []
+    (folder / "results.json").write_text("")
+    trained, told, code = compare("--only", "kd")
+    assert trained == ["apt-teacher-seed0"] and "--resume" in told.out
+
+
+def test_a_begun_run_is_not_gone_on_with_under_other_arguments(compare, tmp_path):
+    """What the grid no longer says, --resume would take from the run's own arguments."""
+    folder = tmp_path / "runs" / "apt-teacher-seed0"
+    folder.mkdir(parents=True)
+    (folder / "args.yaml").write_text("alpha: 0.75\nprompt_method: apt\nnum_tasks: 3\n")
+    trained, told, code = compare("--only", "kd")
+    assert (trained, code) == ([], 1) and "it is begun, with other arguments (alpha was 0.75" in told.out
 
 
 def test_jobs(compare):

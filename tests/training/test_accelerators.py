@@ -1,6 +1,8 @@
 """What a launcher may ask for; Accelerators of kinds that only GPUs have are stand-ins."""
 
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -39,3 +41,34 @@ def test_a_batch_must_divide_over_processes_and_parts(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"batch_size \(16\) must be a multiple of 6: of the 3 processes times"):
         accelerators.build_accelerator(args, tmp_path)
     assert accelerators.build_accelerator(TrainingArguments(batch_size=18), tmp_path) is three
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package, without a key."""
+    module = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    module.api = SimpleNamespace(api_key=None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(accelerators, "get_available_trackers", lambda: [SimpleNamespace(value="wandb")])
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return module
+
+
+def test_wandb_without_a_key_is_refused_before_anything_is_made(train, command, wandb, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(*command, "--report_to", "wandb", "--output_dir", tmp_path / "run")
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "report_to=wandb needs a key: run `wandb login`" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandbs_files_are_in_the_runs_folder(wandb, tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    accelerators._check_wandb()
+    accelerator = SimpleNamespace(
+        project_dir=str(tmp_path / "logs"), init_trackers=lambda name, **how: started.update(how)
+    )
+    accelerators.start_trackers(accelerator, TrainingArguments(report_to="wandb"), {}, 0)
+    assert started["init_kwargs"]["wandb"] == {"dir": str(tmp_path / "logs")} and (tmp_path / "logs").is_dir()
