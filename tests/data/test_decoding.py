@@ -50,10 +50,10 @@ def test_an_opened_image_is_what_the_processor_is_given(tmp_path, mode):
     torch.testing.assert_close(test_transform(processor)(open_image(path)), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
 def test_what_has_no_transparency_is_what_pillow_makes_of_it(tmp_path, mode):
     """Models that were trained before transparency lay on white saw the same bytes."""
-    path = tmp_path / ("image.tif" if mode in ("CMYK", "YCbCr") else "image.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     noise(3, (30, 20), "RGB").convert(mode).save(path)
     assert np.array_equal(np.asarray(open_image(path).convert("RGB")), np.asarray(load_image(str(path))))
 
@@ -126,6 +126,8 @@ TRANSPARENT = {
 
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_transparency_lies_on_white(name):
+    if name == "premultiplied grey" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow reads such files from 13 on")
     content, expected = TRANSPARENT[name]
     assert pixels(content) == expected
 

@@ -81,7 +81,7 @@ READABLE = {
     "cmyk.jpg": lambda path: noise(mode="CMYK").save(path),
     "rgba.png": lambda path: noise(mode="RGBA").save(path),
     "lab.tiff": lambda path: PIL.Image.new("LAB", (8, 8)).save(path),
-    "ycbcr.tiff": lambda path: noise(mode="YCbCr").save(path),
+    "ycbcr.tiff": lambda path: noise(mode="YCbCr").save(path, compression="jpeg"),
     "grey_16.png": grey_16,
     "grey_16.tif": grey_16,
     "grey_16.pgm": grey_16,
