@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import cdl_hf
 
@@ -39,6 +40,18 @@ def test_the_python_example_trains_and_its_model_answers(tmp_path, monkeypatch, 
     names["model"] = names["student"]
     exec(saving, names)
     assert names["model"] is not names["student"] and not names["model"].config.left_out
+
+
+def test_the_python_example_is_reproducible():
+    """Its models, which are made before the trainer, are drawn from a seed."""
+    models = example("trainer.train()").split("trainer = ")[0]
+    made = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        names = {}
+        exec(models, names)
+        made.append([p for role in ("teacher", "student") for p in names[role].parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
 
 
 def test_the_metric_and_the_callback(monkeypatch, capsys):

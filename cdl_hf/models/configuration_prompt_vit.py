@@ -89,6 +89,7 @@ class PromptViTConfig(PreTrainedConfig):
     """
 
     model_type = "prompt_vit"
+    keys_to_ignore_at_inference = ["head_logits", "kd_logits", "prompt_loss", "hidden_states"]  # by `Trainer`
     _auto_class = "AutoConfig"  # its code travels with a checkpoint, for `trust_remote_code=True`
 
     backbone: str = "vit_tiny_patch16_224"

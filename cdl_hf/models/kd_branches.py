@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_prompt_vit import PromptViTConfig
+from .precision import in_full_precision
 from .prefix_attention import Prefix
 from .prompt_pools import POOLS, PromptPool, attended_cosine, orthonormal_rows
 
@@ -146,7 +147,7 @@ class PromptMap(KDBranch):
         with torch.no_grad():
             teacher_prefix, _ = self.teacher_pool(query, block, task_id)
             teacher_prompt = torch.cat([teacher_prefix.key, teacher_prefix.value], dim=1).float().mean(1)
-        with torch.autocast(query.device.type, enabled=False):
+        with in_full_precision(query):
             weights = attended_cosine(teacher_prompt, self.attention[i].float(), self.keys[i].float())
             key, value = torch.einsum("bm,mld->bld", weights, self.values[i].float()).chunk(2, dim=1)
         return Prefix(key, value).followed_by(prefix), None

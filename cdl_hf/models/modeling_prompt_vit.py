@@ -18,6 +18,7 @@ from .backbones import PretrainedBackbone, create_backbone, find_backbone
 from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
 from .kd_branches import BRANCHES
+from .precision import in_full_precision
 from .prefix_attention import cls_features, embed, final_norm
 from .prompt_pools import POOLS, PromptPool
 
@@ -29,7 +30,9 @@ class PromptViTOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Cross-entropy of `logits` (in training over the current task's classes only) plus `prompt_loss`.
+            Cross-entropy plus `prompt_loss`. Over all classes seen, of what predicts: the heads, mixed where there are
+            two, and in evaluation mode a computed classifier in their place. In training mode between [`start_task`]
+            and [`end_task`], as in the papers: over the classes of that task alone, of the own head.
         logits (`torch.FloatTensor` of shape `(B, C_seen)`):
             In evaluation mode what a user predicts with, heads mixed; in training mode the model's own head alone.
         head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): The own trained head's, which a student follows.
@@ -49,7 +52,10 @@ class PromptViTOutput(ModelOutput):
 
 
 class LinearHead(nn.Module):
-    """Linear classifier over all classes of the stream: (B, D) -> (B, number of columns asked for)."""
+    """Linear classifier over all classes of the stream: (B, D) -> (B, number of columns asked for), in float32.
+
+    Half precision would make one answer in a hundred another, and ties, which go to the older classes.
+    """
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
@@ -62,7 +68,8 @@ class LinearHead(nn.Module):
         init.uniform_(self.bias, -bound, bound)
 
     def forward(self, features: Tensor, columns: int) -> Tensor:
-        return F.linear(features, self.weight[:columns], self.bias[:columns])
+        with in_full_precision(features):
+            return F.linear(features.float(), self.weight[:columns].float(), self.bias[:columns].float())
 
 
 class UnitNormHead(LinearHead):
@@ -73,7 +80,12 @@ class UnitNormHead(LinearHead):
         self.norm = nn.LayerNorm(width, eps=1e-6).requires_grad_(False)
 
     def forward(self, features: Tensor, columns: int) -> Tensor:
-        return F.linear(self.norm(features), F.normalize(self.weight[:columns], dim=1), self.bias[:columns])
+        with in_full_precision(features):
+            norm, weight = self.norm, F.normalize(self.weight[:columns].float(), dim=1)
+            features = F.layer_norm(
+                features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+            )
+            return F.linear(features, weight, self.bias[:columns].float())
 
 
 class PromptViTForImageClassification(PreTrainedModel):
@@ -92,6 +104,9 @@ class PromptViTForImageClassification(PreTrainedModel):
     accepts_loss_kwargs = False
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
     _no_split_modules = ["PrefixBlock"]
+    _keep_in_fp32_modules_strict = ["head", "kd_head", "classifier", "kd_classifier"]
+    # Of RanPAC, in checkpoints of earlier versions: what only further classes need.
+    _keys_to_ignore_on_load_unexpected = [r"^(kd_)?classifier\.(gram|sums)$"]
     _supports_sdpa = True
 
     def __init__(self, config: PromptViTConfig):
@@ -116,6 +131,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         if config.head != "linear":
             self.classifier = CLASSIFIERS[config.head](config, width)
             self.kd_classifier = None if self.kd_head is None else CLASSIFIERS[config.head](config, width)
+        self._in_task = False
         self._freeze()
         self._keys_to_ignore_on_load_missing = [_left_out(name) for name in config.left_out]
         self.post_init()
@@ -271,10 +287,12 @@ class PromptViTForImageClassification(PreTrainedModel):
         config.id2label = dict(enumerate([*known, *class_names]))
         config.label2id = {name: i for i, name in config.id2label.items()}
         self.prompt_pool.start_task(task_id)
+        self._in_task = True
 
     def end_task(self) -> None:
         """Ends the training of the task begun last: APT merges its prompts."""
         self.prompt_pool.end_task(self.config.tasks_seen - 1)
+        self._in_task = False
 
     @torch.no_grad()
     def head_features(self, pixel_values: Tensor, query: Tensor | None = None) -> Tensor:
@@ -340,14 +358,15 @@ class PromptViTForImageClassification(PreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): Images as the image processor returns them.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Columns of the classes; in training mode they must be of the current task.
+                Columns of the classes seen, or -100 for none; in training mode between `start_task` and `end_task`
+                of that task's classes.
             query (`torch.FloatTensor` of shape `(B, Dq)`, *optional*):
                 Output of [`query`], to compute it once for teacher and student; computed here when not given.
             output_hidden_states (`bool`, *optional*):
                 Whether to return all tokens of all blocks. Without it the last block computes only what a head reads.
 
         Raises:
-            ValueError: No task has been started.
+            ValueError: No task has been started, or labels are not those of its classes.
         """
         if not self.config.tasks_seen:
             raise ValueError("the model has seen no class yet: call start_task(class_names) first")
@@ -367,7 +386,10 @@ class PromptViTForImageClassification(PreTrainedModel):
                 logits = torch.lerp(logits, kd_part, self.kd_branch.kd_weight)
         loss = None
         if labels is not None:
-            loss = self._cross_entropy(logits, labels)
+            if self.training and kd_logits is not None and not self._in_task:
+                loss = self._cross_entropy(torch.lerp(logits, kd_logits, self.kd_branch.kd_weight), labels)
+            else:
+                loss = self._cross_entropy(logits, labels)
             if prompt_loss is not None:
                 loss = loss + prompt_loss
         elif not self.training:
@@ -404,11 +426,22 @@ class PromptViTForImageClassification(PreTrainedModel):
         return tokens[:, 0], kd_features, sum(prompt_losses) if prompt_losses else None, hidden_states
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """In training only the current task's classes compete (the papers' masking), else all classes seen."""
-        if self.training:
-            current = self.config.current_columns
-            return F.cross_entropy(logits[:, current].float(), labels - current.start)
-        return F.cross_entropy(logits.float(), labels)
+        """Of columns `labels` (B,): all classes seen compete or, as in the papers, those of the task in training."""
+        masked = self.training and self._in_task
+        columns = self.config.current_columns if masked else slice(0, self.config.seen_classes)
+        if labels.is_floating_point() or labels.ndim != 1:
+            raise ValueError(f"labels must be whole numbers (B,), got {labels.dtype} {tuple(labels.shape)}")
+        labels = labels.long()
+        ignored = labels == -100
+        strange = labels[~ignored & ((labels < columns.start) | (labels >= columns.stop))]
+        if len(strange):
+            what = "the task that is trained has" if masked else "the model has seen"
+            raise ValueError(
+                f"labels must be columns {columns.start} to {columns.stop - 1}, the classes that {what}, got "
+                f"{strange[0].item()}"
+            )
+        targets = torch.where(ignored, labels, labels - columns.start)
+        return F.cross_entropy(logits[:, columns].float(), targets)
 
 
 def _name_weights(backbone: PretrainedBackbone) -> dict[str, str]:

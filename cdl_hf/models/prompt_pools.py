@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_prompt_vit import PromptViTConfig
+from .precision import in_full_precision, to_float64
 from .prefix_attention import Prefix
 
 
@@ -69,7 +70,10 @@ class L2P(PromptPool):
             return None, None
         i = self.blocks.index(block)
         similarity, chosen = cosine(query, self.keys[i]).topk(self.top_k, dim=1)
-        key, value = _halves(self.prompts[i][chosen])  # each (B, top_k, L/2, D)
+        pool = self.prompts[i]
+        # Not `pool[chosen]`, whose gradient is added up in another order each time on two threads or a GPU.
+        prompts = F.embedding(chosen, pool.flatten(1)).unflatten(-1, pool.shape[1:])
+        key, value = _halves(prompts)  # each (B, top_k, L/2, D)
         return Prefix(key.flatten(1, 2), value.flatten(1, 2)), (1 - similarity).sum(1).mean()
 
 
@@ -150,16 +154,14 @@ class CodaPrompt(PromptPool):
         for parameter in (self.prompts, self.keys, self.attention):
             for pool in parameter:
                 components = pool.flatten(1)
-                pool[first:end] = (
-                    orthonormal_rows(components[:first], self.share).to(pool.dtype).view_as(pool[first:end])
-                )
+                pool[first:end] = orthonormal_rows(components[:first], self.share).view_as(pool[first:end])
 
     def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
         if block not in self.blocks:
             return None, None
         i = self.blocks.index(block)
         prompts, keys, attention = (self._visible(p[i], task_id) for p in (self.prompts, self.keys, self.attention))
-        with torch.autocast(query.device.type, enabled=False):
+        with in_full_precision(query):
             weights = attended_cosine(query.float(), attention.float(), keys.float())
             key, value = _halves(torch.einsum("bm,mld->bld", weights, prompts.float()))
             loss = None
@@ -232,7 +234,7 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
 
     Selection is discrete: rounding it to bfloat16 would make it depend on how a batch is laid out.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with in_full_precision(query):
         return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
 
 
@@ -249,9 +251,10 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
-    """Normal draws made orthonormal to each other and to the rows of `earlier` (n, d): (count, d), float64."""
-    draws = torch.randn(count, earlier.shape[1], dtype=torch.float64).to(earlier.device)  # the same on every device
-    return torch.linalg.qr(torch.cat([earlier.double(), draws]).T).Q.T[len(earlier) :]
+    """Normal draws made orthonormal, in float64, to each other and to the rows of `earlier` (n, d): (count, d)."""
+    rows = to_float64(earlier)
+    draws = torch.randn(count, rows.shape[1], dtype=torch.float64).to(rows.device)  # the same on every device
+    return torch.linalg.qr(torch.cat([rows, draws]).T).Q.T[len(rows) :].to(earlier)
 
 
 def _ortho_penalty(rows: Tensor) -> Tensor:

@@ -11,28 +11,42 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..models.classifiers import Classifier
 from ..utils import atomic_folder, remove
 
 KEPT = 2
 _STATE, _DIGEST = "state.pt", "sha256"
 
 
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """What was learnt: the state of `module` without its frozen transformers, on the CPU."""
+def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, Tensor]:
+    """What was learnt: the state of `module` without its frozen transformers, on the CPU.
+
+    Args:
+        statistics: Whether with what computed classifiers keep for further classes, and no prediction needs.
+    """
     frozen = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, VisionTransformer))
-    return {
+    state = {
         name: value.detach().cpu()
         for name, value in module.state_dict().items()
         if not name.startswith(frozen or "\0")
     }
+    for name, classifier in _classifiers(module) if statistics else ():
+        state |= {f"{name}.{key}": value for key, value in classifier.statistics().items()}
+    return state
 
 
 def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts back what [`trained_state`] took.
+    """Puts back what [`trained_state`] took, with statistics or without.
 
     Raises:
         ValueError: The state is of another module.
     """
+    statistics = {
+        name: {key: state[f"{name}.{key}"] for key in classifier.for_further_classes if f"{name}.{key}" in state}
+        for name, classifier in _classifiers(module)
+    }
+    beside = {f"{name}.{key}" for name, kept in statistics.items() for key in kept}
+    state = {name: value for name, value in state.items() if name not in beside}
     expected = trained_state(module)
     differing = sorted(expected.keys() ^ state.keys()) or sorted(
         name for name in expected if expected[name].shape != state[name].shape
@@ -40,6 +54,12 @@ def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     if differing:
         raise ValueError(f"the saved state is of another model: {', '.join(differing[:5])} do not fit")
     module.load_state_dict(state, strict=False)
+    for name, classifier in _classifiers(module):
+        classifier.load_statistics(statistics[name])
+
+
+def _classifiers(module: nn.Module) -> list[tuple[str, Classifier]]:
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, Classifier)]
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:

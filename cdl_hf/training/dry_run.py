@@ -67,9 +67,13 @@ def _steps(stream: TaskStream, args: TrainingArguments, trained: list[str]) -> s
 
 def _files(stream: TaskStream, modules: dict[str, Supervised], folder: Path) -> list[str]:
     learnt = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
-    states = sum(_bytes(p for p in module.student.parameters() if p.requires_grad) for module in modules.values())
-    models = sum(_bytes(module.student.parameters()) for module in modules.values())
-    checkpoints = 3 * learnt * KEPT  # with Adam's two moments
+    students = [module.student for module in modules.values()]
+    classifiers = [c for model in students for c in (model.classifier, model.kd_classifier) if c is not None]
+    predicting = sum(_bytes(classifier.buffers()) for classifier in classifiers)
+    states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
+    models = predicting + sum(_bytes(model.parameters()) for model in students)
+    statistics = sum(4 * classifier.num_statistics for classifier in classifiers)
+    checkpoints = (3 * learnt + predicting + statistics) * KEPT  # with Adam's two moments
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "
         f"({_size(models)}); what they have learnt after each task ({_size(len(stream) * states)}); {KEPT} "

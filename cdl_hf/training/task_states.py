@@ -60,7 +60,8 @@ class TaskStates:
         verify(self.path(task))
         state = load_file(self.path(task))
         if not classifier:
-            own = {name: value for name, value in trained_state(model).items() if _CLASSIFIER.match(name)}
+            own = trained_state(model, statistics=True)
+            own = {name: value for name, value in own.items() if _CLASSIFIER.match(name)}
             state = {name: value for name, value in state.items() if not _CLASSIFIER.match(name)} | own
         load_trained_state(model, state)
 

@@ -381,7 +381,7 @@ class ContinualDistillationTrainer:
                 "matrices": {role: matrix.to_dict() for role, matrix in self.matrices.items()},
                 "class_names": {role: list(m.config.id2label.values()) for role, m in self.models.items()},
                 "tasks_seen": {role: m.config.tasks_seen for role, m in self.models.items()},
-                "modules": {role: trained_state(module) for role, module in self.modules.items()},
+                "modules": {role: trained_state(module, statistics=True) for role, module in self.modules.items()},
                 "alignments": {role: alignment.state() for role, alignment in self.alignments.items()},
                 "fingerprint": self.fingerprint,
             }

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from tiny_models import tiny_backbone, tiny_model
 
-from cdl_hf.models import PromptViTConfig
+from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification, precision
 from cdl_hf.models.classifiers import CLASSIFIERS, NearestClassMean, RanPAC
+from cdl_hf.models.precision import to_float64
+from cdl_hf.training.checkpointing import load_trained_state, trained_state
 
 
 def classifier(kind, classes=(2, 1), width=2, **config):
@@ -61,7 +64,77 @@ def test_classes_come_in_any_order_and_number(kind):
     one.fit(features[~first], labels[~first])
     other.fit(features[~first], labels[~first])
     other.fit(features[first], labels[first])
-    for name, sums in one.state_dict().items():
-        if name != "weight":
-            assert torch.allclose(sums, other.state_dict()[name], rtol=1e-4, atol=1e-4)
+    for name, sums in one.statistics().items():
+        assert torch.allclose(sums, other.statistics()[name], rtol=1e-4, atol=1e-4)
     assert (one(features, 4).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_what_further_classes_need_is_no_part_of_a_saved_model(tmp_path):
+    """Nor of what predicts: the Gram matrix is the square of RanPAC's width."""
+    backbone, labels = tiny_backbone(), torch.arange(30) % 5
+    model = tiny_model("none", tasks=2, backbone=backbone, head="ranpac", ranpac_width=64).eval()
+    model.classifier.fit(torch.randn(30, 32), labels)
+    model.save_pretrained(tmp_path)
+    loaded, info = PromptViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["unexpected_keys"]) == set(info["missing_keys"]) == set()
+    assert loaded.classifier.gram is None and loaded.classifier.num_values == (32 + 9) * 64
+    assert not [name for name in model.state_dict() if name.endswith(("gram", "sums"))]
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(loaded(x).logits, model(x).logits)
+    with pytest.raises(ValueError, match="cannot add classes to a saved model"):
+        loaded.classifier.fit(torch.randn(8, 32), torch.full((8,), 5))
+    statistics = model.classifier.statistics()
+    assert sum(tensor.numel() for tensor in statistics.values()) == model.classifier.num_statistics
+    loaded.classifier.load_statistics(statistics)
+    features = torch.randn(8, 32)
+    for classifier in (loaded.classifier, model.classifier):
+        classifier.fit(features, torch.full((8,), 5))
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+
+
+def test_saved_models_of_earlier_versions_have_it_and_load_without_a_word(tmp_path):
+    model = tiny_model("none", tasks=2, head="ranpac", ranpac_width=64).eval()
+    model.classifier.fit(torch.randn(30, 32), torch.arange(30) % 5)
+    statistics = {f"classifier.{name}": tensor.clone() for name, tensor in model.classifier.statistics().items()}
+    model.save_pretrained(tmp_path, state_dict={**model.state_dict(), **statistics})
+    loaded, info = PromptViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["unexpected_keys"]) == set(info["missing_keys"]) == set()
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_run_goes_on_from_what_its_checkpoints_hold(statistics):
+    model, other = (tiny_model("none", tasks=2, head="ranpac", ranpac_width=64) for _ in range(2))
+    model.classifier.fit(torch.randn(30, 32), torch.arange(30) % 5)
+    state = trained_state(model, statistics=statistics)
+    load_trained_state(other, state)
+    assert torch.equal(other.classifier.weight, model.classifier.weight)
+    assert (other.classifier.gram is not None) == statistics
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_classifiers_compute_in_float32_always(kind, dtype):
+    one = classifier(kind, classes=(300,), width=64, ranpac_width=256)
+    features, labels = torch.randn(600, 64), torch.arange(600) % 300
+    one.fit(features, labels)
+    expected = one(features[:50], 300)
+    other = classifier(kind, classes=(300,), width=64, ranpac_width=256)
+    other.load_state_dict({name: tensor for name, tensor in one.state_dict().items() if name == "projection"}, False)
+    with torch.autocast("cpu", dtype=dtype):
+        found = one(features[:50], 300)
+        other.fit(features, labels)
+        assert torch.equal(other(features[:50], 300), expected)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert one.to(dtype)(features[:50].to(dtype), 300).dtype == torch.float32
+
+
+def test_sums_are_solved_on_the_cpu_where_the_device_has_no_float64(monkeypatch):
+    """The device is played by one that has no numbers at all."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: asked.append(tensor) or torch.ones(tensor.shape))
+    assert to_float64(torch.ones(2)).dtype == torch.float64 and not asked
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"meta"})
+    found = to_float64(torch.ones(2, device="meta"))
+    assert asked and found.dtype == torch.float64 and found.device.type == "cpu"

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -7,7 +8,14 @@ import torch
 from PIL import Image
 from tiny_models import CLASSES_PER_TASK, PROMPTS, TEACHER, images, labels_for, start_task, tiny_backbone, tiny_model
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageProcessor, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    CLIPImageProcessor,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
 
@@ -151,5 +159,81 @@ def test_half_precision_weights(dtype, tmp_path):
     model.save_pretrained(tmp_path)
     half = PromptViTForImageClassification.from_pretrained(tmp_path, dtype=dtype)
     logits = half(x.to(dtype)).logits
-    assert logits.dtype == dtype
-    assert torch.allclose(logits.float(), model.eval()(x).logits, atol=0.05)
+    assert half.backbone.cls_token.dtype == dtype and logits.dtype == half.head.weight.dtype == torch.float32
+    assert torch.allclose(logits, model.eval()(x).logits, atol=0.05)
+
+
+@pytest.mark.parametrize("prompt_method", ["coda_prompt", "apt"])
+@pytest.mark.parametrize("kd_branch", ["none", "deit", "kdp", "cdl_prompt"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_heads_compute_in_float32_always(prompt_method, kd_branch, dtype):
+    if (prompt_method, kd_branch) == ("apt", "cdl_prompt"):
+        return
+    model = tiny_model(prompt_method, kd_branch, tasks=2)
+    features = torch.randn(20, 32)
+    for head in (model.head, model.kd_head or model.head):
+        expected = head(features, 5)
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(head(features, 5), expected)
+        assert copy.deepcopy(head).to(dtype)(features.to(dtype), 5).dtype == torch.float32
+    for mode in (True, False):
+        with torch.autocast("cpu", dtype=dtype):
+            output = model.train(mode)(images(), labels=labels_for(model))
+        assert all(x.dtype == torch.float32 for x in (output.loss, output.logits, output.head_logits))
+        assert output.kd_logits is None or output.kd_logits.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_more_classes_than_half_precision_can_count():
+    """bfloat16 counts to 256, float16 to 2,048 and 16 bits to 65,536."""
+    classes = 70_000
+    model = PromptViTForImageClassification.from_backbone(
+        tiny_backbone(), classes_per_task=[classes], prompt_method="none", head="ncm"
+    )
+    model.start_task([str(label) for label in range(classes)])
+    last = torch.arange(classes - 300, classes)
+    features = torch.randn(300, 32)
+    model.fit_classifier(features[:, None], last)
+    model.eval().head.bias[last[7]] = 1e6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.classifier(features, classes).argmax(1), last)
+        assert model(images(), labels=last[7].expand(4)).head_logits.argmax(1).eq(last[7]).all()
+
+
+@pytest.mark.parametrize("kd_branch", ["none", "kdp"])
+@pytest.mark.parametrize("head", ["linear", "ncm"])
+def test_a_saved_model_is_trained_by_the_trainer_of_transformers(kd_branch, head, tmp_path):
+    """On any of the classes it has seen, with the usual loss over what it predicts with."""
+    tiny_model("coda_prompt", kd_branch, tasks=2, head=head).save_pretrained(tmp_path / "saved")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    before = model.head.weight.clone()
+    samples = [{"pixel_values": pixels, "labels": column % 5} for column, pixels in enumerate(images(10))]
+    args = TrainingArguments(tmp_path / "out", max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, args, train_dataset=samples, eval_dataset=samples)
+    trainer.train()
+    assert not torch.equal(model.head.weight, before)
+    found = trainer.predict(samples)
+    assert found.predictions.shape == (10, 5) and np.isfinite(found.metrics["test_loss"])
+
+
+def test_labels_outside_a_task_are_of_all_classes_seen():
+    model, x = tiny_model("l2p", "kdp", tasks=2), images(5)
+    model.end_task()
+    labels = torch.tensor([0, 1, 2, 4, -100])
+    output = model.train()(x, labels=labels)
+    logits = torch.lerp(output.logits, output.kd_logits, 0.5)
+    assert torch.allclose(output.loss, F.cross_entropy(logits, labels) + output.prompt_loss)
+    for label, mode in ((5, True), (5, False), (-1, True), (-1, False)):
+        with pytest.raises(ValueError, match=rf"columns 0 to 4, the classes that the model has seen, got {label}"):
+            model.train(mode)(x, labels=torch.full((5,), label))
+    with pytest.raises(ValueError, match="whole numbers"):
+        model(x, labels=torch.rand(5))
+    assert model(x, labels=labels.to(torch.int8)).loss == model(x, labels=labels).loss
+
+
+def test_labels_in_a_task_are_of_its_classes():
+    model = tiny_model("l2p", tasks=2).train()
+    assert torch.isfinite(model(images(2), labels=torch.tensor([3, 4])).loss)
+    with pytest.raises(ValueError, match="columns 3 to 4, the classes that the task that is trained has, got 1"):
+        model(images(2), labels=torch.tensor([3, 1]))
