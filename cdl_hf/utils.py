@@ -191,3 +191,11 @@ def _verify_tensors(path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use; all of the machine's where the system does not tell."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import struct
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.utils import tqdm
 
+from ..utils import num_cores
 from .cache import cache_file, one_at_a_time, write_cache
 from .decoding import UnreadableImageError, decode
 from .views import image_paths
@@ -91,7 +91,7 @@ def _check(rows: Dataset, wanted: np.ndarray) -> dict[int, str]:
 
     # Threads: Pillow releases the interpreter's lock while it decodes. Where processes are spawned, each runs the
     # user's script again; without a guard for `__main__` that would come here a second time, and wait for this one.
-    pool, unreadable = ThreadPoolExecutor(_cores()), {}
+    pool, unreadable = ThreadPoolExecutor(num_cores()), {}
     try:
         title = "Looking for images that cannot be read"
         with tqdm(desc=title, total=len(wanted), disable=len(wanted) < FEW) as progress:
@@ -101,11 +101,6 @@ def _check(rows: Dataset, wanted: np.ndarray) -> dict[int, str]:
     finally:
         pool.shutdown(cancel_futures=True)  # what has not begun is left out after an interruption
     return unreadable
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def _reason(image: dict | None) -> str | None:

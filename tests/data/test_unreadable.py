@@ -280,6 +280,13 @@ def test_many_are_checked_without_processes_and_leave_randomness_alone(many, mon
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_cores_need_not_be_told(many, monkeypatch):
+    """As on macOS and Windows."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    with pytest.raises(SourceError, match="last.png: empty"):
+        load_source(str(many))
+
+
 @pytest.mark.slow
 def test_a_script_without_guard_ends_where_processes_are_spawned(many, tmp_path):
     (many / "a" / "last.png").unlink()
