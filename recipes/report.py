@@ -3,12 +3,14 @@
     python recipes/report.py runs/compare --output_dir recipes/quickdraw100/report
 
 The `results.json` of every run in the folder is first stored under runs/ in the output folder; the report is made of
-what is stored there, in the same bytes each time. findings.md in the output folder, where there is one, is put in.
+what is stored there, in the same bytes each time. findings.md in the output folder, where there is one, is put in;
+HTML in it is shown as text. Needs the extra [report].
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ class ReportArguments:
 
 def main() -> None:
     (args,) = parse((ReportArguments,), description=__doc__)
+    if find_spec("markdown_it") is None:
+        refuse("markdown-it-py not installed: pip install 'cdl_hf[report]'")
     runs, output = Path(args.runs), Path(args.output_dir)
     try:
         if not any(runs.glob("*/results.json")):

@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -22,7 +21,7 @@ code { background: #f6f8fa; padding: .1rem .3rem } pre code { display: block; ov
 </style>
 </head>
 <body>
-{{ body }}</body>
+{{ body | safe }}</body>
 </html>
 """
 
@@ -54,4 +53,4 @@ def as_page(markdown: str, folder: Path) -> str:
         parser.add_render_rule(kind, shown)
     body = re.sub(r'src="(?!https?:)([^"]+\.(?:svg|png))"', embedded, parser.render(markdown))
     page = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
-    return page.render(title=markdown.splitlines()[0].lstrip("# "), body=Markup(body))
+    return page.render(title=markdown.splitlines()[0].lstrip("# "), body=body)

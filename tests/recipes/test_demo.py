@@ -201,7 +201,7 @@ def browser():
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (Debian: chromium-driver)")
 @pytest.mark.skipif(
-    not (find_spec("gradio") and find_spec("selenium")), reason="needs gradio and selenium: pip install '.[demo]'"
+    not (find_spec("gradio") and find_spec("selenium")), reason="needs both: pip install '.[demo]' selenium"
 )
 def test_draw_and_read_the_answer(recipe, finished_run, drawings, tmp_path, browser):
     from selenium.webdriver import ActionChains, Keys

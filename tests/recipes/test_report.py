@@ -248,6 +248,15 @@ def test_a_picture_that_is_not_there_is_told(tmp_path):
         as_page("![mine](my%20picture.png)", tmp_path)
 
 
+def test_what_is_not_installed_is_told_first(runs, tmp_path, monkeypatch, capsys):
+    recipe = load_recipe("report")
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(runs), "--output_dir", str(tmp_path / "report")])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "pip install 'cdl_hf[report]'" in capsys.readouterr().err and not (tmp_path / "report").exists()
+
+
 def test_folder_without_runs_is_refused(report, tmp_path, capsys):
     with pytest.raises(SystemExit):
         report(tmp_path, "--output_dir", tmp_path / "report")
