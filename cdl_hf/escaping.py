@@ -66,7 +66,7 @@ def portable(word: str) -> str:
     scheme (`local-dir:`) stay, but not `file:`.
     """
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return option + equals + _TOKEN.sub("hf_...", _portable(_utf8(value)))
+    return option + equals + _TOKEN.sub("hf_...", _utf8(_portable(value)))
 
 
 def portable_arguments(args: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from reports.tables import as_csv
 from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.settings import Setting, settings_of
 from cdl_hf.training.parser import parse, refuse
+from cdl_hf.utils import write_text
 
 
 @dataclass
@@ -72,9 +73,9 @@ def build(settings: list[Setting], measured: dict[tuple[str, str], dict[str, Any
         parts += Scene(members, measured, output, f"-{number}" if len(scenes) > 1 else "").sections()
     parts.append(how_it_was_made(settings, measured))
     text = "\n\n".join(part for part in parts if part) + "\n"
-    (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "results.csv").write_text(as_csv(settings, measured), encoding="utf-8")
-    (output / "report.html").write_text(as_page(text, output), encoding="utf-8")
+    write_text(output / "report.md", text)
+    write_text(output / "results.csv", as_csv(settings, measured))
+    write_text(output / "report.html", as_page(text, output))
 
 
 def introduction(settings: list[Setting]) -> str:

@@ -8,6 +8,7 @@ from cdl_hf.escaping import portable, portable_arguments
 from cdl_hf.evaluation.settings import Setting, settings_of
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.parser import parse, to_dict
+from cdl_hf.utils import write_text
 
 from .naming import DISTILLATION, HEADS, PROMPTS
 
@@ -30,8 +31,7 @@ def store(runs: Path, folder: Path) -> None:
             raise ValueError(f"{file} is not what a run leaves: {error}") from error
         content |= {"args": args, "stream": content["stream"] | {"source": source}}
         target = folder / file.parent.name / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+        write_text(target, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def stored(folder: Path) -> dict[str, dict[str, Any]]:
@@ -76,7 +76,7 @@ def measure_latency(runs: Path, folder: Path) -> None:
             known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             device = f"{model.device.type}, {torch.get_num_threads()} thread(s)"
             known[setting.role] = {"milliseconds": round(milliseconds, 3), "device": device}
-            file.write_text(json.dumps(known) + "\n", encoding="utf-8")
+            write_text(file, json.dumps(known) + "\n")
 
 
 def latencies(folder: Path, settings: list[Setting]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -169,6 +169,12 @@ def test_what_is_to_be_private_is_not_added_to_what_is_public(run):
         push_run(run, "me/drawings", private=True, api=hub)
 
 
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -183,6 +189,7 @@ def test_what_is_to_be_private_is_not_added_to_what_is_public(run):
         (lambda run: (run / "teacher" / "accuracy.png").unlink(), "lacks accuracy.png"),
         (lambda run: (run / "student" / "config.json").write_text("[]"), "config.json is damaged"),
         (lambda run: os.truncate(run / "student" / "model.safetensors", 5000), "model.safetensors is damaged"),
+        (lambda run: flip_a_bit(run / "teacher" / "model.safetensors"), "does not fit the checksum .* nothing was"),
         (lambda run: (run / "student" / "model.safetensors.index.json").write_text("x"), "index.json is damaged"),
         (lambda run: os.truncate(run / "states" / "student" / "task_001.safetensors", 99), "task_001.* is damaged"),
         (lambda run: (run / "states" / "teacher" / "task_002.safetensors").unlink(), "without --hub_task_revisions"),

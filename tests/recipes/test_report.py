@@ -200,7 +200,7 @@ SCRIPT = "<script>alert(1)</script>"
 def test_names_in_the_report_are_text(runs, report, tmp_path):
     for file in runs.glob("*/results.json"):
         results = json.loads(file.read_text())
-        results["stream"]["source"] = f"C:\\Users\\anna\\=a|b {SCRIPT.replace('/', '')}"
+        results["stream"]["source"] = f"C:\\Users\\anna\\=a|b {SCRIPT.replace('/', '')} \udce9"
         results["args"] |= {"teacher": SCRIPT, "student": "local-dir:/home/anna/-x|y", "dataset": "u:pw@h/x"}
         results["versions"]["torch"] = SCRIPT
         file.write_text(json.dumps(results))
