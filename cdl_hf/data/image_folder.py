@@ -1,7 +1,8 @@
 """Folders of images, `<class>/...`, or `train/<class>/...` beside `test/<class>/...`."""
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,17 @@ class Layout:
     Args:
         roots: split -> the folder that holds its folders of classes.
         notes: what was decided on the way, in sentences.
+        left_out: names of folders in these that are no classes.
     """
 
     roots: dict[str, Path]
     notes: list[str]
+    left_out: frozenset[str] = frozenset()
 
     @property
     def classes(self) -> set[str]:
         """Names of the folders that hold images."""
-        return {one_name(name) for root in self.roots.values() for name, folder in _imaged(root).items()}
+        return {one_name(name) for root in self.roots.values() for name in _imaged(root)} - self.left_out
 
 
 def find_layout(path: Path, train_split: str | None = None, test_split: str | None = None) -> Layout:
@@ -61,13 +64,21 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
             break
         root = only
         notes.append(f"'{root}' is taken for the folder of the classes, as '{root.parent}' holds no others.")
+    if not more and is_neutral(name):
+        raise SourceError(
+            f"'{path}' holds no images in folders of classes: all are in '{only}', whose name is that of no class; "
+            "expected <class>/<image file>."
+        )
+    if not more:
+        notes.append(f"'{root}' has one class, as only one folder of it holds images: {name}.")
+    left_out = _look_below(root, imaged, notes)
     if direct := own_images(root):
         notes.append(f"Left out of '{root}', as they are in no folder of a class: {listed(direct, 3)}.")
     if empty := [name for name in folders if name not in imaged]:
         notes.append(f"No image is in these folders of '{root}', which make no class: {listed(empty)}.")
     if broken := sorted(child.name for child in root.iterdir() if child.is_symlink() and not child.exists()):
         notes.append(f"Left out of '{root}', as they are broken links: {listed(broken)}.")
-    return Layout({"train": root}, notes)
+    return Layout({"train": root}, notes, left_out)
 
 
 def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
@@ -79,7 +90,7 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     for note in layout.notes:
         warnings.warn(note, stacklevel=2)
     others = Counter()
-    splits = {split: _rows(root, others) for split, root in layout.roots.items()}
+    splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
     if others:
         kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
         warnings.warn(f"Left out of '{path}', as their names are not those of images: {kinds}.", stacklevel=2)
@@ -100,9 +111,9 @@ def check_name(path: str) -> str:
     return path
 
 
-def _rows(root: Path, others: Counter) -> dict[str, list]:
+def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, list]:
     """Each image and its class, the first folder below `root`; without a class, where there are no such folders."""
-    folders = subfolders(root)
+    folders = {name: folder for name, folder in subfolders(root).items() if name not in left_out}
     files = [(check_name(file), one_name(name)) for name in folders for file in find_images(folders[name], others)]
     files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
@@ -110,6 +121,48 @@ def _rows(root: Path, others: Counter) -> dict[str, list]:
 
 def _imaged(folder: Path) -> dict[str, Path]:
     return {name: child for name, child in subfolders(folder).items() if holds_images(child)}
+
+
+def _look_below(root: Path, imaged: dict[str, Path], notes: list[str]) -> frozenset[str]:
+    """What lies deeper than the folders of classes: copies of all of them are left out, and other folders are told.
+
+    Raises:
+        SourceError: splits, below some of the folders only.
+    """
+    inner = {name: _last_only(folder) for name, folder in imaged.items()}
+    below = {name: set() if has_own_images(folder) else set(_imaged(folder)) for name, folder in inner.items()}
+    copies = frozenset(n for n, names in below.items() if len(imaged) > 2 and names >= imaged.keys() - {n})
+    if copies:
+        notes.append(f"Left out of '{root}', as it holds all folders beside it once more: {listed(sorted(copies))}.")
+    divided = [name for name in below if name not in copies and _are_splits(below[name])]
+    if divided and len(divided) < len(imaged) - len(copies):
+        raise SourceError(
+            f"'{root}' has folders of images beside the splits in '{inner[divided[0]]}'; give that folder, or "
+            "move the others away."
+        )
+    if divided:
+        notes.append(
+            f"The splits in the folders of '{root}' are not followed, as these are taken for classes: "
+            f"{listed(divided)}."
+        )
+    elif deeper := sorted(set().union(*(names for name, names in below.items() if name not in copies))):
+        notes.append(
+            f"The classes are the folders of '{root}' ({listed(list(imaged))}); folders in them make none: "
+            f"{listed(deeper)}."
+        )
+    return copies
+
+
+def _last_only(folder: Path) -> Path:
+    """The folder, or the only one in it, and so on."""
+    while not has_own_images(folder) and len(imaged := _imaged(folder)) == 1:
+        (folder,) = imaged.values()
+    return folder
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    splits = set(find_splits(names).values())
+    return "train" in splits and len(splits) > 1
 
 
 def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) -> dict[str, Path]:
@@ -148,11 +201,12 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
     parts = {name: split_in(name) for name in nested}
     kinds = {split for split, _ in filter(None, parts.values())}
     trains = of_split(found, "train")
-    if found and len(found) == len(imaged) and not nested & set(trains or found):
+    alike = found and len(found) == len(imaged) or _are_paired(imaged)
+    if alike and not nested & set(trains or imaged):
         raise SourceError(
             f"'{root}' holds no images in folders of classes: its folders {listed(list(imaged))} look like splits and "
             "their images are in no folder of a class; expected <split>/<class>/<image file>. If they are classes, "
-            "rename them, such as class_train."
+            "rename them."
         )
     alone = all(name in trains or is_unlabelled(name) for name in imaged)
     is_divided = bool(nested & set(trains)) and (len(set(found.values())) > 1 or alone)
@@ -179,6 +233,15 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
     return {}
 
 
+def _are_paired(names: Iterable[str]) -> bool:
+    """Whether all names mean splits of something, and training and test are of the same: trainA, trainB, testA."""
+    of = defaultdict(set)
+    for name in names:
+        split, rest = split_in(name) or (None, ())
+        of[split].add(rest)
+    return None not in of and any(of["train"] & of[split] for split in ("test", "validation"))
+
+
 def _unwrapped(folder: Path, notes: list[str]) -> Path:
     """Where the classes of a split are: also in train/train, in train/images."""
     while True:
@@ -186,7 +249,11 @@ def _unwrapped(folder: Path, notes: list[str]) -> Path:
         if len(imaged) != 1 or has_own_images(folder):
             return folder
         ((name, only),) = imaged.items()
-        if has_own_images(only) or not _imaged(only) or not (split_of(name) or is_neutral(name)):
+        if has_own_images(only) or not _imaged(only) or not _says_nothing_new(name, folder):
             return folder
         notes.append(f"'{only}' is taken for the folder of the classes, as '{folder}' holds no others.")
         folder = only
+
+
+def _says_nothing_new(name: str, folder: Path) -> bool:
+    return bool(split_of(name)) or is_neutral(name) or name.casefold() == folder.name.casefold()

@@ -71,6 +71,7 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
         ({"birds/train": AB, "birds/test": AB}, "birds"),
         ({"train/train": AB, "test/test": AB}, "test/test"),  # as archives are that hold their own name
         ({"seg_train/seg_train": AB, "seg_test/seg_test": AB}, "seg_train/seg_train"),
+        ({"signs_train/signs_train": AB, "signs_test/signs_test": AB}, "signs_train/signs_train"),
     ],
 )
 def test_a_folder_that_holds_but_one_folder_is_no_class(tmp_path, folders, wrapped):
@@ -112,6 +113,13 @@ def test_classes_may_be_called_like_splits(tmp_path):
         ({"train_1": AB, "train_2": AB, "test": AB}, "more than one train"),
         ({"train": AB, "test_1": AB, "test_2": AB}, "more than one split to test on .test_1, test_2.; choose it"),
         ({"val": AB, "test": AB}, "but no train; name the one to learn from with train_split"),
+        ({".": {"trainA": 3, "trainB": 3, "testA": 3, "testB": 3}}, "look like splits"),
+        ({".": {"images": 3}}, "all are in '.*images', whose name is that of no class"),
+        (
+            {"photos/train": AB, "photos/valid": AB, "test": {"test": 3}},
+            "beside the splits in '.*photos'; give that fo",
+        ),
+        ({"x/photos/train": AB, "x/photos/val": AB, ".": {"more": 3}}, "beside the splits in '.*x/photos'; give that"),
         ({"train": AB, "test": {"unknown": 3}}, "no image of a class that is trained on in its test split"),
     ],
 )
@@ -134,6 +142,22 @@ def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_pat
         load_source(path, test_split="test")
     with pytest.raises(SourceError, match="no folder for test_split .exam.; it has test, train, val"):
         load_source(path, test_split="exam")
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "note"),
+    [
+        ({"art": AB, "photo": AB}, {"art", "photo"}, "art, photo.; folders in them make none: a, b"),
+        ({"art/images": AB, "photo/images": AB}, {"art", "photo"}, "art, photo.; folders in them make none: a, b"),
+        ({"labeled": AB, ".": {"more": 3}}, {"labeled", "more"}, "labeled, more.; folders in them make none: a, b"),
+        ({"flowers": AB, ".": AB}, {"a", "b"}, "holds all folders beside it once more: flowers"),
+        ({"a": {"train": 3, "test": 2}, "b": {"train": 3, "test": 2}}, {"a", "b"}, "are not followed, .*: a, b"),
+        ({".": {"only": 3}}, {"only"}, "has one class, as only one folder of it holds images: only"),
+    ],
+)
+def test_what_lies_deeper_than_the_classes_is_told(tmp_path, folders, classes, note):
+    with pytest.warns(UserWarning, match=note):
+        assert set(counts(load_source(layout(tmp_path, **folders))["train"])) == classes
 
 
 def test_linked_folders_are_followed_once(tmp_path):
