@@ -20,6 +20,7 @@ from typing import Literal
 
 from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
 from cdl_hf.training.parser import parse, refuse, to_yaml
+from cdl_hf.utils import num_cores
 
 
 @dataclass
@@ -107,11 +108,10 @@ def build_pair(stream_args, model_args, distillation_args, training_args, device
 def find_device():
     """The accelerator, or the CPU with all cores that this process may use."""
     import torch
-    from benchmarks import inputs
 
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
-    torch.set_num_threads(inputs.cores())
+    torch.set_num_threads(num_cores())
     return torch.device("cpu")
 
 

@@ -26,12 +26,13 @@ from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.statistics import Spread
 from cdl_hf.training.arguments import RUN, HubArguments
 from cdl_hf.training.grid import PlannedRun, read_grid
+from cdl_hf.training.interruptions import EX_TEMPFAIL
 from cdl_hf.training.parser import parse, refuse, to_dict
 from cdl_hf.training.run_lock import RunLock
 from cdl_hf.utils import write_text
 
 TRAIN = Path(__file__).with_name("train.py")
-REFUSED, STOPPED = 2, 75  # exit codes of train.py
+REFUSED, STOPPED = 2, EX_TEMPFAIL  # exit codes of train.py
 PAUSE = 5.0  # seconds between two looks at runs that others are making
 TAIL = 4000  # bytes of a run's messages that are kept, for the last of them
 
@@ -218,6 +219,8 @@ def pause(seconds: float) -> None:
 def call(command: list[str]) -> tuple[int, str]:
     """Runs a command; its exit code and the last line of its messages, which are passed on as they come.
 
+    It does not outlive this process: train.py notices that compare.py has ended, whatever has ended it.
+
     Raises:
         Stopped: SIGTERM or SIGINT came, and the command has ended.
     """
@@ -226,8 +229,7 @@ def call(command: list[str]) -> tuple[int, str]:
 
     def stop(number, frame):
         came.append(number)
-        if number == signal.SIGTERM:  # a Ctrl-C reaches the command by itself
-            process.terminate()
+        process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     tail = b""
@@ -238,6 +240,9 @@ def call(command: list[str]) -> tuple[int, str]:
             tail = (tail + told)[-TAIL:]
         code = process.wait()
     finally:
+        if process.poll() is None:  # the messages cannot be passed on
+            process.terminate()
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
     if came or code == STOPPED:

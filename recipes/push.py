@@ -7,10 +7,10 @@ Exit code: 0 all is there; 2 a mistake in the arguments; 69 (EX_UNAVAILABLE) the
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from cdl_hf.training.interruptions import EX_UNAVAILABLE
 from cdl_hf.training.parser import refuse
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         )
     except PushError as error:
         print(error, file=sys.stderr)
-        sys.exit(os.EX_UNAVAILABLE)
+        sys.exit(EX_UNAVAILABLE)
     except ValueError as error:
         refuse(str(error))
     for role, address in addresses.items():

@@ -4,21 +4,25 @@ accelerate launch recipes/train.py                                   # the bundl
 accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
 
 Exit code: 0 all is done; 2 a mistake in the arguments; 75 (EX_TEMPFAIL) told to stop, go on with --resume; 69
-(EX_UNAVAILABLE) the run is finished, but the Hub did not take it, go on with recipes/push.py; 1 all else.
+(EX_UNAVAILABLE) the run is finished, but the Hub did not take it, go on with recipes/push.py; 1 all else. Launchers
+have codes of their own: with accelerate launch and torchrun every code but 0 becomes 1, and a launcher that is itself
+told to stop ends with 143 (accelerate launch of one process, before the run has saved) or 1. So start one process with
+`python recipes/train.py` where the code matters; accelerate_configs/README.md tells more.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdl_hf.training.arguments import RUN, record_of_resumed
+from cdl_hf.training.interruptions import EX_UNAVAILABLE, interruptible
 from cdl_hf.training.parser import ParsedArguments, parse, refuse, to_dict, to_yaml
 
 if TYPE_CHECKING:
     from cdl_hf.training import RunFolder
 
 
+@interruptible()
 def main() -> None:
     arguments = parse(RUN, description=__doc__, record=record_of_resumed)
     stream_args, model_args, distillation_args, args, hub_args = arguments
@@ -56,39 +60,44 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
         # Processes and devices
         accelerator = accelerators.build_accelerator(args, folder.path)
 
-        if args.dry_run:
-            accelerator.print(describe_run(stream_args, model_args, distillation_args, args, folder.path, accelerator))
-            return
+        with ended_plainly(None, accelerator):
+            if args.dry_run:
+                told = describe_run(stream_args, model_args, distillation_args, args, folder.path, accelerator)
+                accelerator.print(told)
+                return
 
-        # What: the stream, teacher and student
-        with together():
-            stream = build.build_stream(stream_args)
-            learners = build.build_learners(stream, model_args, distillation_args, args)
-            trainer = ContinualDistillationTrainer(
-                stream,
-                learners.method,
-                learners.teacher,
-                learners.image_processor,
-                args,
-                folder=folder,
-                accelerator=accelerator,
-                arguments=arguments,
-            )
-            accelerator.print(stream)
-            accelerator.print(report.describe_models(learners))
-            if args.resume:
-                trainer.resume()
-        folder.create()
-        with together():
-            folder.write_arguments(arguments.given, to_yaml(arguments))
-            folder.write_split(stream.split_list())
-            folder.write_images(RunImages.of(stream).content())
+            accelerator.print(accelerators.describe_devices(accelerator))
+
+            # What: the stream, teacher and student
+            with together():
+                stream = build.build_stream(stream_args)
+                learners = build.build_learners(stream, model_args, distillation_args, args)
+                trainer = ContinualDistillationTrainer(
+                    stream,
+                    learners.method,
+                    learners.teacher,
+                    learners.image_processor,
+                    args,
+                    folder=folder,
+                    accelerator=accelerator,
+                    arguments=arguments,
+                )
+                accelerator.print(stream)
+                accelerator.print(report.describe_models(learners))
+                if args.resume:
+                    trainer.resume()
+            folder.create()
+            with together():
+                folder.write_arguments(arguments.given, to_yaml(arguments))
+                folder.write_split(stream.split_list())
+                folder.write_images(RunImages.of(stream).content())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 
     accelerator.print(f"output: {folder.path}")
-    accelerators.start_trackers(accelerator, args, to_dict(arguments), trainer.steps)
     with ended_plainly(folder, accelerator):
+        accelerators.start_trackers(accelerator, args, to_dict(arguments), trainer.steps)
+
         # The continual learning
         trainer.train()
 
@@ -131,7 +140,7 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
             )
         except PushError as error:
             print(f"The training is finished, but {error}", file=sys.stderr)
-            sys.exit(os.EX_UNAVAILABLE)
+            sys.exit(EX_UNAVAILABLE)
         print("\n".join(f"{role}: {address}" for role, address in addresses.items()))
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
 from .losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
+from .processes import gather_rows
 from .supervised import Supervised
 
 
@@ -119,9 +120,13 @@ class StandardizedKD(KD):
 
 
 class DIST(KD):
-    """Relations instead of values: Pearson correlations within images and within classes (arXiv 2205.10536)."""
+    """Relations instead of values: Pearson correlations within images and within classes (arXiv 2205.10536).
+
+    Those within classes are over the images of the whole batch, on whichever process they are.
+    """
 
     default_temperature = 1.0
+    needs_whole_batch = True
 
     def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        return dist_loss(student_logits, teacher_logits, self.temperature)
+        return dist_loss(student_logits, teacher_logits, self.temperature, gather_rows)

@@ -1,5 +1,7 @@
 """Losses between a student's and a teacher's logits, as pure functions in float32."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,20 +82,27 @@ def _standardize(logits: Tensor) -> Tensor:
     return centred * (centred.square().mean(1, keepdim=True) + 1e-12).rsqrt()
 
 
-def dist_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> Tensor:
     """DIST (arXiv 2205.10536, eq. 8 and 9): tau^2 times the sum of two Pearson distances between probabilities, of
     each image's over the classes and of each class's over the images of the batch.
 
     Args:
         student_logits, teacher_logits: (B, C) over the same classes, all finite.
         temperature: tau > 0.
+        gather: Rows (B, C) of some images of a batch -> those of all of them, for the classes' distances.
 
     Returns:
         Scalar between 0 and 4 tau^2. Of one image, or one class, there is one distance; the other is 1 and teaches
         nothing.
     """
     student, teacher = (F.softmax(x.float() / temperature, dim=1) for x in (student_logits, teacher_logits))
-    return temperature**2 * (_pearson_distance(student, teacher) + _pearson_distance(student.T, teacher.T))
+    of_classes = _pearson_distance(gather(student).T, gather(teacher).T)
+    return temperature**2 * (_pearson_distance(student, teacher) + of_classes)
 
 
 def _pearson_distance(x: Tensor, y: Tensor) -> Tensor:

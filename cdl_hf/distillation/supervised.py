@@ -20,6 +20,7 @@ class Supervised(nn.Module):
     """
 
     kd_branch = "none"  # what the student must carry
+    needs_whole_batch = False  # whether the loss is no mean over images: a batch is not computed in parts then
 
     def __init__(self, student: PromptViTForImageClassification):
         super().__init__()

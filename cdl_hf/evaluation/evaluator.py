@@ -1,6 +1,6 @@
 """Both models on the test images of all tasks seen, in one pass over the images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +19,20 @@ class Evaluator:
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
-        batch_size: Images of one step.
+        batch_size: Images of one step; rounded as [`divided_batch_size`] does.
         num_workers: Loader processes.
+        after_batch: Called on every process after each step; what it raises ends the evaluation.
     """
 
-    def __init__(self, accelerator: Accelerator, batch_size: int, num_workers: int = 0):
-        self.accelerator, self.num_workers = accelerator, num_workers
-        self.batch_size = max(batch_size // accelerator.num_processes, 1) * accelerator.num_processes
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        batch_size: int,
+        num_workers: int = 0,
+        after_batch: Callable[[], None] = lambda: None,
+    ):
+        self.accelerator, self.num_workers, self.after_batch = accelerator, num_workers, after_batch
+        self.batch_size = divided_batch_size(batch_size, accelerator)
         self._queries: dict[tuple[int, int], Tensor | None] = {}  # by task and batch of this process
         self._kept = 0  # bytes
 
@@ -38,6 +45,9 @@ class Evaluator:
             models: Name -> model; the query of the first serves the others that share its query network. The query
                 networks are the same in every call.
             tasks: Test images of the tasks seen; the first are those of the call before.
+
+        Raises:
+            FloatingPointError: A model's logits are not numbers.
         """
         names = list(models)
         first = models[names[0]]
@@ -60,9 +70,15 @@ class Evaluator:
                 with self.accelerator.autocast():
                     query = self._query(first, batch["pixel_values"], (task, i))
                     predictions = self._predict(models, shares, batch["pixel_values"], query)
-                correct = self.accelerator.gather_for_metrics((predictions == batch["labels"][:, None]).long())
-                right += correct.sum(0).cpu()
+                correct = (predictions == batch["labels"][:, None]).long()
+                correct[predictions < 0] = -1
+                correct = self.accelerator.gather_for_metrics(correct).cpu()
+                if (correct < 0).any():
+                    name = names[int((correct < 0).any(0).nonzero()[0])]
+                    raise FloatingPointError(f"the {name}'s logits of test images of task {task + 1} are not numbers")
+                right += correct.sum(0)
                 total += len(correct)
+                self.after_batch()
             for name, count in zip(names, right.tolist(), strict=True):
                 counts[name].append((count, total))
         return counts
@@ -80,6 +96,14 @@ class Evaluator:
     def _predict(
         models: dict[str, torch.nn.Module], shares: dict[str, bool], pixel_values: Tensor, query: Tensor | None
     ) -> Tensor:
-        """Predicted columns (B, number of models)."""
-        predictions = [model(pixel_values, query=query if shares[name] else None) for name, model in models.items()]
-        return torch.stack([prediction.logits.argmax(1) for prediction in predictions], dim=1)
+        """Predicted columns (B, number of models), -1 where the logits are not numbers."""
+        predictions = []
+        for name, model in models.items():
+            logits = model(pixel_values, query=query if shares[name] else None).logits
+            predictions.append(logits.argmax(1).where(~logits.isnan().any(1), -1))
+        return torch.stack(predictions, dim=1)
+
+
+def divided_batch_size(batch_size: int, accelerator: Accelerator) -> int:
+    """The largest multiple of the number of processes up to `batch_size`; at least one image for each."""
+    return max(batch_size // accelerator.num_processes, 1) * accelerator.num_processes

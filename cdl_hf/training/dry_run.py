@@ -1,10 +1,9 @@
 """What a run would do, told without doing it."""
 
-import resource
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -16,6 +15,7 @@ from .build import build_learners, build_stream
 from .checkpointing import KEPT
 from .footprint import FakeSteps
 from .given_model import check_states
+from .memory import check_division
 from .report import describe_models
 from .stage import EpochSampler
 from .task_states import TaskStates, describe_stream
@@ -32,7 +32,7 @@ def describe_run(
     """Stream, models, steps, memory and files of a run. Backbones have shapes but no weights: none are downloaded.
 
     Raises:
-        ValueError: As [`build_stream`], [`build_learners`] and [`check_states`].
+        ValueError: As [`build_stream`], [`build_learners`], [`check_states`] and [`check_division`].
     """
     stream = build_stream(stream_args)
     if args.student_from is not None:  # a given teacher is checked as it is built
@@ -42,6 +42,7 @@ def describe_run(
     modules = {} if learners.teacher is None else {"teacher": Supervised(learners.teacher)}
     if learners.method is not None:
         modules["student"] = learners.method
+    check_division(modules, map(len, (task.train for task in stream)), args, accelerator.num_processes)
     trained = [role for role in modules if role != "teacher" or args.teacher_from is None]
     stages = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     return "\n".join(
@@ -98,7 +99,7 @@ def _memory(
     batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)
     peaks = {f"training the {' and the '.join(roles)}": steps.training(roles, batch).peak_bytes for roles in stages}
     peaks["evaluating"] = steps.evaluation(max(args.eval_batch_size // processes, 1)).peak_bytes
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    resident = psutil.Process().memory_info().rss
     return [
         f"peak memory on {accelerator.device}: " + ", ".join(f"{name} {_size(peak)}" for name, peak in peaks.items()),
         f"  that is all tensors of one process, with {batch} images at a time; to it come {_size(resident)} for the "

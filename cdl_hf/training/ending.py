@@ -1,6 +1,5 @@
 """How a run ends that does not finish: in one sentence, with what is saved and how to go on."""
 
-import os
 import shlex
 import sys
 import time
@@ -11,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from .memory import NotEnoughMemory
+from .interruptions import EX_TEMPFAIL
+from .memory import NotEnoughMemory, is_memory_shortage
 from .parser import PATIENCE
 from .run_folder import RunFolder
 from .signals import Stopped
@@ -19,28 +19,53 @@ from .stage import StageError
 
 
 @contextmanager
-def ended_plainly(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """Ends the process where what stopped the run is no fault of the program: with code 75 on a signal, else 1."""
-    again = f"go on with --output_dir {shlex.quote(str(folder.path))} --resume"
+def ended_plainly(folder: RunFolder | None, accelerator: Accelerator) -> Iterator[None]:
+    """Ends the process where what stopped the run is no fault of the program: with code 75 on a signal, else 1.
+
+    Args:
+        folder: The run's; `None` before it has written anything.
+    """
     try:
         yield
     except Stopped:
-        _leave_together(accelerator, f"Told to stop. The run is saved; {again}.", os.EX_TEMPFAIL)
-    except StageError as error:
+        _leave_together(accelerator, f"Told to stop. The run is saved; {_again(folder)}.", EX_TEMPFAIL)
+    except KeyboardInterrupt:  # before the training, after it, or a second Ctrl-C
+        _leave(f"Told to stop; {_again(folder)}.", EX_TEMPFAIL)
+    except (StageError, FloatingPointError, torch.linalg.LinAlgError) as error:
         saved = f"What was learnt before that step is in {folder.checkpoints}"
-        _leave_together(accelerator, f"Stopped: {error}. {saved}; start another run with a lower --learning_rate.")
+        _leave_together(
+            accelerator, f"Stopped: {_first_line(error)}. {saved}; start another run with a lower --learning_rate."
+        )
     except NotEnoughMemory as error:
-        _leave(f"Stopped: {error}. Then {again}.")
+        _leave(f"Stopped: {error}. Then {_again(folder)}.")
     except (OSError, SafetensorError) as error:  # a full disk, a file that is gone
         reason = str(error).strip().splitlines()[-1]  # a loader process sends its traceback along
-        _leave(f"Stopped: {reason}. What was saved before is whole; when this is mended, {again}.")
-    except RuntimeError as error:
+        _leave(f"Stopped: {reason}. What was saved before is whole; when this is mended, {_again(folder)}.")
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_shortage(error):
+            _leave(f"Stopped: there is not enough memory ({_first_line(error)}). When there is, {_again(folder)}.")
+        if _tells_of_a_lost_loader(error):
+            _leave(
+                "Stopped: a process that reads images was killed, as happens where memory is short: take fewer "
+                f"--num_workers. Then {_again(folder)}."
+            )
         if not _tells_of_a_lost_process(error):
             raise
-        told = f"Stopped: another process of this run has ended, and says why. Then {again}."
+        told = f"Stopped: another process of this run has ended, and says why. Then {_again(folder)}."
         if accelerator.process_index == 1:  # the main process may be the one that has ended
             _leave(told)
         _leave_together(accelerator, told)
+
+
+def _again(folder: RunFolder | None) -> str:
+    """What to do next."""
+    if folder is None:
+        return "start it again with the same command"
+    return f"go on with --output_dir {shlex.quote(str(folder.path))} --resume"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
 
 
 def _leave_together(accelerator: Accelerator, message: str, code: int = 1) -> None:
@@ -56,7 +81,12 @@ def _leave(message: str, code: int = 1) -> None:
     sys.exit(code)
 
 
-def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+def _tells_of_a_lost_loader(error: Exception) -> bool:
+    """torch has no class of its own for it."""
+    return "DataLoader worker (pid" in str(error)
+
+
+def _tells_of_a_lost_process(error: Exception) -> bool:
     """NCCL has an error of its own for it, gloo only texts."""
     texts = ("Connection closed by peer", "Connection reset by peer")
     return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in texts)

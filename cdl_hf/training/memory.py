@@ -1,6 +1,6 @@
 """Batches that do not fit into a device's memory, and the parts in which they do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,15 +10,19 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from ..data import TaskImages
+from ..distillation import Supervised
+from .arguments import TrainingArguments
 
 
 class NotEnoughMemory(RuntimeError):
     """This process's device is full; the message says where and what to do."""
 
 
-def is_memory_shortage(error: RuntimeError) -> bool:
-    """Whether torch says with it that a device's or the machine's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+def is_memory_shortage(error: Exception) -> bool:
+    """Whether Python or torch says with it that a device's or the machine's memory is full."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
+        return True
+    return isinstance(error, RuntimeError) and "STATUS_ALLOC_FAILED" in str(error)  # cuBLAS, cuSOLVER, cuDNN
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def shortage_told(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_memory_shortage(error):
             raise
         raise NotEnoughMemory(advice) from error
@@ -54,8 +58,47 @@ def possible_parts(batch_size: int, processes: int, least: int = 1) -> list[int]
     return [parts for parts in range(least, share + 1) if share % parts == 0]
 
 
+def check_division(
+    modules: Mapping[str, Supervised], task_sizes: Iterable[int], args: TrainingArguments, processes: int
+) -> None:
+    """Checks that a batch's gradient is the same, but for rounding, however it is divided.
+
+    Args:
+        modules: Role -> what learns, or is given by an earlier run.
+        task_sizes: Training images of each task; fewer than a batch make one of their own.
+
+    Raises:
+        ValueError: It would not be.
+    """
+    given = {"teacher": args.teacher_from, "student": args.student_from}
+    trained = [module for role, module in modules.items() if given[role] is None]
+    if not trained or not args.num_epochs:
+        return
+    batch_size, parts = args.batch_size, args.gradient_accumulation_steps
+    if any(module.needs_whole_batch for module in trained) and (args.auto_batch_size or parts > 1):
+        option = "auto_batch_size" if args.auto_batch_size else "gradient_accumulation_steps"
+        raise ValueError(
+            f"{option} divides a batch into parts, but this distillation method's loss relates all images of a batch: "
+            "take a smaller batch_size, or more processes"
+        )
+    shares = processes * parts
+    for task, images in enumerate(task_sizes):
+        if images < batch_size and images % shares:
+            most = images // shares * shares
+            remedy = f"take a batch_size of at most {most}" if most else "take fewer"
+            raise ValueError(
+                f"task {task + 1} has {images} training images, fewer than batch_size ({batch_size}), which cannot be "
+                f"shared evenly by {processes} processes times gradient_accumulation_steps ({parts}): {remedy}"
+            )
+
+
 def parts_that_fit(
-    accelerator: Accelerator, modules: dict[str, nn.Module], images: TaskImages, batch_size: int, least: int = 1
+    accelerator: Accelerator,
+    modules: dict[str, nn.Module],
+    images: TaskImages,
+    batch_size: int,
+    least: int = 1,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> int:
     """The fewest parts of a batch in which every process can train, found by trying; no state is changed by it.
 
@@ -65,13 +108,17 @@ def parts_that_fit(
         images: The task's training images.
         batch_size: Images of one optimizer step over all processes.
         least: Parts to begin with.
+        after_batch: Called on every process after each trial; what it raises ends them.
 
     Raises:
         NotEnoughMemory: Not even one image fits.
     """
-    for parts in possible_parts(batch_size, accelerator.num_processes, least):
-        count = min(batch_size // parts // accelerator.num_processes, len(images))
+    batch_size = min(batch_size, len(images))
+    share = batch_size // accelerator.num_processes
+    for parts in possible_parts(batch_size, accelerator.num_processes, min(least, share)):
+        count = share // parts
         fits = all(_fits(accelerator, module.train(), images, count) for module in modules.values())
+        after_batch()
         if accelerator.reduce(torch.tensor(float(fits), device=accelerator.device)) == accelerator.num_processes:
             return parts
     raise NotEnoughMemory(f"not even one image at a time fits into the memory of {accelerator.device}")
@@ -88,7 +135,7 @@ def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count
         with torch.random.fork_rng(devices), accelerator.autocast():
             loss = module(pixel_values=pixel_values, labels=labels)["loss"]
         loss.backward()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_memory_shortage(error):
             raise
         fits = False

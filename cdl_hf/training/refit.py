@@ -3,6 +3,7 @@
 It changes neither what was trained nor what will be, since in training only the newest task's classes compete.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
+from ..evaluation.evaluator import divided_batch_size
 from ..models import PromptViTForImageClassification
 from ..models.precision import to_float64
 
@@ -24,10 +26,24 @@ SHRINKAGE = 1e-3
 
 @torch.no_grad()
 def head_features(
-    accelerator: Accelerator, model: PromptViTForImageClassification, images: TaskImages, batch_size: int, workers: int
+    accelerator: Accelerator,
+    model: PromptViTForImageClassification,
+    images: TaskImages,
+    batch_size: int,
+    workers: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """What a model's heads read of images, (n, 1 or 2, D), and the images' columns, (n,), on every process."""
+    """What a model's heads read of images, (n, 1 or 2, D), and the images' columns, (n,), on every process.
+
+    Args:
+        batch_size: Images of one step over all processes; rounded as the evaluator does.
+        after_batch: Called on every process after each step; what it raises ends the work.
+
+    Raises:
+        FloatingPointError: A feature is not finite.
+    """
     model.eval()
+    batch_size = divided_batch_size(batch_size, accelerator)
     loader = accelerator.prepare_data_loader(DataLoader(images, batch_size=batch_size, num_workers=workers))
     features, labels = [], []
     for batch in Batches(loader, images):
@@ -36,7 +52,11 @@ def head_features(
         found, columns = accelerator.gather_for_metrics((found.float(), batch["labels"]))
         features.append(found)
         labels.append(columns)
-    return torch.cat(features), torch.cat(labels)
+        after_batch()
+    features = torch.cat(features)
+    if not features.isfinite().all():
+        raise FloatingPointError("what the heads read of the training images is not finite")
+    return features, torch.cat(labels)
 
 
 class ClassifierAlignment:
@@ -83,8 +103,14 @@ class ClassifierAlignment:
         for kept, value in ((self.means, mean), (self.factors, factors), (self.rests, others + added)):
             kept.append(value.float().cpu())
 
-    def align(self, model: PromptViTForImageClassification, seed: int) -> None:
-        """Trains the head, and the KD head where there is one, of the classes seen."""
+    def align(
+        self, model: PromptViTForImageClassification, seed: int, after_batch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Trains the head, and the KD head where there is one, of the classes seen.
+
+        Args:
+            after_batch: Called on every process after each step; what it raises ends the work.
+        """
         device = model.head.weight.device
         generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
         for i, head in enumerate(head for head in (model.head, model.kd_head) if head is not None):
@@ -106,6 +132,7 @@ class ClassifierAlignment:
                     loss.backward()
                     optimizer.step()
                     optimizer.zero_grad()
+                    after_batch()
                 schedule.step()
             for parameter in trained:
                 parameter.data.copy_(broadcast(parameter.data))  # the same on every process, in every bit

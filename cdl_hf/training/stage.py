@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
+from accelerate.utils import gather_object, tqdm
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
@@ -131,6 +131,7 @@ def run_stage(
 
     Raises:
         StageError: The loss is not finite; the step is not taken.
+        FloatingPointError: The weights are not finite after the last step.
     """
     start = start or StageState()
     sampler, loader = training_loader(accelerator, images, settings)
@@ -197,6 +198,10 @@ def run_stage(
                 means = {key: value / seen for key, value in values.items()}
                 on_epoch(name, {"epoch": epoch, **means, "learning_rate": rate, "seconds": seconds})
     bar.close()
+    for name, module in modules.items():
+        if not all(p.isfinite().all() for p in module.parameters() if p.requires_grad):
+            rate = f"at learning rate {settings.learning_rate:g}"
+            raise FloatingPointError(f"the {name}'s weights are not finite after {settings.name}, {rate}")
     for module in prepared.values():
         accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     accelerator.free_memory()
@@ -210,8 +215,9 @@ def training_loader(
     Args:
         every_image: Whether those that make no whole batch come too, at the end of an epoch.
     """
-    sampler = EpochSampler(len(images), settings.batch_size, settings.seed, every_image)
-    size = max(settings.batch_size // accelerator.gradient_accumulation_steps, 1)
+    batch_size = min(settings.batch_size, len(images))
+    sampler = EpochSampler(len(images), batch_size, settings.seed, every_image)
+    size = max(batch_size // accelerator.gradient_accumulation_steps, 1)
     loader = DataLoader(images, batch_size=size, sampler=sampler, num_workers=settings.num_workers)
     return sampler, accelerator.prepare_data_loader(loader)
 
@@ -239,52 +245,69 @@ class _Step:
 
 
 class _Averages:
-    """Averages over the images of an epoch, kept on the device until they are asked for."""
+    """Averages over the images of an epoch, in float64 on the CPU.
+
+    Each batch's values wait on their device until they are asked for, so that no step waits for them.
+    """
 
     def __init__(self, accelerator: Accelerator, names: list[str]):
         self.accelerator = accelerator
         self.images = 0
-        self.sums: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        self._sums: dict[str, dict[str, float]] = {name: {} for name in names}
+        self._waiting: list[tuple[str, tuple[str, ...], Tensor]] = []
+        self._finite: dict[str, Tensor] = {}
 
     def resume(self, state: StageState) -> None:
         if self.accelerator.is_main_process:  # the state holds the sums over all processes
             self.images = state.images
-            for name, sums in state.sums.items():
-                self.sums[name] = {key: self._tensor(value) for key, value in sums.items()}
+            self._sums.update({name: dict(sums) for name, sums in state.sums.items()})
 
     def add(self, name: str, output: dict[str, Tensor], labels: Tensor) -> None:
         """Adds a batch; the labels are columns of the output's logits."""
-        values = {key: value.detach() * len(labels) for key, value in output.items() if not value.ndim}
-        values["accuracy"] = 100 * (output["logits"].argmax(1) == labels).sum()
-        sums = self.sums[name]
-        for key, value in values.items():
-            sums[key] = sums.get(key, self._tensor(0.0)) + value
+        values = {key: (value.detach() * len(labels)).float() for key, value in output.items() if not value.ndim}
+        values["accuracy"] = (100 * (output["logits"].argmax(1) == labels).sum()).float()
+        self._waiting.append((name, tuple(values), torch.stack(list(values.values()))))
+        finite = torch.isfinite(values["loss"])
+        self._finite[name] = self._finite[name] & finite if name in self._finite else finite
 
     def copy(self) -> "_Averages":
         other = _Averages(self.accelerator, [])
-        other.images, other.sums = self.images, {name: dict(sums) for name, sums in self.sums.items()}
+        other.images, other._sums = self.images, {name: dict(sums) for name, sums in self._sums.items()}
+        other._waiting = list(self._waiting)
         return other
 
     def count_finite(self, name: str) -> LateCount:
         """Processes whose losses have all been finite."""
-        return LateCount(self.accelerator, torch.isfinite(self.sums[name]["loss"]).long())
+        return LateCount(self.accelerator, self._finite[name].long())
 
-    def local(self, name: str, key: str) -> float:
-        """This process's average so far."""
-        return float(self.sums[name][key] / self.images)
+    def local(self) -> dict[str, dict[str, float]]:
+        """This process's averages so far."""
+        return {n: {key: value / self.images for key, value in sums.items()} for n, sums in self._settled().items()}
 
     def total(self) -> tuple[int, dict[str, dict[str, float]]]:
         """Images and sums over all processes."""
-        reduce = self.accelerator.reduce
-        images = int(reduce(self._tensor(self.images)))
-        return images, {name: {k: float(reduce(v)) for k, v in sums.items()} for name, sums in self.sums.items()}
+        found = gather_object([(self.images, self._settled())])
+        sums = {
+            name: {key: sum(theirs[name].get(key, 0.0) for _, theirs in found) for key in of_name}
+            for name, of_name in self._sums.items()
+        }
+        return sum(images for images, _ in found), sums
 
-    def _tensor(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+    def _settled(self) -> dict[str, dict[str, float]]:
+        """The sums with what has waited."""
+        if self._waiting:
+            values = iter(torch.cat([values for _, _, values in self._waiting]).tolist())  # waits for the device once
+            for name, keys, _ in self._waiting:
+                sums = self._sums[name]
+                for key in keys:
+                    sums[key] = sums.get(key, 0.0) + next(values)
+            self._waiting = []
+        return self._sums
 
 
 def _show(bar: tqdm, averages: _Averages) -> None:
+    shown = averages.local().values()
     bar.set_postfix(
-        loss=", ".join(f"{averages.local(name, 'loss'):.3f}" for name in averages.sums),
-        accuracy=", ".join(f"{averages.local(name, 'accuracy'):.0f}%" for name in averages.sums),
+        loss=", ".join(f"{values['loss']:.3f}" for values in shown),
+        accuracy=", ".join(f"{values['accuracy']:.0f}%" for values in shown),
     )

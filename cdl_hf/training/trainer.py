@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
@@ -26,11 +27,11 @@ from .callbacks import ShowAccuracy, TrainerCallback
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
 from .fingerprint import compare, fingerprint
 from .given_model import GivenModel
-from .memory import advice, parts_that_fit, shortage_told
+from .memory import advice, check_division, parts_that_fit, shortage_told
 from .refit import ClassifierAlignment, head_features
 from .run_folder import RunFolder
 from .seeds import derive_seed
-from .signals import Stopped, StopRequest
+from .signals import StopRequest
 from .stage import StageError, StageSettings, StageState, run_stage
 from .task_states import TaskStates, describe
 
@@ -51,6 +52,9 @@ class ContinualDistillationTrainer:
         arguments: Instances of all argument classes that decide the result, `args` among them; a checkpoint made
             with others, or of other images or weights, is not resumed from. By default `args` alone.
         callbacks: What is called after each stage, evaluation and task; by default the accuracies are printed.
+
+    Raises:
+        ValueError: Batches cannot be divided as `args` and the processes ask for, or a given model does not fit.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class ContinualDistillationTrainer:
             self.modules[TEACHER] = Supervised(teacher)
         if args.stages != TEACHER:
             self.modules[STUDENT] = method
+        check_division(self.modules, map(len, (task.train for task in stream)), args, self.accelerator.num_processes)
         # What this run leaves with the models' states; told by weights that may be in shards afterwards.
         self._about = {
             role: describe(module.student, stream, args, image_processor) for role, module in self.modules.items()
@@ -96,7 +101,8 @@ class ContinualDistillationTrainer:
         # In how many parts each stage computes a batch.
         self.parts = dict.fromkeys(map(" and ".join, self.stages), args.gradient_accumulation_steps)
         self._stop_request = StopRequest(self.accelerator)
-        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers)
+        self._heed = self._stop_request.heed
+        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers, self._heed)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
@@ -126,6 +132,7 @@ class ContinualDistillationTrainer:
             ValueError: There is nothing that can be resumed.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
             StageError: A loss is not finite; a checkpoint of the state before it was saved.
+            FloatingPointError: Weights, features or logits are not finite.
             NotEnoughMemory: A batch does not fit into the device's memory.
         """
         try:
@@ -144,8 +151,11 @@ class ContinualDistillationTrainer:
     def _train(self) -> None:
         first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
-            for stage in range(first_stage, len(self.stages)):
-                self._train_stage(task, stage, state)
+            for stage in range(first_stage, len(self.stages) + 1):
+                if stage > 0 and TEACHER in self.stages[stage - 1]:
+                    self._store_answers(task)
+                if stage < len(self.stages):
+                    self._train_stage(task, stage, state)
                 state = None
             first_stage = 0
             self._queries = None
@@ -171,7 +181,7 @@ class ContinualDistillationTrainer:
             modules = {role: self.modules[role] for role in roles}
             if self.args.auto_batch_size and state is None:
                 self.parts[name] = parts_that_fit(
-                    self.accelerator, modules, images, self.args.batch_size, self.parts[name]
+                    self.accelerator, modules, images, self.args.batch_size, self.parts[name], self._heed
                 )
             self.accelerator.gradient_accumulation_steps = self.parts[name]
             division = self._division(settings, self.parts[name])
@@ -210,15 +220,12 @@ class ContinualDistillationTrainer:
                     self._checkpoint(task.index, stage, error.state)
                     raise
             self._end_task(roles)
-            if TEACHER in roles and self.args.store_answers:
-                self._store_answers(task)
         for role in roles:
             self.modules[role].eval()
         self.seconds[name] += time.perf_counter() - began
         for callback in self.callbacks:
             callback.on_stage_end(self, task, roles)
-        if stage + 1 < len(self.stages):
-            self._checkpoint(task.index, stage + 1, None)
+        self._checkpoint(task.index, stage + 1, None)
 
     def _memory_advice(self, stage: str) -> str:
         return advice(self.accelerator.device, self.args.batch_size, self.accelerator.num_processes, self.parts[stage])
@@ -245,17 +252,22 @@ class ContinualDistillationTrainer:
 
     def _refit(self, task: Task) -> None:
         """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
-        began = time.perf_counter()
+        began, args = time.perf_counter(), self.args
+        smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, or a smaller --ranpac_width"
         for role, model in self.models.items():
             if role in self.kept or (model.classifier is None and role not in self.alignments):
                 continue
             images = TaskImages(task.train, self.stream.label_to_column, test_transform(self.image_processor))
-            args = self.args
-            features, labels = head_features(self.accelerator, model, images, args.eval_batch_size, args.num_workers)
-            model.fit_classifier(features, labels)
-            if role in self.alignments:
-                self.alignments[role].add(features, labels)
-                self.alignments[role].align(model, derive_seed(args.seed, "alignment", role, task.index))
+            where = f"the {role}'s classifier after task {task.index + 1}"
+            with shortage_told(f"computing {where} does not fit into memory; {smaller}"), _divergence_told(where):
+                features, labels = head_features(
+                    self.accelerator, model, images, args.eval_batch_size, args.num_workers, self._heed
+                )
+                model.fit_classifier(features, labels)
+                if role in self.alignments:
+                    seed = derive_seed(args.seed, "alignment", role, task.index)
+                    self.alignments[role].add(features, labels)
+                    self.alignments[role].align(model, seed, self._heed)
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
             began = time.perf_counter()
 
@@ -338,9 +350,16 @@ class ContinualDistillationTrainer:
         return len(models) == len(self.stages) == 2 and models[STUDENT].shares_query_with(models[TEACHER])
 
     def _store_answers(self, task: Task) -> None:
+        """Stores what the teacher, whose stage is over, answers to the task's images, unless it is stored already."""
+        if not self.args.store_answers:
+            return
         answers = self.states[TEACHER].answers(task.index)
-        settings = self._settings(task, "teacher's answers")
-        answers.write(self.accelerator, self.models[TEACHER], self._images_for_training(task), settings)
+        if answers.are_there(self.models[TEACHER].prompt_pool.needs_query):
+            return
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        images, settings = self._images_for_training(task), self._settings(task, "teacher's answers")
+        with shortage_told(f"{settings.name}: {self._memory_advice(TEACHER)}"):
+            answers.write(self.accelerator, self.models[TEACHER], images, settings, self._heed)
 
     def _division(self, settings: StageSettings, parts: int) -> tuple:
         """What decides which images each process has in each step of a stage, and what they look like.
@@ -367,7 +386,10 @@ class ContinualDistillationTrainer:
         return known
 
     def _checkpoint(self, task_id: int, stage: int, state: StageState | None) -> None:
-        """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way."""
+        """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way.
+
+        After the last stage there are still the classifiers and the evaluation.
+        """
         began = time.perf_counter()
         if self.accelerator.is_main_process:
             content = {
@@ -390,8 +412,7 @@ class ContinualDistillationTrainer:
             save_checkpoint(self.folder.checkpoints, 2 * place + stage, content)
         self.accelerator.wait_for_everyone()
         self.seconds["saving"] += time.perf_counter() - began
-        if self._stop_request.made():
-            raise Stopped
+        self._heed()
 
     def resume(self) -> None:
         """Takes up the newest whole checkpoint of the folder; before the first one the run starts from the beginning.
@@ -441,8 +462,8 @@ class ContinualDistillationTrainer:
             self.accelerator.print("The run was finished; writing its results again.")
         else:
             where = "" if position is None else f", epoch {position.epoch + 1}, step {position.step}"
-            name = " and ".join(self.stages[state["stage"]])
-            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {name}{where}.")
+            names = [*map(" and ".join, self.stages), "evaluation"]
+            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {names[state['stage']]}{where}.")
         self._start = (state["task"], state["stage"], position)
 
     def _verify_states(self, num_tasks: int) -> None:
@@ -453,6 +474,19 @@ class ContinualDistillationTrainer:
                     verify(path)
                 except DamagedFile as error:
                     raise ValueError(f"{error}; put back a copy, or delete it to go on without it") from error
+
+
+@contextmanager
+def _divergence_told(where: str) -> Iterator[None]:
+    """A matrix that cannot be solved or factored within is raised as numbers that have grown out of bounds.
+
+    Raises:
+        FloatingPointError: There was one.
+    """
+    try:
+        yield
+    except (torch.linalg.LinAlgError, FloatingPointError) as error:
+        raise FloatingPointError(f"{where} cannot be computed ({str(error).splitlines()[0]})") from error
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """How many images a second are read and augmented, against plain PIL and torchvision v1 as the authors use them."""
 
-import os
 import statistics
-import sys
 import time
 from io import BytesIO
 
@@ -85,11 +83,6 @@ def rate(task: Task, stream: TaskStream, learners: Learners, args: TrainingArgum
             if time.perf_counter() - began > seconds:
                 break
     return count / (time.perf_counter() - began)
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:

@@ -1,0 +1,118 @@
+"""What may interrupt a run from outside, before it can save itself: signals, a launcher that ends, a reader that goes.
+
+Nothing heavy is imported, so that a run hears of it from its first moment.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+# Numbers, for Windows has not all of their names in `os`.
+EX_UNAVAILABLE, EX_TEMPFAIL = 69, 75
+# The commands and modules that start training processes and wait for them; compare.py is this project's.
+LAUNCHERS = {
+    "accelerate",
+    "accelerate-launch",
+    "accelerate.commands.accelerate_cli",
+    "accelerate.commands.launch",
+    "compare.py",
+    "torch.distributed.launch",
+    "torch.distributed.run",
+    "torchrun",
+}
+WATCH_INTERVAL = 0.5  # seconds
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A script that is told to stop within ends in one sentence, with exit code 75, as long as nothing else is done.
+
+    It hears SIGTERM and SIGINT, and the end of its launcher as SIGTERM; both raise `KeyboardInterrupt` where no
+    [`StopRequest`] is active. That nobody reads its messages any more does not end it.
+    """
+    previous, streams = signal.getsignal(signal.SIGTERM), (sys.stdout, sys.stderr)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout, sys.stderr = map(_Lasting, streams)
+    stop_with_launcher()
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nTold to stop before the training began: the same command starts it again.", file=sys.stderr)
+        sys.exit(EX_TEMPFAIL)
+    finally:
+        sys.stdout, sys.stderr = streams
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def stop_with_launcher() -> None:
+    """Lets the end of the launcher that has started this process, if one has, come to it as SIGTERM.
+
+    A launcher that is killed takes nothing with it, and `accelerate launch` of one process passes no signal on. What
+    a shell has started is left alone, whatever becomes of the shell.
+    """
+    parent = launcher()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent,), name="launcher watch", daemon=True).start()
+
+
+def launcher() -> psutil.Process | None:
+    """This process's parent, if it is one of [`LAUNCHERS`].
+
+    Its command line tells, and not the environment, which children of children inherit and users export.
+    """
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:  # gone by now, or another user's
+        return None
+    names = [Path(word).name.removesuffix(".exe") for word in words[:6]]
+    if names and (names[0] in LAUNCHERS or (names[0].startswith("python") and LAUNCHERS & set(names[1:]))):
+        return parent
+    return None
+
+
+def _watch(parent: psutil.Process) -> None:
+    # A child whose parent has ended is given another one, except on Windows. (Linux could send a signal then, but
+    # does so already at the end of the thread that has started the child.)
+    while os.getppid() == parent.pid and parent.is_running():
+        time.sleep(WATCH_INTERVAL)
+    signal.raise_signal(signal.SIGTERM)
+
+
+class _Lasting:
+    """A text stream that falls silent when it cannot be written to: its reader has gone, or its disk is full."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._fall_silent()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, self._stream.fileno())
+        os.close(silence)
