@@ -10,7 +10,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from cdl_hf.utils import DamagedFile, atomic_folder, atomic_write, remove, seal, verify, write_json, write_text
+from cdl_hf.utils import (
+    DamagedFile,
+    atomic_folder,
+    atomic_write,
+    num_cores,
+    remove,
+    seal,
+    verify,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -132,3 +142,9 @@ def test_files_of_earlier_versions_pass(tmp_path):
     (tmp_path / "old.safetensors").write_bytes(save({"a": torch.ones(3)}))
     verify(tmp_path / "old.npy")
     verify(tmp_path / "old.safetensors")
+
+
+def test_cores_are_counted_where_the_system_does_not_tell_which_may_be_used(monkeypatch):
+    assert num_cores() >= 1
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert num_cores() == os.cpu_count()

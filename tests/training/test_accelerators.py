@@ -1,5 +1,6 @@
 """What a launcher may ask for; Accelerators of kinds that only GPUs have are stand-ins."""
 
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -72,3 +73,60 @@ def test_wandbs_files_are_in_the_runs_folder(wandb, tmp_path, monkeypatch):
     )
     accelerators.start_trackers(accelerator, TrainingArguments(report_to="wandb"), {}, 0)
     assert started["init_kwargs"]["wandb"] == {"dir": str(tmp_path / "logs")} and (tmp_path / "logs").is_dir()
+
+
+def on(device: str, precision: str = "no", processes: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device(device), mixed_precision=precision, num_processes=processes)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "environment", "reason"),
+    [
+        ("13.0", {}, "driver may be too old for CUDA 13.0"),
+        (None, {}, "is built without CUDA"),
+        ("13.0", {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES hides it"),
+        ("13.0", {"ACCELERATE_USE_CPU": "true"}, None),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_told(monkeypatch, tmp_path, cuda, environment, reason):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100 (UUID: GPU-1)'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    told = accelerators.describe_devices(on("cpu", processes=2)).splitlines()
+    assert told[0].startswith("2 processes, on cpu (") and told[0].endswith(" threads each), in float32")
+    if reason is None:
+        assert len(told) == 1
+    else:
+        assert (
+            told[1].startswith("warning: there is a GPU (GPU 0: NVIDIA A100), but it is not used")
+            and reason in told[1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "flags", "warned"),
+    [
+        ("cpu", "bf16", "flags : fpu avx2 avx512f", True),
+        ("cpu", "bf16", "flags : fpu avx2 avx512_bf16", False),
+        ("cpu", "bf16", "flags : amx_bf16 amx_tile", False),
+        ("cpu", "bf16", "Features : fp asimd bf16", False),
+        ("cpu", "bf16", None, False),
+        ("cpu", "no", "flags : fpu avx2", False),
+        ("mps", "bf16", "flags : fpu avx2", False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_warned_of(monkeypatch, tmp_path, device, precision, flags, warned):
+    monkeypatch.setattr(accelerators, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    told = accelerators.describe_devices(on(device, precision))
+    assert told.count("no bf16 instructions") == warned
+    assert told.startswith(f"1 process, on {device}") and f"in {'float32' if precision == 'no' else 'bf16'}" in told

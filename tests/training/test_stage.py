@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
+from accelerate import Accelerator
 
-from cdl_hf.training.stage import EpochSampler, learning_rate_at
+from cdl_hf.training.stage import EpochSampler, _Averages, learning_rate_at
 
 
 def test_learning_rate_follows_the_papers_schedule():
@@ -39,3 +41,22 @@ def test_sampler_resumes_where_it_stopped():
     whole = list(sampler)
     sampler.skip = 8
     assert list(sampler) == whole[8:] and len(sampler) == 12
+
+
+def test_sampler_may_keep_every_image():
+    sampler = EpochSampler(num_images=14, batch_size=4, seed=0, every_image=True)
+    assert sorted(sampler) == list(range(14)) and list(sampler)[:12] == list(EpochSampler(14, 4, 0))
+
+
+def test_averages_are_in_float64_on_the_cpu():
+    """Some devices have no float64, and sums in float32 forget small values."""
+    averages = _Averages(Accelerator(cpu=True), ["student"])
+    labels, logits = torch.tensor([0, 1]), torch.eye(2)
+    for loss in (2.0**24, 1.0, 1.0):
+        averages.add("student", {"loss": torch.tensor(loss), "logits": logits}, labels)
+        averages.images += 2
+    kept = averages.copy()
+    assert averages.total() == (6, {"student": {"loss": 2.0**25 + 4, "accuracy": 600.0}})
+    averages.add("student", {"loss": torch.tensor(float("nan")), "logits": logits}, labels)
+    assert int(averages.count_finite("student")) == 0
+    assert kept.local()["student"]["accuracy"] == 100.0
