@@ -87,7 +87,10 @@ def _watch(parent: psutil.Process) -> None:
     # does so already at the end of the thread that has started the child.)
     while os.getppid() == parent.pid and parent.is_running():
         time.sleep(WATCH_INTERVAL)
-    signal.raise_signal(signal.SIGTERM)
+    if sys.platform == "win32":  # where `os.kill` would end this process
+        signal.raise_signal(signal.SIGTERM)
+    else:  # to the process and not to this thread, so that the main thread wakes up
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Lasting:
