@@ -131,7 +131,9 @@ class TrainingArguments:
     num_epochs: int = _argument(4, "Epochs of each stage; 0 where only a computed head is wanted", min=0)
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
-    gradient_accumulation_steps: int = _argument(1, "Parts in which a batch is computed, to save memory", min=1)
+    gradient_accumulation_steps: int = _argument(
+        1, "Parts in which a batch is computed, to save memory (not with dist)", min=1
+    )
     auto_batch_size: bool = _argument(
         False, "Before each stage, try in how many parts a batch fits into memory; batch_size stays as it is"
     )

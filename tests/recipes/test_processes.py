@@ -1,7 +1,9 @@
-"""recipes/train.py in two processes that torchrun starts: one result, one set of files, one end."""
+"""recipes/train.py in the processes that launchers start: one result, one set of files, one end."""
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_runs import assert_same_run
 
@@ -137,3 +141,82 @@ def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_pa
     assert "Stopped: another process of this run has ended" in err and "--resume" in err
     assert "recipes/train.py" not in "".join(line for line in err.splitlines() if line.startswith("  File"))
     assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")["steps"] >= 5
+
+
+HEADS = {
+    "linear": ["--distillation", "dist"],  # whose loss relates all images of a batch
+    "ncm": ["--head", "ncm"],
+    "ranpac": ["--head", "ranpac", "--ranpac_width", "24", "--store_answers"],
+    "aligned": ["--classifier_alignment"],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_and_three_processes_give_every_head_as_one_does(start, command, tmp_path, head):
+    """128 test images at a time, by default, and 14 training images a task are no multiples of 3."""
+    command = [*command, "--num_epochs", "1", "--batch_size", "6", *HEADS[head]]
+    for processes in (1, 2, 3):
+        process = start(processes, *command, "--output_dir", tmp_path / str(processes))
+        _, err = process.communicate(timeout=5 * MINUTE)
+        assert process.returncode == 0, err
+    one, results = read(tmp_path / "1")
+    for processes in ("2", "3"):
+        other, other_results = read(tmp_path / processes)
+        for ours, theirs in zip(one, other, strict=True):
+            if ours["event"] == "epoch":
+                assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        for role in ("teacher", "student"):
+            ours, theirs = (load_file(tmp_path / name / role / "model.safetensors") for name in ("1", processes))
+            assert ours.keys() == theirs.keys()
+            for name in ours:  # Adam makes a whole step of a gradient that is 0 but for rounding
+                assert torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=2e-2), (processes, name)
+            shares = (r[role]["average_accuracy"] for r in (results, other_results))
+            assert next(shares) == pytest.approx(next(shares), abs=100 / 24)  # one of the 24 test images
+
+
+@pytest.mark.parametrize(("launcher", "number"), [("accelerate", signal.SIGTERM), ("compare", signal.SIGKILL)])
+def test_a_run_saves_and_ends_with_its_launcher(command, tmp_path, launcher, number):
+    folder = tmp_path / "runs" / "run"
+    if launcher == "accelerate":
+        program = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", ROOT / "recipes" / "train.py"]
+        program += [*command, "--num_epochs", "5000", "--output_dir", folder]
+    else:
+        pairs = zip(command[::2], command[1::2], strict=True)
+        given = {name.removeprefix("--"): value for name, value in pairs} | {"num_epochs": "5000"}
+        grid = {"all": {"teachers": {"prompts": {"coda": {}}}, "students": {"kd": {"distillation": "kd"}}}}
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"arguments": given, "seeds": [0], "grids": grid}))
+        program = [ROOT / "recipes" / "compare.py", tmp_path / "grid.yaml", "--output_dir", tmp_path / "runs"]
+    with (tmp_path / "messages").open("w") as messages:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, program)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=messages,
+            stderr=messages,
+            start_new_session=True,
+        )
+    try:
+        while not list((tmp_path / "runs").rglob("metrics.jsonl")):
+            assert process.poll() is None, (tmp_path / "messages").read_text()
+            time.sleep(0.05)
+        (run,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        assert process.wait(MINUTE) == -number
+        run.wait(MINUTE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, signal.SIGKILL)
+    (checkpoints,) = (tmp_path / "runs").rglob("checkpoints")
+    assert load_newest_checkpoint(checkpoints)["state"]["step"] is not None
+    if launcher == "accelerate":
+        assert "Told to stop. The run is saved; go on with --output_dir" in (tmp_path / "messages").read_text()
+
+
+def test_a_run_in_the_background_outlives_its_shell(command, tmp_path):
+    line = shlex.join(map(str, [sys.executable, ROOT / "recipes" / "train.py", *command, "--num_epochs", "1"]))
+    line += f" --output_dir {shlex.quote(str(tmp_path / 'run'))} >/dev/null 2>&1 & echo $!"
+    shell = subprocess.run(
+        ["sh", "-c", f"nohup {line}"], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    run = psutil.Process(int(shell.stdout))
+    run.wait(5 * MINUTE)
+    assert (tmp_path / "run" / "results.json").is_file()
