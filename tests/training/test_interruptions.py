@@ -73,7 +73,7 @@ def test_a_run_stops_within_a_batch_and_goes_on_to_the_same_end(whole_runs, tmp_
 def test_before_the_training_a_signal_ends_the_run_in_a_sentence(
     command, train, tmp_path, monkeypatch, capsys, number
 ):
-    monkeypatch.setattr(build, "build_stream", lambda arguments: signal.raise_signal(number))
+    monkeypatch.setattr(build, "load_source", lambda *args, **settings: signal.raise_signal(number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         train(*command, "--output_dir", tmp_path / "run")
