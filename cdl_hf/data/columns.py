@@ -7,12 +7,21 @@ from .source_error import SourceError
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
 USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
-# taken only where none of the usual ones is there, and only one of these
-OTHER_IMAGE_COLUMNS = (
-    *("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image_name"),
-    *("image_file", "image_filename", "images", "filenames"),
+# Of the others only one may be there, and those of a line only where there is none of the lines before.
+IMAGE_COLUMNS = (
+    USUAL_IMAGE_COLUMNS,
+    (
+        *("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image_name"),
+        *("image_file", "image_filename", "images", "filenames", "filepaths"),
+    ),
+    ("image_id", "img_id", "imageid"),
+    ("id",),
 )
-OTHER_LABEL_COLUMNS = ("class", "class_name", "category", "target", "label_name", "species", "y")
+LABEL_COLUMNS = (
+    USUAL_LABEL_COLUMNS,
+    ("class", "class_name", "category", "target", "label_name", "species", "breed", "y"),
+    ("class_id", "classid", "category_id", "label_id"),
+)
 
 
 def image_column(features: Features, given: str | None, name: str) -> str:
@@ -21,7 +30,7 @@ def image_column(features: Features, given: str | None, name: str) -> str:
     Raises:
         SourceError: there is none, or more than one, or what it holds is not one image a row.
     """
-    column = _column(features, given, Image, (USUAL_IMAGE_COLUMNS, OTHER_IMAGE_COLUMNS), "image", name)
+    column = _column(features, given, Image, IMAGE_COLUMNS, "image", name)
     if not _can_be_images(features[column]):
         raise SourceError(
             f"'{name}' has {_kind(features[column])} in its column '{column}'; expected one image a row: "
@@ -36,16 +45,20 @@ def label_column(features: Features, given: str | None, name: str) -> str:
     Raises:
         SourceError: there is none, or more than one.
     """
-    return _column(features, given, ClassLabel, (USUAL_LABEL_COLUMNS, OTHER_LABEL_COLUMNS), "label", name)
+    return _column(features, given, ClassLabel, LABEL_COLUMNS, "label", name)
 
 
-def usual_column(columns: list[str], given: str | None, usual: tuple[str, ...], others: tuple[str, ...]) -> str | None:
-    """The column given if it is there, else the first with a usual name, else the only one with another such name."""
+def usual_column(columns: list[str], given: str | None, usual: tuple[tuple[str, ...], ...]) -> str | None:
+    """The column given if it is there, else the first with a usual name, else the only one with another such name.
+
+    Args:
+        usual: such as `IMAGE_COLUMNS`.
+    """
     if given:
         return given if given in columns else None
     by_name = {column.strip().casefold(): column for column in columns}
-    found = [by_name[name] for name in usual if name in by_name][:1]
-    found = found or [by_name[name] for name in others if name in by_name]
+    first, *others = ([by_name[name] for name in names if name in by_name] for names in usual)
+    found = next(filter(None, [first[:1], *others]), [])
     return found[0] if len(found) == 1 else None
 
 
@@ -59,7 +72,7 @@ def _column(
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     found = [column for column in usual[0] if column in found][:1] or found
     if not found:
-        column = usual_column(list(features), None, *usual)
+        column = usual_column(list(features), None, usual)
         found = [column] if column else []
     if len(found) != 1:
         raise SourceError(

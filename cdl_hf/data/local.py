@@ -49,7 +49,9 @@ def _read_saved(path: Path) -> DatasetDict:
     """What `save_to_disk` has written."""
     try:
         data = load_from_disk(str(path))
-    except (ValueError, OSError) as error:
+    except IndexError as error:  # which `datasets` itself saves, and does not read
+        raise SourceError(f"'{path}' was saved with a split that holds no rows; save it without that.") from error
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise explain(error, path) from error
     return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
 
@@ -90,13 +92,20 @@ def _read_folder(path: Path, wanted: Wanted, train_split: str | None, test_split
         if read is not None:
             return read
     layout, problem = _layout(path, train_split, test_split)
-    if layout is None or len(layout.classes) < 2:
-        loose = [file for file in tables if file.parent == path and names_images(file, wanted)]
+    if layout is None or len(layout.classes) < 2 or {wanted.image, wanted.label} - {None, "image", "label"}:
+        loose = [file for file in (*tables, *metadata) if file.parent == path and names_images(file, wanted)]
         if loose:
             return read_tables(by_split(loose, path), wanted)
     if layout is None:
         raise _no_images(path, tables, metadata, files, problem)
     _warn_of_strays([file for file in binary if file.parent == path], path)
+    lists = [file.name for file in tables if kind_of(file) == "csv" and file.parent in (path, *layout.roots.values())]
+    if lists:
+        warnings.warn(
+            f"Not read, as the classes of '{path}' are its folders: {listed(lists)}; if it tells the images' classes "
+            "or splits, name its columns with image_column and label_column.",
+            stacklevel=4,
+        )
     if metadata:
         warnings.warn(
             f"The classes of '{path}' are its folders: {metadata[0].name} has no column file_name, or none of classes "

@@ -18,6 +18,7 @@ from .imagenet_r import add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, share
 from .local import read_local
 from .pixel_arrays import encode_arrays, is_array
+from .repeats import without_repeats
 from .source_error import SourceError, listed, reason
 from .split_list import read_split_list
 from .splits import Splits
@@ -141,7 +142,7 @@ def load_source(
     test = choose_test(splits, name, train, test_split, (image, label))
     chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}
-    splits = with_class_labels(splits, name)
+    splits = without_repeats(with_class_labels(splits, name), name)
     folders = splits["train"].features["label"].names
     if is_imagenet_r(folders, name):
         splits = {split: _as_imagenet_r(dataset) for split, dataset in splits.items()}

@@ -1,5 +1,6 @@
 """Tables of images: Parquet, Arrow, CSV and JSON files, by themselves or beside the image files that they name."""
 
+import csv
 import glob
 import logging
 import os
@@ -17,15 +18,10 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dat
 from datasets.exceptions import DatasetGenerationError
 
 from . import cache
-from .columns import (
-    OTHER_IMAGE_COLUMNS,
-    OTHER_LABEL_COLUMNS,
-    USUAL_IMAGE_COLUMNS,
-    USUAL_LABEL_COLUMNS,
-    usual_column,
-)
+from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, USUAL_IMAGE_COLUMNS, usual_column
 from .image_folder import check_name
 from .image_search import find_images
+from .named_files import split_of_path, with_whole_paths
 from .source_error import SourceError, listed, reason
 from .split_names import split_in, split_of
 
@@ -35,8 +31,8 @@ KINDS = {
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
 }
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "data set", "dataset")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's image folders
-LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def column_names(path: Path) -> list[str]:
     if kind_of(path) == "parquet":
         with _explained(path):
             return pq.read_schema(path).names
-    return _load({"train": [path]}, kind_of(path))["train"].column_names
+    return _load([path], kind_of(path), Wanted()).column_names
 
 
 def holds_image_column(path: Path, wanted: Wanted) -> bool | None:
@@ -112,8 +108,8 @@ def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
             by_folder[file.parent, kind_of(file)].append(file)
         parts = []
         for (folder, kind), tables in by_folder.items():
-            part = _load({"train": tables}, kind)["train"]
-            parts.append(_with_whole_paths(part, _path_column(part.column_names, wanted), folder, split))
+            part = _load(tables, kind, wanted)
+            parts.append(with_whole_paths(part, _path_column(part.column_names, wanted), folder, split))
         splits[split] = _together(parts, of_split)
     return _by_column(splits)
 
@@ -127,20 +123,22 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     Raises:
         SourceError: no column of file names; a name that leads out of the folder.
     """
-    tables = {file: _load({"train": [file]}, kind_of(file))["train"] for file in files}
+    tables = {file: _load([file], kind_of(file), wanted) for file in files}
     label = next((found for t in tables.values() if (found := _class_column(t.column_names, wanted))), None)
-    if label is None or not any(_file_columns(table) for table in tables.values()):
+    if label is None or not any(_file_columns(table, wanted) for table in tables.values()):
         return None
+    image = wanted.image or "image"
     parts, paths = defaultdict(list), []
     for file, table in tables.items():
-        table = _with_images(table, file, wanted)
+        table = _with_images(table, file, image, wanted)
         if label not in table.column_names:  # such as of a test split that is to be predicted
             feature = next(t.features[label] for t in tables.values() if label in t.column_names)
             table = table.add_column(label, pa.chunked_array([pa.nulls(len(table), feature.pa_type)]), feature=feature)
-        here = table.with_format("arrow")["image"][:].to_pylist()
-        splits = np.array([_split_of_path(path, root) or "" for path in here])
+        here = table.with_format("arrow")[image][:].to_pylist()
+        splits = np.array([split_of_path(path, root) or "" for path in here])
         for split in np.unique(splits):
-            rows = table.select_columns(["image", label, *({"split"} & set(table.column_names))])
+            told = [column for column in table.column_names if column.casefold() in SPLIT_COLUMNS]
+            rows = table.select_columns(list(dict.fromkeys([image, label, *told])))
             parts[str(split)].append((file, rows.select(np.flatnonzero(splits == split))))
         paths += here
     _tell_of_others(root, {os.path.realpath(path) for path in paths if path})
@@ -159,14 +157,14 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     return _by_column(together)
 
 
-def _file_columns(table: Dataset) -> list[str]:
-    endings = ("file_name", "file_names")
-    return [c for c in table.column_names if c in endings or c.endswith(tuple(f"_{ending}" for ending in endings))]
+def _file_columns(table: Dataset, wanted: Wanted) -> list[str]:
+    names = (wanted.image, "file_name", "file_names")
+    return [c for c in table.column_names if c in names or c.endswith(("_file_name", "_file_names"))]
 
 
-def _with_images(table: Dataset, file: Path, wanted: Wanted) -> Dataset:
-    """The table with a column `image` of whole paths, from `file_name` or, as in `datasets`, `<name>_file_name`."""
-    names = [column for column in _file_columns(table) if not column.endswith("s")]
+def _with_images(table: Dataset, file: Path, image: str, wanted: Wanted) -> Dataset:
+    """The table with whole paths in the column `image`, from `file_name` or, as in `datasets`, `<name>_file_name`."""
+    names = [c for c in _file_columns(table, wanted) if c == wanted.image or not c.endswith("s")]
     given = [column for column in names if wanted.image and column in (wanted.image, f"{wanted.image}_file_name")]
     chosen = given or [column for column in names if column in ("file_name", "image_file_name")][:1] or names
     if len(chosen) != 1:
@@ -176,8 +174,10 @@ def _with_images(table: Dataset, file: Path, wanted: Wanted) -> Dataset:
             f"'{file}' has {'lists of files, not one image a row' if lists else what}; its columns are "
             f"{', '.join(table.column_names)}."
         )
-    table = _with_whole_paths(table, chosen[0], file.parent, inside=True)
-    return table.remove_columns([c for c in ("image",) if c in table.column_names]).rename_column(chosen[0], "image")
+    table = with_whole_paths(table, chosen[0], file.parent, inside=True)
+    if chosen[0] == image:
+        return table
+    return table.remove_columns([c for c in (image,) if c in table.column_names]).rename_column(chosen[0], image)
 
 
 def _arrow_schema(path: Path) -> pa.Schema:
@@ -188,24 +188,23 @@ def _arrow_schema(path: Path) -> pa.Schema:
 
 
 def _by_column(splits: dict[str, Dataset]) -> DatasetDict:
-    """Of one table with a column `split`, the splits that it tells."""
-    if len(splits) == 1:
-        ((split, table),) = splits.items()
-        feature = table.features.get("split")
-        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-            told = np.array(
-                [split_of(value or "") or "" for value in table.with_format("arrow")["split"][:].to_pylist()]
-            )
-            if "train" in told and len(set(told) - {""}) > 1:
-                return DatasetDict(
-                    {name: table.select(np.flatnonzero(told == name)) for name in sorted(set(told) - {""})}
-                )
+    """Of one table with a column that tells splits, these."""
+    if len(splits) > 1:
+        return DatasetDict(splits)
+    ((_, table),) = splits.items()
+    for column in table.column_names:
+        feature = table.features[column]
+        is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+        if column.casefold() not in SPLIT_COLUMNS or not is_text:
+            continue
+        told = np.array([split_of(text or "") or "" for text in table.with_format("arrow")[column][:].to_pylist()])
+        found = sorted(set(told.tolist()) - {""})
+        if "train" not in found or len(found) == 1:
+            continue
+        if others := int((told == "").sum()):
+            warnings.warn(f"Left out, as their column '{column}' tells no split: {others:,} images.", stacklevel=5)
+        return DatasetDict({name: table.select(np.flatnonzero(told == name)) for name in found})
     return DatasetDict(splits)
-
-
-def _split_of_path(path: str | None, root: Path) -> str | None:
-    parts = Path(os.path.relpath(path, root)).parts[:-1] if path else ()
-    return next((split for part in parts if (split := split_of(part))), None)
 
 
 def _tell_of_others(root: Path, named: set[str]) -> None:
@@ -218,11 +217,11 @@ def _tell_of_others(root: Path, named: set[str]) -> None:
 
 
 def _path_column(columns: list[str], wanted: Wanted) -> str | None:
-    return usual_column(columns, wanted.image, USUAL_IMAGE_COLUMNS, OTHER_IMAGE_COLUMNS)
+    return usual_column(columns, wanted.image, IMAGE_COLUMNS)
 
 
 def _class_column(columns: list[str], wanted: Wanted) -> str | None:
-    return usual_column(columns, wanted.label, USUAL_LABEL_COLUMNS, OTHER_LABEL_COLUMNS)
+    return usual_column(columns, wanted.label, LABEL_COLUMNS)
 
 
 def _is_image_type(kind: pa.DataType) -> bool:
@@ -238,84 +237,26 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
         raise SourceError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
 
 
-def _with_whole_paths(
-    table: Dataset, column: str | None, folder: Path, split: str | None = None, inside: bool = False
-) -> Dataset:
-    """The table with paths of its images that hold wherever the process is.
-
-    Args:
-        folder: what they are relative to; a file that is not there may be further down, if it is the only one of its
-            name, or the only one in the folders of the split.
-        inside: refuse what is not in the folder.
-
-    Raises:
-        SourceError: no paths at all.
-    """
-    feature = table.features.get(column)
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
-        return table
-    texts = table.select_columns([column]).with_format("arrow")[column][:].to_pylist()
-    if any(len(text or "") > LONGEST_PATH for text in texts):
-        raise SourceError(
-            f"The column '{column}' of a table in '{folder}' holds texts that are no paths, such as images in base64; "
-            "store the files' bytes, or their paths."
-        )
-    below, found = None, []
-    for text in texts:
-        if text is None or "://" in text:
-            found.append(None if text is None or inside else text)
-            continue
-        path = os.path.normpath(folder / text.replace("\\", "/")) if os.sep == "/" else os.path.normpath(folder / text)
-        if inside and not Path(path).is_relative_to(folder):
-            raise SourceError(f"The table in '{folder}' names the file {text!r}, which is not in that folder.")
-        if not os.path.exists(path) and os.path.exists(folder / text):
-            path = str(folder / text)  # a backslash in the name itself
-        if not os.path.exists(path):
-            below = _files_by_name(folder) if below is None else below
-            alike = below.get(os.path.basename(path), [])
-            alike = alike if len(alike) == 1 else [file for file in alike if _split_of_path(file, folder) == split]
-            path = alike[0] if len(alike) == 1 else path
-        found.append(check_name(str(path)))
-    order = table.column_names
-    changed = table.add_column(" paths", pa.chunked_array([pa.array(found, pa.string())]))
-    return changed.remove_columns(column).rename_column(" paths", column).select_columns(order)
-
-
-def _files_by_name(folder: Path) -> dict[str, list[str]]:
-    """Image files below the folder, by their names and by their names without a suffix."""
-    found = defaultdict(list)
-    for file in find_images(folder):
-        name = os.path.basename(file)
-        for key in {name, os.path.splitext(name)[0]}:
-            found[key].append(file)
-    return found
-
-
-def _load(files: dict[str, list[Path]], kind: str) -> DatasetDict:
+def _load(files: list[Path], kind: str, wanted: Wanted) -> Dataset:
     """The files as `datasets` reads them, from its cache where it has read them before."""
-    paths = [file for of_split in files.values() for file in of_split]
-    for file in paths:
+    for file in files:
         check_name(str(file))
         if not os.path.exists(file):
             raise SourceError(f"'{file}' is a broken link.")
         if not os.path.getsize(file):
             raise SourceError(f"'{file}' is empty (0 bytes).")
-    options = {}
-    if kind == "csv":
-        # only an empty cell is a missing one: `NA` and `None` may well be names of classes
-        options = {"sep": _separator(paths[0]), "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
-    if kind == "parquet" and not sum(_rows(file) for file in paths):
-        raise SourceError(f"'{paths[0]}' holds no rows.")
-    data_files = {split: [glob.escape(str(file)) for file in of_split] for split, of_split in files.items()}
-    where = paths[0] if len(paths) == 1 else paths[0].parent
-    with _explained(where):
+    options = _csv_options(files[0], wanted) if kind == "csv" else {}
+    if kind == "parquet" and not sum(_rows(file) for file in files):
+        raise SourceError(f"'{files[0]}' holds no rows.")
+    options["data_files"] = {"train": [glob.escape(str(file)) for file in files]}
+    with _explained(files[0] if len(files) == 1 else files[0].parent):
         try:
-            return load_dataset(kind, data_files=data_files, **options)
+            return load_dataset(kind, split="train", **options)
         except FileNotFoundError as error:
             if str(datasets.config.HF_DATASETS_CACHE) not in str(error):
                 raise
             # what was read before is gone from the cache in part
-            return load_dataset(kind, data_files=data_files, download_mode="force_redownload", **options)
+            return load_dataset(kind, split="train", download_mode="force_redownload", **options)
 
 
 def _rows(file: Path) -> int:
@@ -323,12 +264,18 @@ def _rows(file: Path) -> int:
         return pq.read_metadata(file).num_rows
 
 
-def _separator(file: Path) -> str:
-    if file.suffix.lower() == ".tsv":
-        return "\t"
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        header = stream.readline()
-    return max(",;\t|", key=header.count)
+def _csv_options(file: Path, wanted: Wanted) -> dict:
+    """How a CSV file is to be read: only an empty cell is a missing one, as `NA` and `None` may be names of classes,
+    and what names images is a text, as 007 is another file than 7."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        header, rows = stream.readline(), stream.readline()
+    comma = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
+    if not rows.strip():
+        raise SourceError(f"'{file}' holds no rows.")
+    columns = next(csv.reader([header], delimiter=comma, skipinitialspace=True), [])
+    column = _path_column(columns, wanted)
+    options = {"sep": comma, "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
+    return options | ({"converters": {column: str}} if column else {})
 
 
 @contextmanager
@@ -353,4 +300,6 @@ def explain(error: BaseException, file: Path | str) -> SourceError:
             f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "
             "make room there, or set HF_DATASETS_CACHE to a folder that can be written to."
         )
+    if isinstance(error, UnicodeDecodeError) or isinstance(error.__cause__, UnicodeDecodeError):
+        return SourceError(f"'{file}' is not in UTF-8; save it so.")
     return SourceError(f"'{file}' is damaged or incomplete: {reason(error)}")

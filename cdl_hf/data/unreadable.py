@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.utils import tqdm
 
 from ..utils import num_cores
 from .cache import cache_file, one_at_a_time, write_cache
 from .decoding import UnreadableImageError, decode
-from .views import image_paths
+from .views import image_paths, in_files
 
 # What Pillow is known to raise on files that are damaged, or no images at all.
 FAILURES = (
@@ -132,10 +131,7 @@ def explain(error: Exception) -> str:
 
 def _identities(dataset: Dataset, what: str) -> np.ndarray | None:
     """64 bits for each image that change when it does, (n,); None if it is in no file."""
-    in_file = pc.is_null(pc.struct_field(dataset.data.column("image"), "bytes"))
-    if dataset._indices is not None:
-        in_file = in_file.take(dataset._indices.column(0))
-    in_file = in_file.to_numpy()
+    in_file = in_files(dataset)
     if not in_file.all() and not dataset.cache_files:
         return None
     tables = [(file["filename"], *_size_and_time(file["filename"])) for file in dataset.cache_files]

@@ -30,3 +30,9 @@ def image_paths(dataset: Dataset) -> pa.ChunkedArray:
     # from the table, because a data set hands out whole rows
     paths = pc.struct_field(dataset.data.column("image"), "path")
     return paths if dataset._indices is None else paths.take(dataset._indices.column(0))
+
+
+def in_files(dataset: Dataset) -> np.ndarray:
+    """Whether each image of the column `image` is in a file of its own, (n,) truth values, and not in the table."""
+    found = pc.is_null(pc.struct_field(dataset.data.column("image"), "bytes"))
+    return (found if dataset._indices is None else found.take(dataset._indices.column(0))).to_numpy()

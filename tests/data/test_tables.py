@@ -131,6 +131,118 @@ def test_a_table_beside_a_folder_of_images(tmp_path, table, names):
         assert splits["train"][0]["image"].size == (28, 28)
 
 
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.csv", "labels.jsonl", "labels.parquet"])
+@pytest.mark.parametrize("column", ["id", "image_id", "image"])
+def test_numbers_name_files_without_their_suffix(tmp_path, table, column):
+    """As in `id,breed` of competitions."""
+    save_flat(tmp_path / "train")
+    write_table(tmp_path / table, column, list(range(10)), A5_B5, label="breed")
+    splits = load_source(str(tmp_path))
+    assert counts(splits["train"]) == {"a": 4, "b": 4}
+    row = splits["train"].cast_column("image", Image(decode=False))[0]
+    assert "ab"[int(row["image"]["path"].split("/")[-1][:-4]) % 2] == "ab"[row["label"]]
+    assert counts(load_source(str(tmp_path), image_column=column, label_column="breed")["train"]) == {"a": 4, "b": 4}
+
+
+def test_zeros_before_a_number_belong_to_the_name(tmp_path):
+    save_images(tmp_path, {"images": 1, "more": 1})
+    for name in ("007", "07", "008", "08"):
+        noise().save(tmp_path / "images" / f"{name}.png")
+    write_table(tmp_path / "x.csv", "image", ["007", "008", "07", "08"], ["a", "b", "a", "b"])
+    splits = load_source(str(tmp_path / "x.csv"), test_fraction=None)
+    paths = [row["path"] for row in splits["test"].cast_column("image", Image(decode=False))["image"]]
+    assert [path.split("/")[-1] for path in paths] == ["007.png", "008.png", "07.png", "08.png"]
+
+
+def test_a_file_of_another_folder_is_not_taken_for_one_that_is_missing(tmp_path):
+    save_images(tmp_path, {"x": 3, "y": 4})
+    write_table(tmp_path / "list.csv", "path", ["x/0.png", "x/3.png", "y/0.png"], ["a", "a", "b"])
+    with pytest.raises(SourceError, match="x/3.png: no such file"):
+        load_source(str(tmp_path / "list.csv"))
+
+
+@pytest.mark.parametrize("prefix", ["", "kaggle/input/photos/images/", "/old/place/photos/images/"])
+def test_files_named_with_folders_that_are_not_here(tmp_path, prefix):
+    save_flat(tmp_path / "images")
+    write_table(tmp_path / "list.csv", "path", [prefix + name for name in PNGS], A5_B5)
+    assert counts(load_source(str(tmp_path / "list.csv"))["train"]) == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "labels.csv"])
+def test_files_whose_names_are_composed_in_another_way(tmp_path, table):
+    for number in range(4):
+        noise().save(tmp_path / f"cafe\u0301{number}.png")
+    write_table(tmp_path / table, "file_name", [f"caf\u00e9{number}.png" for number in range(4)], ["a", "b"] * 2)
+    assert counts(load_source(str(tmp_path))["train"]) == {"a": 1, "b": 1}
+
+
+def test_a_file_that_is_named_twice(tmp_path):
+    save_flat(tmp_path)
+    write_table(tmp_path / "list.csv", "path", [*PNGS, "0.png"], [*A5_B5, "a"])
+    with pytest.warns(UserWarning, match="names 1 images of its train split more than once; each is taken once"):
+        assert sum(map(len, load_source(str(tmp_path / "list.csv")).values())) == 10
+    write_table(tmp_path / "list.csv", "path", [*PNGS, "./0.png"], [*A5_B5, "b"])
+    with pytest.raises(SourceError, match="0.png' more than one class .'a' and 'b'.; give it one"):
+        load_source(str(tmp_path / "list.csv"))
+
+
+def test_a_file_that_both_splits_name_is_not_tested_on(tmp_path):
+    save_flat(tmp_path / "images")
+    write_table(tmp_path / "train.csv", "path", PNGS[:8], A5_B5[:8])
+    write_table(tmp_path / "test.csv", "path", PNGS[6:], A5_B5[6:])
+    with pytest.warns(UserWarning, match="Left out of the test of .*, as they are trained on: 2 images"):
+        splits = load_source(str(tmp_path))
+    assert counts(splits["train"]) == {"a": 4, "b": 4} and counts(splits["test"]) == {"a": 1, "b": 1}
+    write_table(tmp_path / "test.csv", "path", PNGS[:2], A5_B5[:2])
+    with pytest.raises(SourceError, match="no image in its test split that is not trained on"):
+        load_source(str(tmp_path))
+
+
+def test_a_table_beside_folders_that_are_no_classes(tmp_path):
+    for number in range(10):
+        (tmp_path / f"part_{number // 5}").mkdir(exist_ok=True)
+        noise(number).save(tmp_path / f"part_{number // 5}" / f"{number}.png")
+    write_table(tmp_path / "list.csv", "image_id", list(range(10)), A5_B5, label="dx")
+    with pytest.warns(UserWarning, match="Not read, as the classes of .* are its folders: list.csv"):
+        assert set(counts(load_source(str(tmp_path))["train"])) == {"part_0", "part_1"}
+    found = load_source(str(tmp_path), image_column="image_id", label_column="dx")
+    assert counts(found["train"]) == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("column", ["set", "Data Set", "Usage"])
+def test_rows_of_no_split_are_counted(tmp_path, column):
+    save_flat(tmp_path)
+    told = ["train"] * 6 + ["test"] * 2 + ["", "unknown"]
+    rows = [",".join(row) for row in zip(PNGS, A5_B5, told, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join([f"image,label,{column}", *rows]))
+    with pytest.warns(UserWarning, match=f"their column '{column}' tells no split: 2 images"):
+        splits = load_source(str(tmp_path))
+    assert counts(splits["train"]) == {"a": 3, "b": 3} and counts(splits["test"]) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_saved_split_without_rows(tmp_path, split):
+    rows = labelled([0, 1], ["a", "b"])
+    datasets.DatasetDict({"train": rows, "test": rows} | {split: rows.select([])}).save_to_disk(tmp_path / "d")
+    with pytest.raises(SourceError, match="saved with a split that holds no rows|no images in its"):
+        load_source(str(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image,label\n", "holds no rows"),
+        ("image,label\n0.png,caf\u00e9".encode("latin1"), "not in UTF-8; save it so"),
+        (b'image,label\n"data:image/png;base64,iVBORw0KGgo",a', "holds texts that are no paths"),
+        (b"image,label\n" + b"89504e47" * 40 + b",a", "holds texts that are no paths"),
+    ],
+)
+def test_csv_files_that_are_no_lists_of_images(tmp_path, content, message):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        load_source(str(tmp_path / "x.csv"))
+
+
 def test_a_table_for_each_split(tmp_path):
     for split, labels in (("train", A5_B5), ("test", A5_B5)):
         save_flat(tmp_path / split)
