@@ -1,17 +1,23 @@
 """Saved models with their image processors, from a folder, a run or the Hub."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPImageProcessor, PreTrainedConfig
+from transformers import CLIPImageProcessor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from ..data.hub import hub_answers
 from ..models import PromptViTConfig, PromptViTForImageClassification
+from ..models.architecture_args import shortened
 from ..utils import verify
+from .image_processor import image_processor_of
 
 ROLES = ("teacher", "student")
 
@@ -66,28 +72,69 @@ def load_saved_model(source: str | Path) -> SavedModel:
     try:
         for weights in Path(source).glob("*.safetensors") if is_folder else ():
             verify(weights)
-        config, _ = PreTrainedConfig.get_config_dict(source, **here)
-        kind = config.get("model_type")
+        fields = _read_object(source, "config.json", **here)
+        kind = fields.get("model_type")
         if kind == PromptViTConfig.model_type:
-            if is_folder and PromptViTConfig.from_dict(config).left_out:  # of which the weights may be on the Hub
+            if PromptViTConfig.from_dict(fields).left_out and is_folder:  # of which the weights may be on the Hub
                 here["local_files_only"] = not hub_answers()
+            processor = image_processor_of(_read_object(source, "preprocessor_config.json", **here))
+            if _find(source, SAFE_WEIGHTS_INDEX_NAME, optional=True, **here) is not None:
+                _check_shards(_read_object(source, SAFE_WEIGHTS_INDEX_NAME, **here))
             model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True, **here)
-            processor = CLIPImageProcessor.from_pretrained(source, **here)
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
     if kind != PromptViTConfig.model_type:
-        raise ValueError(f"{source} is a model of another kind ({kind}), not of this package")
-    if loading["missing_keys"]:
-        raise ValueError(f"the weights of {source} are incomplete: {', '.join(sorted(loading['missing_keys'])[:3])}")
+        raise ValueError(f"{source} is a model of another kind ({shortened(str(kind), 80)}), not of this package")
+    for keys, what in (("missing_keys", "are incomplete"), ("unexpected_keys", "are of another model")):
+        if loading[keys]:
+            raise ValueError(f"the weights of {source} {what}: {shortened(', '.join(sorted(loading[keys])[:3]))}")
+    wrong = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"the weights of {source} are not finite numbers: {', '.join(wrong[:3])}")
     if not model.config.tasks_seen:
         raise ValueError(f"the model {source} has seen no class yet")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return SavedModel(model.to(device).eval(), processor)
 
 
+def _find(source: str | Path, name: str, *, local_files_only: bool, optional: bool = False) -> str | None:
+    """A file of a model's folder or repository.
+
+    Raises:
+        OSError: It is not there, and not `optional`.
+    """
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(source, name, local_files_only=local_files_only, **(missing if optional else {}))
+
+
+def _read_object(source: str | Path, name: str, **here: bool) -> dict[str, Any]:
+    """A JSON file of a model, which transformers takes for an object without a look.
+
+    Raises:
+        OSError: It is not there.
+        ValueError: It is no JSON object.
+    """
+    try:
+        content = json.loads(Path(_find(source, name, **here)).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds no JSON object")
+    return content
+
+
+def _check_shards(index: dict[str, Any]) -> None:
+    """Of weights in several files, all must be beside their index, in a form that transformers reads."""
+    of_tensors = index.get("weight_map")
+    files = list(of_tensors.values()) if isinstance(of_tensors, dict) else []
+    are_plain = all(isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files)
+    if not files or not are_plain or not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} does not tell in which files beside it the weights are")
+
+
 def _reason(error: Exception, is_folder: bool, local_files_only: bool) -> str:
     if is_folder or not isinstance(error, (OSError, HFValidationError)):
-        return str(error)
+        return shortened(str(error))
     from_hub = (
         "the Hub cannot be reached" if local_files_only else "the Hub did not give it: is it there, and yours to read?"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_DEPTH = 100
 MAX_WIDTH = 8192
-_NAME = re.compile(r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)?")
+_NAME = re.compile(r"[a-zA-Z0-9_]{1,100}(\.[a-zA-Z0-9_]{1,100})?")
 _FLAGS = (
     "class_token dynamic_img_pad dynamic_img_size fc_norm final_norm fix_init no_embed_class pool_include_prefix "
     "pre_norm proj_bias qk_norm qkv_bias scale_attn_norm scale_mlp_norm"
@@ -108,5 +108,10 @@ def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
 
 def shown(value: Any) -> str:
     """A value of a configuration, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, length: int = 1000) -> str:
+    """A message, or a part of one, that repeats a stranger's words, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model_pretrained, load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from .architecture_args import shown
 from .prefix_attention import PrefixBlock, check_backbone
 
 BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
@@ -24,6 +25,8 @@ BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
 LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
 # What a configuration may make: timm's largest plain ViT has 1.8 billion, and images of 4096 pixels 65,536 patches.
 MAX_PARAMETERS, MAX_PATCHES = 3_000_000_000, 65_536
+# Of a Hub repository, or none. The Hub's client makes a path of it: nothing leads out of its cache.
+_REVISION = re.compile(r"([\w-][\w.-]*(/[\w-][\w.-]*)*)?", re.ASCII)
 
 
 @dataclass
@@ -170,6 +173,8 @@ def _load_left_out(
     """The transformer with its source's weights, and the repository that they are from, if they are."""
     if source.startswith(("hf_hub:", "hf-hub:")):
         hub_name, _, revision = source.split(":", 1)[1].partition("@")
+        if not _REVISION.fullmatch(revision):
+            raise ValueError(f"{shown(revision)} is no revision of a Hub repository")
         return _with_weights(name, args, _download(hub_name, revision or None, download), source), hub_name
     if not re.fullmatch(r"\w[\w. -]*", source):
         raise ValueError("it is neither a timm name with its tag nor a Hub repository nor a plain name of a folder")

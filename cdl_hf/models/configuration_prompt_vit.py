@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .architecture_args import MAX_DEPTH, MAX_WIDTH, check_architecture, is_number, is_whole, shown
+from .architecture_args import MAX_DEPTH, MAX_WIDTH, check_architecture, is_number, is_whole, shortened, shown
 
 # Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
 PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -33,10 +33,15 @@ BOUNDS = {
     "teacher_width": (1, MAX_WIDTH),
 }
 MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
+MAX_NAME = 255  # bytes of a folder's name
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Names beside the fields: those that a file may hold, and those that transformers reads for other models only.
 INHERITED = ("model_type", "num_labels", "name_or_path", "output_attentions", "use_return_dict")
-FOREIGN = ("rope_theta", "rope_parameters", "layer_types")
+FOREIGN = (
+    *("rope_theta", "rope_parameters", "layer_types"),
+    # of which transformers would read other files, or ask other packages
+    *("configuration_files", "transformers_weights", "quantization_config"),
+)
 TRANSFORMERS = ("backbone", "query_backbone")  # fields whose transformers' weights a checkpoint may leave out
 
 
@@ -139,7 +144,7 @@ class PromptViTConfig(PreTrainedConfig):
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__)) from error
+            raise ValueError(shortened(str(error.__cause__))) from error
 
     @classmethod
     def checked(cls, **values: Any) -> "PromptViTConfig":
@@ -151,7 +156,7 @@ class PromptViTConfig(PreTrainedConfig):
         try:
             return cls(**values)
         except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__)) from error
+            raise ValueError(shortened(str(error.__cause__))) from error
 
     @property
     def num_tasks(self) -> int:
@@ -186,8 +191,11 @@ class PromptViTConfig(PreTrainedConfig):
             if getattr(self, name) is not None:
                 check_architecture(name, getattr(self, name), getattr(self, f"{name}_args"))
             weights = getattr(self, f"{name}_weights")
-            if weights and (
-                weights.keys() != {"source", "sha256"} or not re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+            if weights and not (
+                weights.keys() == {"source", "sha256"}
+                and re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+                and weights["source"].isprintable()
+                and len(weights["source"].encode()) <= MAX_NAME
             ):
                 raise ValueError(
                     f"{name}_weights must hold the weights' source and the 64 digits of their sha256, got "
@@ -221,13 +229,13 @@ class PromptViTConfig(PreTrainedConfig):
         if self.num_classes > MAX_CLASSES:
             raise ValueError(f"classes_per_task adds up to {shown(self.num_classes)}, more than {MAX_CLASSES:,}")
         if not 0 <= self.tasks_seen <= self.num_tasks:
-            raise ValueError(f"tasks_seen is {self.tasks_seen}, but the stream has {self.num_tasks} tasks")
+            raise ValueError(f"tasks_seen is {shown(self.tasks_seen)}, but the stream has {self.num_tasks} tasks")
 
     def _check_prompts(self) -> None:
         if self.prompt_method not in PROMPT_DEFAULTS:
             raise ValueError(
-                f"prompt_method is {self.prompt_method!r}; choose one of {', '.join(PROMPT_DEFAULTS)}, or import the "
-                "file that adds it first"
+                f"prompt_method is {shown(self.prompt_method)}; choose one of {', '.join(PROMPT_DEFAULTS)}, or import "
+                "the file that adds it first"
             )
         if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
@@ -241,7 +249,7 @@ class PromptViTConfig(PreTrainedConfig):
         if self.prompt_method == "dualprompt" and (self.g_prompt_length < 2 or self.g_prompt_length % 2):
             raise ValueError(f"g_prompt_length must be even (half keys, half values), got {self.g_prompt_length}")
         if not 0 <= self.ema_decay <= 1:
-            raise ValueError(f"ema_decay must be between 0 and 1, got {self.ema_decay}")
+            raise ValueError(f"ema_decay must be between 0 and 1, got {shown(self.ema_decay)}")
         if not is_number(self.ortho_weight, 0, 1e9):
             raise ValueError(f"ortho_weight must not be negative, nor above 1e9, got {shown(self.ortho_weight)}")
         size = self.num_tasks if self.prompt_method == "dualprompt" else self.pool_size or 1
@@ -254,7 +262,7 @@ class PromptViTConfig(PreTrainedConfig):
 
     def _check_head(self) -> None:
         if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}; choose one of {', '.join(HEADS)}")
+            raise ValueError(f"head is {shown(self.head)}; choose one of {', '.join(HEADS)}")
         if self.head == "ranpac" and self.ranpac_width * self.num_classes > MAX_WEIGHTS:
             raise ValueError(
                 f"ranpac_width ({self.ranpac_width:,}) times the number of classes ({self.num_classes:,}) is more "
@@ -263,9 +271,9 @@ class PromptViTConfig(PreTrainedConfig):
 
     def _check_kd_branch(self) -> None:
         if self.kd_branch not in KD_BRANCHES:
-            raise ValueError(f"kd_branch is {self.kd_branch!r}; choose one of {', '.join(KD_BRANCHES)}")
+            raise ValueError(f"kd_branch is {shown(self.kd_branch)}; choose one of {', '.join(KD_BRANCHES)}")
         if not 0 <= self.kd_alpha <= 1:
-            raise ValueError(f"kd_alpha must be between 0 and 1, got {self.kd_alpha}")
+            raise ValueError(f"kd_alpha must be between 0 and 1, got {shown(self.kd_alpha)}")
         if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
             raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
         if self.kd_branch == "cdl_prompt":
@@ -292,8 +300,6 @@ def _check_inherited(config: dict[str, Any]) -> None:
         raise ValueError(f"id2label must give each column a name, got {shown(names)}")
     if "num_labels" in config and not is_whole(config["num_labels"], 0, MAX_CLASSES):
         raise ValueError(f"num_labels must be at most {MAX_CLASSES:,}, got {shown(config['num_labels'])}")
-    if not isinstance(config.get("quantization_config"), (dict, type(None))):
-        raise ValueError(f"quantization_config must be an object, got {shown(config['quantization_config'])}")
 
 
 __all__ = ["PromptViTConfig"]

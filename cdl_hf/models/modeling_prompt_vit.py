@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -212,6 +213,7 @@ class PromptViTForImageClassification(PreTrainedModel):
             ValueError: A transformer left out cannot be loaded, or is not the one that the prompts were learnt for, or
                 weights and configuration do not fit.
         """
+        kwargs.setdefault("use_safetensors", True)  # nothing is unpickled
         try:
             model, loading_info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -222,6 +224,8 @@ class PromptViTForImageClassification(PreTrainedModel):
             raise ValueError(
                 f"the weights of {pretrained_model_name_or_path} have other shapes than its configuration says"
             ) from error
+        except SafetensorError as error:
+            raise ValueError(f"the weights of {pretrained_model_name_or_path} are damaged: {error}") from error
         download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
         model._put_back(backbones, **download)
         return (model, loading_info) if output_loading_info else model

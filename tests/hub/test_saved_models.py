@@ -1,7 +1,9 @@
 """Models by their folders, and what is said where there is none."""
 
 import json
+import pickle
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import images, tiny_model
 
 from cdl_hf.data import image_processor_for
+from cdl_hf.hub.image_processor import image_processor_of
 from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model
 from cdl_hf.utils import seal_file
 
@@ -62,10 +65,35 @@ def damage_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def drop_a_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    del weights["head.weight"]
+def damage_weights(folder, **changes):
+    weights = {**load_file(folder / "model.safetensors"), **changes}
+    weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def in_shards(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+class Unpickled:
+    """Leaves a trace where it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("unpickled", "w")
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Unpickled()))
+
+
+JSON = ("config.json", "preprocessor_config.json")
+NO_OBJECT = ["", "[]", "3", '"x"', "null", "{", "[" * 100_000, '{"a":' * 100_000]
+
+
+def rewrite(name, content, folder):
+    (folder / name).write_text(content)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +107,20 @@ def drop_a_weight(folder):
         (lambda folder: damage_config(folder, tasks_seen=0), "seen no class"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
-        (drop_a_weight, "incomplete: head.weight"),
+        (lambda folder: damage_weights(folder, **{"head.weight": None}), "incomplete: head.weight"),
+        (lambda folder: damage_weights(folder, kd_head=torch.ones(2)), "are of another model: kd_head"),
+        (lambda folder: damage_weights(folder, **{"head.bias": torch.full((9,), torch.nan)}), "finite.*: head.bias"),
+        (lambda folder: in_shards(folder, {}), "index.json does not tell in which files"),
+        (lambda folder: in_shards(folder, []), "index.json holds no JSON object"),
+        (lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "../a.safetensors"}}), "does not tell"),
+        (lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "a.bin"}}), "does not tell"),
+        (lambda folder: in_shards(folder, {"weight_map": {"a": "a.safetensors"}}), "does not tell"),
+        (pickled, "no file named model.safetensors"),
+        *(
+            (partial(rewrite, name, content), rf"{name} (is damaged|holds no)")
+            for name in JSON
+            for content in NO_OBJECT
+        ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json|processor"),
     ],
 )
@@ -87,5 +128,39 @@ def test_what_is_wrong_is_told(checkpoint, tmp_path, damage, told):
     folder = tmp_path / "student"
     shutil.copytree(checkpoint, folder)
     damage(folder)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=rf"^[^\n]*({told})[^\n]*$"):
         load_saved_model(folder)
+
+
+HUGE = 10**9
+COLORS = ([], [1], [1, 2, 3, 4], "abc", 0.5, None, [torch.nan] * 3, [1e308] * 3, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("crop_size", {"height": side, "width": 32}) for side in (0, -1, HUGE, 32.5, "a", True, None)),
+        *(("crop_size", value) for value in (None, [], "x", HUGE, {"shortest_edge": 32}, {"height": 32})),
+        *(("size", {"shortest_edge": side}) for side in (0, -5, HUGE, 32.7, "x", True, None, torch.nan)),
+        *(("size", value) for value in (None, [], {}, "x", {"longest_edge": 4}, {"height": HUGE, "width": 2})),
+        *(("resample", value) for value in (None, True, -1, 4, 5, 99, HUGE, 1.5, "bicubic", [3])),
+        *(("rescale_factor", value) for value in (None, 0, -1, torch.nan, torch.inf, 1e300, 1e-300, "x", [1])),
+        *((name, value) for name in ("image_mean", "image_std") for value in COLORS),
+        *(("image_std", [value] * 3) for value in (0, 1e-40, -1)),
+        *((name, False) for name in ("do_resize", "do_center_crop", "do_rescale", "do_convert_rgb")),
+        ("do_normalize", "no"),
+    ],
+)
+def test_a_processor_that_prepares_no_image(checkpoint, field, value):
+    fields = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    with pytest.raises(ValueError, match=rf"^{field} in preprocessor_config.json must be [^\n]{{4,200}}$"):
+        image_processor_of({**fields, field: value})
+
+
+def test_what_is_no_matter_of_images_is_no_part_of_a_processor(checkpoint):
+    fields = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    strange = {"resize": "x", "__class__": "x", "center_crop": 3, "auto_map": {"AutoImageProcessor": "a/b--c.D"}}
+    assert image_processor_of(fields | strange).to_dict() == image_processor_of(fields).to_dict()
+    for cfg in ({}, {"crop_mode": "squash"}, {"interpolation": "nearest"}, {"input_size": (3, 32, 48)}):
+        processor = image_processor_for(cfg, "none")
+        assert image_processor_of(json.loads(processor.to_json_string())).to_dict() == processor.to_dict()

@@ -19,7 +19,7 @@ from cdl_hf.models.architecture_args import ARCHITECTURE_ARGS
 
 TAG = "vit_tiny_patch16_224.augreg_in21k"
 DIGEST = "0" * 64
-HUGE = 10**9
+HUGE, HUGE_TEXT = 10**9, 100_000
 
 
 def weights(source):
@@ -135,13 +135,24 @@ FIELDS = [
     ({"attribute_map": {"backbone": "head"}}, "attribute_map is no field"),
     ({"seen_classes": 3}, "seen_classes is no field"),
     ({"to_dict": 3}, "to_dict is no field"),
+    ({"transformers_weights": 3}, "transformers_weights is no field"),
+    ({"transformers_weights": "../x.safetensors"}, "transformers_weights is no field"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantization_config is no"),
+    ({"backbone": "x" * HUGE_TEXT}, "backbone must be the plain name"),
+    ({"head": "x" * HUGE_TEXT}, "head is 'xxx"),
+    ({"prompt_method": ["x" * HUGE_TEXT]}, "prompt_method"),
+    ({"top_k": "x" * HUGE_TEXT}, "top_k"),
+    ({"tasks_seen": 10**1000}, "tasks_seen is 100000"),
+    ({"backbone_weights": weights("a\nb")}, "backbone_weights must hold"),
+    ({"backbone_weights": weights("x" * HUGE_TEXT)}, "backbone_weights must hold"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "reason"), FIELDS)
 def test_fields_out_of_their_bounds(rewritten, fields, reason):
-    with pytest.raises(ValueError, match=rf"^[^\n]*{reason}[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{reason}[^\n]*$") as refused:
         AutoConfig.from_pretrained(rewritten(**fields))
+    assert len(str(refused.value)) <= 1000
 
 
 UNSUITABLE = [
@@ -174,6 +185,11 @@ def test_transformers_that_are_unsuitable(rewritten, fields, reason):
         ("vit_tiny_patch16_224.nonsense", "timm has no weights of that name"),
         ("hf-hub:someone/something", "someone/something is not in the cache"),
         ("hf_hub:../..", "Repo id must"),
+        ("hf_hub:someone/something@main", "someone/something is not in the cache"),
+        ("hf_hub:someone/something@../../../mine", "is no revision"),
+        ("hf_hub:someone/something@/etc/hostname", "is no revision"),
+        ("hf_hub:someone/something@refs/..", "is no revision"),
+        ("hf_hub:someone/something@a b", "is no revision"),
         ("local-dir:mine", "neither a timm name"),
         ("/etc", "neither a timm name"),
         ("../mine", "neither a timm name"),
