@@ -19,14 +19,21 @@ _LOGIN = re.compile(
 )
 _ABSOLUTE = re.compile(r"~|[/\\]|[A-Za-z]:[/\\]")
 _HOMES = {"home", "users"}  # what holds a folder for each person
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf_oauth_ey[\w.-]+|(?:hf|api_org)_[A-Za-z0-9]{16,})")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-_FORMULA = re.compile(r"((?:^|[;\t\r\n])(?=[\s\0\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r]))")
+_UNSEEN = r"[\s\0-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+_SIGN = r"[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]"  # also the wide and the small ones
+_FORMULA = re.compile(rf"((?:^|[;\t\r\n])(?={_UNSEEN}*{_SIGN})|^(?=[\t\r]))")
+_BLOCK = re.compile(r"^(\d{0,9})(?=[#+=.)-])")  # of a heading, a list or a rule
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: neither markup nor HTML, nor the end of a table's cell."""
-    return re.sub(r"([\\`*_|<>\[\]&$~])", r"\\\1", _utf8(" ".join(text.split())))
+    """Text that Markdown shows as it is, on one line: neither markup nor HTML, nor the end of a table's cell.
+
+    Nor the start of a heading or a list, where a line or an entry starts with it.
+    """
+    text = re.sub(r"([\\`*_|<>\[\]&$~])", r"\\\1", _utf8(" ".join(text.split())))
+    return _BLOCK.sub(r"\1\\", text)
 
 
 def markdown_name(name: str) -> str:

@@ -25,6 +25,22 @@ NAMES = [
     "&lt;b&gt; &amp;",
     "R$ 5 and 6 $",
 ]
+BLOCKS = [
+    "# a",
+    "## a",
+    "- a",
+    "+ a",
+    "* a",
+    "1. a",
+    "10) a",
+    "---",
+    "===",
+    "- - -",
+    "\u2028# a",
+    "> a",
+    "~~~",
+    "    a",
+]
 
 
 @pytest.mark.parametrize("escape", [markdown_text, markdown_name])
@@ -41,7 +57,20 @@ def test_markdown_shows_names_as_they_are(escape, name):
     assert "".join(child.content for child in cells[0].children) == " ".join(name.split())
 
 
+@pytest.mark.parametrize("escape", [markdown_text, markdown_name])
+@pytest.mark.parametrize("name", [*NAMES, *BLOCKS])
+@pytest.mark.parametrize("around", ["{}: 6 classes", "{}", "- {}", "# {}", "text\n{}"])
+def test_no_name_at_the_start_of_a_line_is_a_heading_or_a_list(escape, name, around):
+    def kinds(text):
+        return [token.type for token in MarkdownIt("commonmark", {"html": True}).parse(around.format(text))]
+
+    assert kinds(escape(name)) == kinds("a")
+
+
 def test_names_stay_readable():
+    for name in ("2.5D", "a-b", "3", "c#", "9) lives"):
+        assert markdown_text(name).replace("\\", "") == name
+    assert markdown_text("cat-1.5 #2") == "cat-1.5 #2"
     assert markdown_name("vit_base_patch16_224") == "vit_base_patch16_224"
     assert markdown_text("snow_man") == r"snow\_man"
 
@@ -66,6 +95,11 @@ FORMULAS = [
     "\ufeff=1",
     "\0=1",
     "\uff1d1",
+    "\ufe661",
+    "\u200b=1",
+    "\u202e=1",
+    "\x7f=1",
+    "\u2060\xa0@a",
 ]
 
 
@@ -75,7 +109,8 @@ def test_no_text_is_a_formula(text):
     for delimiter in ",;":  # in many countries a spreadsheet divides at semicolons
         header, cells = csv.reader(io.StringIO(table, newline=""), delimiter=delimiter)
         for cell in cells:
-            assert not cell.lstrip(" \0\ufeff").startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d"))
+            seen = cell.lstrip(" \0\ufeff\u200b\u202e\x7f\u2060\xa0")
+            assert not seen.startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d", "\ufe66"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +152,9 @@ def test_numbers_and_plain_text_stay(cell):
         ("home/office", "home/office"),
         ("vit_base_patch16_224.augreg2_in21k_ft_in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k"),
         ("--prompt_blocks", "--prompt_blocks"),
+        ("my_hf_AbCdEfGhIjKlMnOpQrStUvWx", "my_hf_..."),
+        ("token=hf_oauth_eyJhbGciOi.eyJz_Y-29", "token=hf_..."),
+        ("api_org_AbCdEfGhIjKlMnOpQrStUvWx", "hf_..."),
         ("caf\udce9", r"caf\udce9"),
     ],
 )
