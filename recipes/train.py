@@ -90,10 +90,13 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
             with together():
                 folder.write_arguments(arguments.given, to_yaml(arguments))
                 folder.write_split(stream.split_list())
-                folder.write_images(RunImages.of(stream).content())
+                images = RunImages.of(stream)
+                folder.write_images(images.content())
     except ValueError as error:  # the user's mistakes, each in one sentence
         refuse(str(error))
 
+    if note := images.repeats():
+        accelerator.print(f"note: {note}")
     accelerator.print(f"output: {folder.path}")
     with ended_plainly(folder, accelerator):
         accelerators.start_trackers(accelerator, args, to_dict(arguments), trainer.steps)

@@ -1,5 +1,6 @@
 """Stored images as PIL images, the same for the check before training, for training, tests and predictions."""
 
+import os
 from io import BytesIO
 
 import numpy as np
@@ -68,6 +69,8 @@ def open_image(path: str) -> PIL.Image.Image:
     Raises:
         OSError, ValueError and others: As [`decode`] raises them.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UnreadableImageError("no regular file")
     image = decode({"path": str(path), "bytes": None})
     image.load()
     return image

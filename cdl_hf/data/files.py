@@ -1,5 +1,6 @@
 """Image files without labels."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,13 +20,13 @@ def find_image_files(paths: Iterable[str | Path]) -> list[str]:
         SourceError: There is no such file or folder, or no image in it.
     """
     files = []
-    for path in (Path(path).expanduser() for path in paths):
+    for path in (Path(os.path.expanduser(path)) for path in paths):
         if path.is_dir():
             found = sorted(find_images(path, bare=False))
             if not found:
                 raise SourceError(f"'{path}' holds no files whose names are those of images.")
             files += found
-        elif path.exists():
+        elif os.path.exists(path):
             files.append(str(path))
         else:
             raise SourceError(f"there is no file or folder '{path}'.")

@@ -1,7 +1,7 @@
 """Folders of images, `<class>/...`, or `train/<class>/...` beside `test/<class>/...`."""
 
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         if roots:
             return Layout({name: _unwrapped(folder, notes) for name, folder in roots.items()}, notes)
         if not imaged:
-            direct = " (those in it belong to no class)" if has_own_images(root) else ""
+            direct = " (those in it belong to no class)" if has_own_images(root) else _other_kinds(root)
             raise SourceError(
                 f"'{path}' holds no images in folders of classes{direct}; expected <class>/<image file> below it."
             )
@@ -114,13 +114,24 @@ def check_name(path: str) -> str:
 def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, list]:
     """Each image and its class, the first folder below `root`; without a class, where there are no such folders."""
     folders = {name: folder for name, folder in subfolders(root).items() if name not in left_out}
-    files = [(check_name(file), one_name(name)) for name in folders for file in find_images(folders[name], others)]
+    files = []
+    for name, folder in folders.items():
+        found = list(find_images(folder, others))
+        if holds_images(folder):  # not only files without suffixes that are no images
+            files += [(check_name(file), one_name(name)) for file in found]
     files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
 
 
 def _imaged(folder: Path) -> dict[str, Path]:
     return {name: child for name, child in subfolders(folder).items() if holds_images(child)}
+
+
+def _other_kinds(root: Path) -> str:
+    others = Counter()
+    deque(find_images(root, others), maxlen=0)
+    kinds = listed([f"{number:,} {kind}" for kind, number in others.most_common(3)])
+    return f" (files of other kinds are not read: {kinds})" if kinds else ""
 
 
 def _look_below(root: Path, imaged: dict[str, Path], notes: list[str]) -> frozenset[str]:

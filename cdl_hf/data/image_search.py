@@ -10,7 +10,7 @@ import PIL.Image
 from .decoding import FORMATS
 from .source_error import SourceError
 
-NO_IMAGES = ("thumbs.db", "desktop.ini", "readme.txt", "license.txt")
+NO_IMAGES = ("thumbs.db", "desktop.ini", "readme", "readme.txt", "license", "license.txt", "makefile")
 # of archives made on a Mac, of network drives (Synology, QNAP), of Windows, of Linux, of Python
 NO_FOLDERS = (
     *("__macosx", "@eadir", "#recycle", "@recycle", "@recycle.bin", "$recycle.bin"),
@@ -110,6 +110,8 @@ def _own_images(folder: Path, enough: int) -> list[str]:
 
 
 def _opens(file: str) -> bool:
+    if not os.path.isfile(file):  # a pipe would be waited for
+        return False
     try:
         with PIL.Image.open(file, formats=FORMATS):
             return True

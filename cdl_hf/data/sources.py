@@ -1,6 +1,7 @@
 """Named data sets, local folders and files, and Hub data sets, all read into one form: `image` and `label`."""
 
 import difflib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Source:
     @property
     def hub_name(self) -> str | None:
         """Its repository on the Hub, if it is nothing of this machine."""
-        return None if Path(self.location).expanduser().exists() else self.location
+        return None if os.path.exists(os.path.expanduser(self.location)) else self.location
 
 
 # Of CIFAR-100 the publishers' page has only the wish to be cited, no licence, and the data set's own repository on the
@@ -152,7 +153,7 @@ def load_source(
             raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
         splits = _by_list(splits["train"], split_file, folders, name)
     unreadable = {}
-    if not source.is_sound and not is_cifar100(Path(name).expanduser()):
+    if not source.is_sound and not is_cifar100(Path(os.path.expanduser(name))):
         splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
     if drop_empty_classes:
         splits, kept = without_empty_classes(splits)
@@ -183,9 +184,11 @@ def _warn_of_a_folder_of_that_name(name: str, source: Source) -> None:
 
 
 def _read(location: str, wanted: Wanted, train_split: str | None, test_split: str | None) -> DatasetDict:
-    path = Path(location).expanduser().absolute()
+    path = Path(os.path.expanduser(location)).absolute()
     check_name(str(path))
-    if path.exists():
+    if not location.strip():
+        raise SourceError("The data set has no name; give a folder, a file, or a name on the Hub.")
+    if os.path.exists(path):
         return read_local(path, wanted, train_split, test_split)
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:

@@ -65,6 +65,19 @@ class RunImages:
         np.savez(file, **arrays)
         return file.getvalue()
 
+    def repeats(self) -> str | None:
+        """A sentence on the images for the test that are among those to be trained on as well; None if there are none.
+
+        Files that differ in a byte, such as those that were compressed again, are other images here.
+        """
+        repeated = int(self.trained_on(self.digests["test"]).sum())
+        if not repeated:
+            return None
+        return (
+            f"{repeated:,} of the {len(self.digests['test']):,} test images are trained on too (equal files): the "
+            "accuracy on them says nothing of new images"
+        )
+
     def trained_on(self, digests: np.ndarray) -> np.ndarray:
         """Whether the run was trained on each image, (n,) truth values.
 

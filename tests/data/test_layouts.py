@@ -1,11 +1,12 @@
 """Folders of images as people have them: which folders are splits, which are classes, and which are neither."""
 
+import os
 import warnings
 
 import numpy as np
 import pytest
 
-from cdl_hf.data import SourceError, TaskStream, load_source
+from cdl_hf.data import SourceError, TaskStream, load_source, open_image
 
 from .conftest import noise, save_images
 from .test_sources import counts
@@ -185,6 +186,39 @@ def test_classes_without_images_are_named(tmp_path):
     told = " ".join(str(each.message) for each in caught)
     for part in ("which make no class: empty, photos.", "no folder of a class: stray.png", "1 .heic", "links: gone"):
         assert part in told
+
+
+def test_files_of_other_kinds_are_named_where_there_are_no_images(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.heic").write_bytes(b"ftypheic")
+        (tmp_path / name / "README").write_text("photographs")
+    with pytest.raises(
+        SourceError, match="no images in folders of classes .files of other kinds are not read: 2 .heic."
+    ):
+        load_source(str(tmp_path))
+    save_images(tmp_path, {"c": 5, "d": 5})
+    (tmp_path / "c" / "LICENSE").write_text("free")
+    assert set(counts(load_source(str(tmp_path))["train"])) == {"c", "d"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    save_images(tmp_path, AB | {"c": 0})
+    os.mkfifo(tmp_path / "c" / "pipe")
+    with pytest.warns(UserWarning, match="which make no class: c"):
+        assert set(counts(load_source(str(tmp_path))["train"])) == {"a", "b"}
+    with pytest.raises(ValueError, match="no regular file"):
+        open_image(tmp_path / "c" / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "has no name"), ("x" * 5000, "is no file or folder"), ("~nobody_here/x/y", "is no file")],
+)
+def test_names_of_nothing_are_refused(name, message):
+    with pytest.raises(SourceError, match=message):
+        load_source(name)
 
 
 def test_a_class_of_unreadable_images_is_named(tmp_path):

@@ -118,3 +118,12 @@ def test_runs_of_earlier_versions_go_by_their_list(run, tmp_path):
     shutil.rmtree(tmp_path / "data")
     _, (note,) = unseen_images(view, "data", run)
     assert "not known" in note and "data" in note
+
+
+def test_images_for_the_test_that_are_trained_on_are_counted(run, tmp_path):
+    assert RunImages.load(run).repeats() is None
+    save_images(tmp_path / "two" / "train", range(6))
+    save_images(tmp_path / "two" / "test", range(5, 9))  # under other names, or linked, they are the same
+    arguments = parse(RUN, ["--dataset", str(tmp_path / "two"), "--num_tasks", "1"])
+    images = RunImages.of(build_stream(next(iter(arguments))))
+    assert images.repeats().startswith("2 of the 8 test images are trained on too")
