@@ -10,6 +10,7 @@ from .cifar100 import is_cifar100, read_cifar100
 from .image_folder import Layout, find_layout, read_image_folder
 from .image_search import image_suffixes, subfolders, walk
 from .source_error import SourceError, listed
+from .split_names import is_unlabelled
 from .tables import (
     KINDS,
     METADATA,
@@ -94,6 +95,11 @@ def _read_folder(path: Path, wanted: Wanted, train_split: str | None, test_split
     layout, problem = _layout(path, train_split, test_split)
     if layout is None or len(layout.classes) < 2 or {wanted.image, wanted.label} - {None, "image", "label"}:
         loose = [file for file in (*tables, *metadata) if file.parent == path and names_images(file, wanted)]
+        labelled = [file for file in loose if not is_unlabelled(file.stem)]
+        if labelled and len(labelled) < len(loose):
+            names = listed([file.name for file in loose if file not in labelled])
+            warnings.warn(f"Left out of '{path}', as their names say that they hold no labels: {names}.", stacklevel=4)
+            loose = labelled
         if loose:
             return read_tables(by_split(loose, path), wanted)
     if layout is None:

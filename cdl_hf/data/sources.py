@@ -140,6 +140,8 @@ def load_source(
     train = choose_train(splits, name, train_split)
     image = columns.image_column(splits[train].features, image_column or source.image_column, name)
     label = columns.label_column(splits[train].features, label_column or source.label_column, name)
+    if image == label:
+        raise SourceError(f"'{name}' has one column '{image}' for images and labels; name two that differ.")
     test = choose_test(splits, name, train, test_split, (image, label))
     chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}

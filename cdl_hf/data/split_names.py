@@ -24,6 +24,8 @@ _UNLABELLED = (
     "unlabelled",
     "extra",
     "inference",
+    "submission",
+    "submissions",
 )
 _BESIDE_PATTERN = f"(?:{'|'.join(_BESIDE)})*"
 _PATTERNS = {
@@ -60,7 +62,7 @@ def is_neutral(name: str) -> bool:
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether a folder of this name beside the training images holds images without labels: seg_pred, extra."""
+    """Whether what has this name beside the training images is without labels: seg_pred, extra, sample_submission."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     return any(word in _UNLABELLED for word in words) and all(word in (*_UNLABELLED, *_BESIDE) for word in words)
 

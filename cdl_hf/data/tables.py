@@ -92,6 +92,14 @@ def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
             stacklevel=3,
         )
         del found[None]
+    for split, of_one in found.items():
+        folders = sorted({str(file.parent.relative_to(root)) for file in of_one})
+        if len(folders) > 1:
+            warnings.warn(
+                f"The tables in several folders of '{root}' are read together as {split or 'train'}: "
+                f"{listed(folders)}; if they are copies or versions of one another, give one folder.",
+                stacklevel=3,
+            )
     return {split or "train": files for split, files in found.items()}
 
 
@@ -302,4 +310,6 @@ def explain(error: BaseException, file: Path | str) -> SourceError:
         )
     if isinstance(error, UnicodeDecodeError) or isinstance(error.__cause__, UnicodeDecodeError):
         return SourceError(f"'{file}' is not in UTF-8; save it so.")
+    if "corresponds to no data" in str(error):  # as `datasets` has it
+        return SourceError(f"'{file}' holds no rows.")
     return SourceError(f"'{file}' is damaged or incomplete: {reason(error)}")

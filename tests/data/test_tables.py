@@ -1,5 +1,6 @@
 """Tables of images: what `datasets` takes for an image folder, CSV and JSON with paths, Parquet and Arrow files."""
 
+import io
 import json
 import os
 import zipfile
@@ -37,6 +38,12 @@ def write_table(file, column, names, labels, label="label"):
     else:
         lines = map(json.dumps, rows)
         file.write_text("\n".join(lines) if file.suffix == ".jsonl" else f"[{', '.join(lines)}]", encoding="utf-8")
+
+
+def file_bytes(number):
+    file = io.BytesIO()
+    noise(number).save(file, "PNG")
+    return file.getvalue()
 
 
 PNGS = [f"{number}.png" for number in range(10)]
@@ -537,3 +544,30 @@ def test_classes_that_do_not_occur(tmp_path):
     assert splits["train"].features["label"].names == ["b", "d"]
     assert splits["train"]["label"][:] == [0, 1, 0] and splits["test"]["label"][:] == [1, 0]
     assert load_source(path)["train"].features["label"].num_classes == 5
+
+
+def test_a_sheet_for_answers_is_no_list_of_classes(tmp_path):
+    for folder, names in (("train", PNGS[:6]), ("test", PNGS[6:])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            noise().save(tmp_path / folder / name)
+    write_table(tmp_path / "labels.csv", "id", [name[:-4] for name in PNGS[:6]], A5_B5[:6])
+    write_table(tmp_path / "sample_submission.csv", "id", [name[:-4] for name in PNGS[6:]], ["0"] * 4)
+    with pytest.warns(UserWarning, match="that they hold no labels: sample_submission.csv"):
+        assert counts(load_source(str(tmp_path))["train"]) == {"a": 2, "b": 2}
+
+
+def test_tables_in_several_folders_are_told(tmp_path):
+    for folder in ("full", "small"):
+        (tmp_path / folder).mkdir()
+        rows = [{"image": {"bytes": file_bytes(n), "path": None}, "label": A5_B5[n]} for n in range(10)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / folder / "train.parquet")
+    with pytest.warns(UserWarning, match="are read together as train: full, small; if they are copies"):
+        load_source(str(tmp_path))
+    assert sum(map(len, load_source(str(tmp_path / "full")).values())) == 10
+
+
+@pytest.mark.parametrize("columns", [{"image_column": "label"}, {"label_column": "image"}])
+def test_one_column_for_both_is_refused(tmp_path, columns):
+    with pytest.raises(SourceError, match="one column '.*' for images and labels"):
+        load_source(str(save_images(tmp_path, {"a": 3, "b": 3})), **columns)
