@@ -4,8 +4,9 @@
     python recipes/evaluate.py my_run/student --dataset my_images/ --output_dir evaluation
 
 Classes of a data set are matched by their names. All classes that the model has seen compete; no task is given.
-Images that the run was trained on are told by their content, which its folder remembers, and are left out: of another
-data set its test split, or all images where it has none. A model away from its run does not know what it has seen.
+Images that the run was trained on are told by their files' content, which its folder remembers, and are left out: of
+another data set its test split, or all images where it has none. A file that was compressed or resized since is not
+recognized. A model away from its run does not know what it has seen.
 """
 
 from dataclasses import dataclass, field
