@@ -100,8 +100,12 @@ class Demo:
         self.last = some.model.config.tasks_seen - 1
         known = all(s.path(task).is_file() for s in self.states.values() for task in range(self.last + 1))
         self.num_tasks = self.last + 1 if known else 1
-        args = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
-        self.args = {name: args[name] for name in ("dataset", "prompt_method", "distillation")}
+        try:
+            args = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
+            self.args = {name: args[name] for name in ("dataset", "prompt_method", "distillation")}
+        except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{run / 'args.yaml'} is damaged: {reason}, {type(error).__name__}") from error
         self.takes_drawings = self.args["dataset"] == DRAWINGS
         self._lock, self._task = threading.Lock(), self.last
         self.answer(Image.new("RGB", (64, 64)), self.last)  # the first call takes longer than all others

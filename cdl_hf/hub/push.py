@@ -128,7 +128,7 @@ def _whole_models(run: Path, with_states: bool) -> list[str]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged, and nothing was pushed: it holds no JSON object")

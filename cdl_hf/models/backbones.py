@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model_pretrained, load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from .architecture_args import shown
+from .architecture_args import check_architecture, shown
 from .prefix_attention import PrefixBlock, check_backbone
 
 BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
@@ -67,14 +67,7 @@ def create_backbone(name: str, **args) -> VisionTransformer:
         ValueError: timm does not know the name or an argument, the model is not a plain ViT with a class token, or it
             is larger than any that exists.
     """
-    with torch.device("meta"):
-        backbone = _create(name, name, args, pretrained=False)
-    parameters, patches = sum(p.numel() for p in backbone.parameters()), backbone.patch_embed.num_patches
-    if parameters > MAX_PARAMETERS or patches > MAX_PATCHES:
-        raise ValueError(
-            f"{name} with {args} would have {parameters:,} parameters and {patches:,} patches, more than "
-            f"{MAX_PARAMETERS:,} or {MAX_PATCHES:,}"
-        )
+    backbone = _without_memory(name, name, args)
     return backbone if torch.get_default_device().type == "meta" else _create(name, name, args, pretrained=False)
 
 
@@ -101,8 +94,9 @@ def load_backbone(
         if weights is not None:
             raise ValueError(f"the folder {folder} has weights of its own: leave out those of {weights}")
         config = _read_config(folder)
-        name, args = config["architecture"], {**config.get("model_args", {}), **args}
+        name, args = config["architecture"], {**config["model_args"], **args}
         args.pop("num_classes", None)
+        _without_memory(f"local-dir:{folder}", str(source), args)
         module = _create(f"local-dir:{folder}", str(source), args, pretrained=False)
         if pretrained:
             files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
@@ -229,15 +223,24 @@ def backbone_digest(module: VisionTransformer) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder in timm's form, which may be a stranger's too: its arguments merely shape."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{file} is not of a backbone: it names no architecture (see recipes/pretrain.py)")
+    args = config.get("model_args") or {}
+    if not isinstance(args, dict):
+        raise ValueError(f"{file} is not of a backbone: model_args must be an object, got {shown(args)}")
+    config["model_args"] = {arg: value for arg, value in args.items() if arg != "num_classes"}
+    try:
+        check_architecture("model", config["architecture"], config["model_args"])
+    except ValueError as error:
+        raise ValueError(f"{file} is not of a backbone: {error}") from error
     return config
 
 
@@ -269,6 +272,19 @@ def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> Non
             f"{file} does not hold the weights of {shown_name}: {len(missing)} of {total} tensors are missing, such "
             f"as {missing[0]}"
         )
+
+
+def _without_memory(name: str, shown_name: str, args: dict[str, Any]) -> VisionTransformer:
+    """The transformer on the meta device, if it is not far too large."""
+    with torch.device("meta"):
+        backbone = _create(name, shown_name, args, pretrained=False)
+    parameters, patches = sum(p.numel() for p in backbone.parameters()), backbone.patch_embed.num_patches
+    if parameters > MAX_PARAMETERS or patches > MAX_PATCHES:
+        raise ValueError(
+            f"{shown_name} with {args} would have {parameters:,} parameters and {patches:,} patches, more than "
+            f"{MAX_PARAMETERS:,} or {MAX_PATCHES:,}"
+        )
+    return backbone
 
 
 def _create(

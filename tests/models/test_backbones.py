@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import timm
 import torch
@@ -89,3 +91,29 @@ def test_folder_in_timms_form(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no config\.json"):
         load_backbone(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (3, "names no architecture"),
+        ({"architecture": None}, "names no architecture"),
+        ({"architecture": "hf-hub:someone/something"}, "must be the plain name of a timm architecture"),
+        ({"architecture": "local-dir:/etc"}, "must be the plain name"),
+        ({"model_args": [1]}, "model_args must be an object"),
+        ({"model_args": {"checkpoint_path": "/etc/hostname"}}, "model_args has 'checkpoint_path'"),
+        ({"model_args": {"pretrained_cfg": {"url": "https://example.org/x.pth"}}}, "model_args has 'pretrained_cfg'"),
+        ({"model_args": {"depth": 20_000}}, "depth in model_args must be a whole number from 1 to 100"),
+        ({"model_args": {"depth": 100, "embed_dim": 8192, "num_heads": 8}}, "more than 3,000,000,000"),
+        ({"model_args": {"norm_layer": "os.system"}}, "norm_layer in model_args must be one of"),
+    ],
+)
+def test_a_folder_of_a_backbone_is_a_strangers_word_too(tmp_path, config, reason):
+    if isinstance(config, dict):
+        config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, **config}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"^[^\n]*{reason}[^\n]*$"):
+        load_backbone(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is damaged"):
+        load_backbone(tmp_path)

@@ -151,6 +151,15 @@ def test_mistakes_are_told(finished_run, capsys, arguments, told):
     assert stop.value.code == 2 and told in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "x", "{", "dataset: a", "\0", "!!python/object/apply:os.getcwd []"])
+def test_damaged_arguments_are_told(recipe, finished_run, tmp_path, content):
+    for role in ("teacher", "student"):
+        (tmp_path / role).symlink_to(finished_run / role)
+    (tmp_path / "args.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"^[^\n]*args.yaml is damaged: [^\n]*$"):
+        recipe.Demo(tmp_path)
+
+
 def test_without_gradio_it_is_told(recipe, demo, monkeypatch, capsys):
     monkeypatch.setattr(recipe, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
