@@ -180,6 +180,8 @@ def _verify_tensors(path: Path) -> None:
             raise DamagedFile(path, f"it is {'cut off' if rest > -8 else 'empty'}")
         header = file.read(length)
         written = re.search(rb'"sha256":"([^"]{64})"', header)
+        if written is None and re.search(rb'"[^"]{6}":"[0-9a-f]{64}"', header):
+            raise DamagedFile(path, "the name of the checksum in its header is")
         if written is None:
             return
         digest = hashlib.sha256(start + header[: written.start(1)] + _ZEROS + header[written.end(1) :])

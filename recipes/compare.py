@@ -181,9 +181,13 @@ class Runner:
         if RunLock(folder).is_taken():
             raise InUse(run.name)
         begun = (folder / "args.yaml").is_file() and not is_finished(run, self.runs)
-        if begun and (changed := changed_arguments(run, self.runs)):  # which --resume would take for what is not given
-            told = f"it is begun, with other arguments ({changed}): remove its folder, or choose another"
-            self.problems[run.name] = Problem("failed", told)
+        try:
+            changed = begun and changed_arguments(run, self.runs)  # which --resume would take for what is not given
+            told = f"it is begun, with other arguments ({changed})"
+        except SystemExit:  # the parser has said what is wrong
+            changed = told = "it is begun, and its args.yaml is damaged"
+        if changed:
+            self.problems[run.name] = Problem("failed", f"{told}: remove its folder, or choose another")
             return False
         command = [sys.executable, str(TRAIN), *run.command_line(self.runs), "--output_dir", str(folder)]
         command.append("--resume" if begun else "--overwrite")

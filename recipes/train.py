@@ -134,16 +134,17 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
     accelerator.print(f'  pipeline("image-classification", model="{folder.path / role}")("image.png")')
 
     if hub_args.push_to_hub and accelerator.is_main_process:
-        try:
-            addresses = push_run(
-                folder.path,
-                hub_args.hub_model_id,
-                private=hub_args.hub_private,
-                task_revisions=hub_args.hub_task_revisions,
-            )
-        except PushError as error:
-            print(f"The training is finished, but {error}", file=sys.stderr)
-            sys.exit(EX_UNAVAILABLE)
+        with ended_plainly(folder, accelerator):
+            try:
+                addresses = push_run(
+                    folder.path,
+                    hub_args.hub_model_id,
+                    private=hub_args.hub_private,
+                    task_revisions=hub_args.hub_task_revisions,
+                )
+            except PushError as error:
+                print(f"The training is finished, but {error}", file=sys.stderr)
+                sys.exit(EX_UNAVAILABLE)
         print("\n".join(f"{role}: {address}" for role, address in addresses.items()))
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from cdl_hf.utils import (
@@ -135,6 +135,18 @@ def test_damage_is_noticed(kept, damage):
     kept.write_bytes(content)
     with pytest.raises(DamagedFile, match=f"{kept.name} is damaged"):
         verify(kept)
+
+
+def test_a_checksum_whose_name_is_damaged_is_not_taken_for_none(tmp_path):
+    path = tmp_path / "model.safetensors"
+    whole = seal(save({"a": torch.arange(4.0)}, {"counts": "[[1, 2]]"}))
+    start = 8 * whole.index(b'"sha256":"')
+    for place in range(start, start + 8 * 11):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises((DamagedFile, SafetensorError)), safe_open(path, "pt"):  # which looks at the JSON alone
+            verify(path)
 
 
 def test_files_of_earlier_versions_pass(tmp_path):

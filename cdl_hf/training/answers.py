@@ -68,7 +68,8 @@ class TeacherAnswers:
         """The arrays that are there, mapped into memory: (E, n, D) by name.
 
         Raises:
-            ValueError: A file is damaged, or is not of so many epochs and images.
+            DamagedFile: A file is not what was written.
+            ValueError: It is not of so many epochs and images.
         """
         arrays = {}
         for name, file in self.files.items():
@@ -79,9 +80,9 @@ class TeacherAnswers:
                 verify(file)
                 array = np.load(file, mmap_mode="r")
             except DamagedFile as error:
-                raise ValueError(f"{error}; {remedy}") from error
+                raise DamagedFile(file, f"{error.reason}; {remedy}") from error
             except (ValueError, EOFError) as error:  # cut short, or not of this format
-                raise ValueError(f"{file} is damaged ({error}): {remedy}") from error
+                raise DamagedFile(file, f"{error}; {remedy}") from error
             if array.shape[:-1] != (num_epochs, num_images) or array.dtype != np.float32:
                 raise ValueError(
                     f"{file} holds {array.dtype} values of shape {array.shape}, not float32 answers of {num_epochs} "
@@ -96,7 +97,7 @@ class TeacherAnswers:
         Runs of earlier versions have stored rows of zeros for the images that their batches left out.
 
         Raises:
-            ValueError: As [`open`].
+            DamagedFile, ValueError: As [`open`].
         """
         arrays = {name: list(array) for name, array in self.open(num_epochs, num_images).items()}
         for name, epochs in arrays.items():

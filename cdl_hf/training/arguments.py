@@ -237,4 +237,4 @@ def record_of_resumed(given: Mapping[str, Any]) -> str | None:
     if not given.get("resume") or given.get("output_dir") is None:
         return None
     path = os.path.join(given["output_dir"], "args.yaml")
-    return path if os.path.isfile(path) and os.path.getsize(path) else None
+    return path if os.path.isfile(path) else None

@@ -88,6 +88,8 @@ def parse(
     earlier: dict[str, _Entry] = {}
     if record is not None and (path := record(values)) is not None:
         earlier = _read_yaml(path, arguments, header="")
+        if not earlier:
+            refuse(f"{path} is empty: put back a copy of it, or delete it and give all arguments")
         values = {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
 
     instances = []
@@ -262,21 +264,22 @@ def _read_yaml(path: str, arguments: dict[str, _Argument], header: str) -> dict[
     A file that begins with `header` is the record of an earlier call, which [`to_yaml`] wrote. It does not say what
     this one is to do: earlier versions wrote `overwrite: true` into it.
     """
+    told = f"--config {path}" if header else path
     try:
         with open(_expanded(path), encoding="utf-8") as file:
             is_record = file.readline().startswith(header)
             file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
-        refuse(f"--config {path}: cannot read this file ({error.strerror}).")
+        refuse(f"{told}: cannot read this file ({error.strerror}).")
     except UnicodeDecodeError:
-        refuse(f"--config {path}: this file is not a text in UTF-8.")
+        refuse(f"{told}: this file is not a text in UTF-8.")
     except yaml.YAMLError as error:
-        refuse(f"--config {path}: this file is not valid YAML ({_one_line(error)}).")
+        refuse(f"{told}: this file is not valid YAML ({_one_line(error)}).")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        refuse(f"--config {path}: this file must consist of lines 'name: value'.")
+        refuse(f"{told}: this file must consist of lines 'name: value'.")
 
     entries: dict[str, _Entry] = {}
     for key, node in root.value:

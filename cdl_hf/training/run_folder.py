@@ -161,12 +161,22 @@ class RunFolder:
         """The arguments as resolved, and as given when the run began: a resumed one keeps the latter."""
         if self.processes.is_main_process:
             write_text(self.path / ARGUMENTS, resolved_yaml)
-            if not (self.resume and (self.path / GIVEN).is_file()):
+            if not (self.resume and self.given() is not None):
                 write_json(self.path / GIVEN, given)
 
-    def given(self) -> dict[str, Any]:
-        """The arguments as given when the run began."""
-        return json.loads((self.path / GIVEN).read_text(encoding="utf-8"))
+    def given(self) -> dict[str, Any] | None:
+        """The arguments as given when the run began; None if there is no record of them, or a damaged one."""
+        record = self.path / GIVEN
+        if not record.is_file():
+            return None
+        try:
+            given = json.loads(record.read_text(encoding="utf-8"))
+            if isinstance(given, dict) and isinstance(given.get("command_line"), list):
+                return given
+        except ValueError:
+            pass
+        warnings.warn(f"{record} is damaged: with which command the run began is not known", stacklevel=2)
+        return None
 
     def write_split(self, split_list: str | None) -> None:
         """The list of training images that `--split_file` takes, where the images were divided for this run."""

@@ -54,7 +54,7 @@ class RunImages:
         try:
             with np.load(run / NAME) as file:
                 return cls(*({split: file[f"{split}_{what}"] for split in SPLITS} for what in ("digests", "columns")))
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{run / NAME} is damaged: {error}") from error
 
     def content(self) -> bytes:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 NAME = ".cdl_hf.lock"
@@ -57,9 +58,10 @@ class RunLock:
                 )
                 return
             if is_there:
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 _held[self.path] = descriptor
+                with suppress(OSError):  # of a full disk; it only tells others whose lock it is
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             else:
                 os.close(descriptor)
 

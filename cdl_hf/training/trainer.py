@@ -73,8 +73,9 @@ class ContinualDistillationTrainer:
         self.stream, self.args = stream, args
         if folder is None:
             name = f"run-seed{args.seed}"
-            folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume).create()
-        self.folder = folder
+            self.folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
+        else:
+            self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
         self.callbacks = callbacks
@@ -119,6 +120,9 @@ class ContinualDistillationTrainer:
         self.at_once = {role for role, given in self.given.items() if given.at_once}
         aligned = self.modules.keys() - self.kept if args.classifier_alignment else ()
         self.alignments = {role: ClassifierAlignment() for role in aligned}
+        self._has_begun = False
+        if folder is None:
+            self.folder.create()  # last, for it removes what an earlier run has left
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -129,15 +133,18 @@ class ContinualDistillationTrainer:
         """Runs the whole stream; where `args.resume` is set, what is left of it (see [`resume`]).
 
         Raises:
-            ValueError: There is nothing that can be resumed.
+            ValueError: There is nothing that can be resumed, or this trainer has trained already.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
             StageError: A loss is not finite; a checkpoint of the state before it was saved.
             FloatingPointError: Weights, features or logits are not finite.
             NotEnoughMemory: A batch does not fit into the device's memory.
         """
+        if self._has_begun:
+            raise ValueError("this trainer has trained already: make a new one, with resume=True to go on")
         try:
             if self._start is None and self.args.resume:
                 self.resume()
+            self._has_begun = True
             with self._stop_request:
                 self._train()
         except BaseException:  # whatever has ended it: another process may go on with it

@@ -193,6 +193,16 @@ def test_a_begun_run_is_not_gone_on_with_under_other_arguments(compare, tmp_path
     assert (trained, code) == ([], 1) and "it is begun, with other arguments (alpha was 0.75" in told.out
 
 
+def test_a_damaged_record_of_a_begun_run_stops_no_other(compare, tmp_path):
+    folder = tmp_path / "runs" / "apt-kd-ncm-seed0"
+    folder.mkdir(parents=True)
+    (folder / "args.yaml").write_text("alpha: 0.75\nprompt_me")
+    trained, told, code = compare("--only", "kd")
+    assert (trained, code) == (["apt-teacher-seed0", "apt-kd-seed0", "apt-teacher-ncm-seed0"], 1)
+    assert "apt-kd-ncm-seed0: it is begun, and its args.yaml is damaged: remove its folder" in told.out
+    assert f"{folder / 'args.yaml'}: this file is not valid YAML" in told.err
+
+
 def test_jobs(compare):
     trained, told, code = compare("--list_jobs")
     assert (trained, code) == ([], 0)

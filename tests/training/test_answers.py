@@ -15,6 +15,9 @@ from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.training import report
 from cdl_hf.training.answers import QueryStore, TeacherAnswers
+from cdl_hf.training.ending import ended_plainly
+from cdl_hf.training.run_folder import RunFolder
+from cdl_hf.utils import atomic_write
 
 
 @pytest.fixture
@@ -192,6 +195,23 @@ def test_damaged_answers_are_refused_before_anything_is_trained(train, command, 
         )
     assert stop.value.code == 2 and f"{file} is damaged" in capsys.readouterr().err
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("left", [0, 40, -4])
+def test_damaged_answers_of_ones_own_end_a_resumed_run_in_a_sentence(tmp_path, capsys, left):
+    answers = TeacherAnswers(tmp_path / "task_000")
+    with atomic_write(answers.files["query"], checksum=True) as file:
+        np.save(file, np.ones((1, 4, 3), np.float32))
+    file = answers.files["query"]
+    file.write_bytes(file.read_bytes()[:left])
+    for checksum in (True, False):  # such as an earlier version's
+        if not checksum:
+            file.with_name(f"{file.name}.sha256").unlink()
+        with pytest.raises(SystemExit) as stop, ended_plainly(RunFolder(tmp_path), None):
+            answers.read(1, 4)
+        message = capsys.readouterr().err
+        assert stop.value.code == 1 and f"Stopped: {file} is damaged: " in message
+        assert "remove the file, and its answers are computed again" in message
 
 
 def test_queries_of_images_that_another_process_had_are_not_known():

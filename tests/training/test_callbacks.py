@@ -76,6 +76,29 @@ def test_a_callback_stops_the_run_which_can_be_resumed(make_trainer):
     assert later.events == events_of(2)
 
 
+def test_a_trainer_trains_once(make_trainer):
+    """A second call would begin the stream again with models that have learnt a part of it."""
+    trainer = make_trainer()
+    trainer.stop()
+    with pytest.raises(Stopped):
+        trainer.train()
+    before = {path: path.read_bytes() for path in trainer.folder.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="has trained already: make a new one, with resume=True"):
+        trainer.train()
+    assert before == {path: path.read_bytes() for path in trainer.folder.path.rglob("*") if path.is_file()}
+
+
+def test_what_cannot_run_overwrites_nothing(make_trainer):
+    folder = make_trainer().folder
+    folder.write_results({})
+    folder.close()
+    with pytest.raises(ValueError, match="teacher_from has no teacher of task 1"):
+        make_trainer(overwrite=True, stages="student", teacher_from=str(folder.path / "nowhere"))
+    assert folder.is_finished
+    make_trainer(overwrite=True)
+    assert not folder.is_finished
+
+
 def test_a_callback_alters_the_next_stage(make_trainer):
     class LowerRate(TrainerCallback):
         def on_task_end(self, trainer, task):

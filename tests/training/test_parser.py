@@ -260,6 +260,19 @@ def check_refusal(argv, message, capsys, classes=CLASSES):
     assert err.count("\n") == 1 and ": error: " in err and out == ""
 
 
+def test_the_record_of_an_earlier_call_counts_where_nothing_is_given(tmp_path, capsys):
+    record, classes = tmp_path / "args.yaml", (ModelArguments, TrainingArguments)
+    record.write_text("pool_size: 7\nalpha: 0.25\n")
+    parsed = parse(classes, ["--alpha", "0.75"], record=lambda values: str(record))
+    assert to_dict(parsed) == to_dict(parse(classes, ["--pool_size", "7", "--alpha", "0.75"]))
+    for damaged, told in (("", "is empty: put back a copy"), ("alpha: 0.25\npool_si", "not valid YAML")):
+        record.write_text(damaged)
+        with pytest.raises(SystemExit) as stop:
+            parse(classes, ["--alpha", "0.75"], record=lambda values: str(record))
+        message = capsys.readouterr().err
+        assert stop.value.code == 2 and f"error: {record}" in message and told in message  # not of --config
+
+
 def test_required_argument(tmp_path, capsys):
     check_refusal([], "--output_dir is required: a folder.", capsys, (OutputArguments,))
     (output,) = parse((OutputArguments,), ["--config", write(tmp_path, "output_dir: runs/a")])

@@ -203,6 +203,30 @@ def test_a_resumed_run_keeps_the_arguments_as_they_were_given_first(run):
         assert folder.given() == {"command_line": []} and "seed" in (run / "args.yaml").read_text()
 
 
+@pytest.mark.parametrize("record", ["", '{"command_line": ["--se', "[]", '{"commaod_line": []}', "\0" * 20])
+def test_a_damaged_record_of_the_command_is_told_and_replaced(run, record):
+    (run / "args_given.json").write_text(record)
+    with begin(run, resume=True) as folder:
+        with pytest.warns(UserWarning, match="args_given.json is damaged"):
+            folder.write_arguments({"command_line": ["--resume"]}, ARGUMENTS)
+        assert folder.given() == {"command_line": ["--resume"]}
+
+
+def test_a_lock_that_cannot_be_signed_is_a_lock(run, monkeypatch, another_process):
+    """On a full disk; and it is given back."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert not RunLock(run).is_taken()
+        RunLock(run).acquire()
+    RunLock(run).release()
+    another_process(run)
+    assert RunLock(run).is_taken()
+
+
 def test_metrics_are_cut_to_what_a_checkpoint_remembers(run):
     folder = begin(run, resume=True)
     folder.log(a=1)

@@ -107,6 +107,20 @@ def test_what_is_not_known_is_said(run, tmp_path):
         own_test_images(run, CLASSES, skip_unreadable_images=False)
 
 
+@pytest.mark.parametrize(
+    ("field", "bit"), [(6, 1), (8, 1), (8, 32), (10, 1)], ids=["version", "key", "patch", "method"]
+)
+def test_a_bit_in_the_directory_of_the_list_is_damage_too(tmp_path, field, bit):
+    splits = ("train", "validation", "test")
+    content = bytearray(RunImages(*({name: np.arange(2) for name in splits} for _ in range(2))).content())
+    content[content.index(b"PK\1\2") + field] ^= bit  # where zipfile raises errors of several kinds
+    (tmp_path / NAME).write_bytes(content)
+    try:
+        assert RunImages.load(tmp_path).digests.keys() == set(splits)
+    except ValueError as error:
+        assert "is damaged" in str(error)
+
+
 def test_runs_of_earlier_versions_go_by_their_list(run, tmp_path):
     before, _ = own_test_images(run, CLASSES, skip_unreadable_images=False)
     view = load_source(str(tmp_path / "data"), test_fraction=None)["test"]
