@@ -88,8 +88,8 @@ def parse(
     earlier: dict[str, _Entry] = {}
     if record is not None and (path := record(values)) is not None:
         earlier = _read_yaml(path, arguments, header="")
-        if not earlier:
-            refuse(f"{path} is empty: put back a copy of it, or delete it and give all arguments")
+        if not any(f.name in earlier for f in fields(argument_classes[-1])):
+            refuse(f"{path} is empty or cut off: put back a copy of it, or delete it and give all arguments")
         values = {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
 
     instances = []

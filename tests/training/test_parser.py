@@ -265,7 +265,8 @@ def test_the_record_of_an_earlier_call_counts_where_nothing_is_given(tmp_path, c
     record.write_text("pool_size: 7\nalpha: 0.25\n")
     parsed = parse(classes, ["--alpha", "0.75"], record=lambda values: str(record))
     assert to_dict(parsed) == to_dict(parse(classes, ["--pool_size", "7", "--alpha", "0.75"]))
-    for damaged, told in (("", "is empty: put back a copy"), ("alpha: 0.25\npool_si", "not valid YAML")):
+    cut = "is empty or cut off: put back a copy"
+    for damaged, told in (("", cut), ("pool_size: 7\n", cut), ("alpha: 0.25\npool_si", "not valid YAML")):
         record.write_text(damaged)
         with pytest.raises(SystemExit) as stop:
             parse(classes, ["--alpha", "0.75"], record=lambda values: str(record))
