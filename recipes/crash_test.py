@@ -1,9 +1,10 @@
 """Kills a run with SIGKILL at random moments, resumes it, and compares its end with that of an uninterrupted run.
 
     python recipes/crash_test.py --kills 20
-    python recipes/crash_test.py --kills 8 --extra="--prompt_method apt --num_tasks 5 --checkpoint_every 3"
+    python recipes/crash_test.py --kills 10 --extra="--prompt_method l2p --num_tasks 3 --store_answers"
 
-The kills fall in turn in a step, between two stages, in an evaluation and in a save, at places drawn from the seed.
+The kills fall in turn in a step, between two stages, in an evaluation and in the writing of each kind of file, with
+half of it written or all, and not yet in its place; which ones, is drawn from the seed. `--extra` chooses the methods.
 Equal means equal in every bit: the weights of both models, what they had learnt after each task, stored answers,
 `metrics.jsonl` and `results.json` but for times.
 """
@@ -14,6 +15,7 @@ import os
 import random
 import runpy
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +31,17 @@ TRAIN = Path(__file__).with_name("train.py")
 # Runs are forked from a process that has imported what takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["cdl_hf.training.trainer", "cdl_hf.training.report", "cdl_hf.evaluation.plots"])
-KINDS = ("in a step", "between stages", "in an evaluation", "in a save")
+# Kinds of files: what their paths within the run's folder begin with, and how often such are flushed at least
+FILES: dict[str, tuple[tuple[str, ...], int]] = {
+    "arguments": (("args",), 2),
+    "metrics": (("metrics",), 4),
+    "checkpoints": (("checkpoints/",), 8),
+    "states": (("states/",), 6),
+    "pictures": (("accuracy", "matrices"), 2),
+    "models": (("teacher", "student"), 8),
+    "results": (("results",), 1),
+}
+KINDS = ("in a step", "between stages", "in an evaluation", *(f"writing {name}" for name in FILES))
 
 
 @dataclass
@@ -46,32 +58,52 @@ class CrashTestArguments:
 
 @dataclass
 class Moment:
-    """When to kill: seconds after a run has written so many lines of metrics; if in a save, when it next saves."""
+    """When to kill: in the n-th flush of a kind of files, or seconds after the n-th line of metrics."""
 
     kind: str
-    lines: int
-    seconds: float
+    number: int
+    seconds: float = 0.0
+    half: bool = False  # of the file that is being written
 
     @classmethod
     def draw(cls, kind: str, metrics: list[dict], chance: random.Random) -> "Moment":
         """One of this kind among those of a whole run with these metrics."""
+        if kind.startswith("writing"):
+            _, most = FILES[kind.removeprefix("writing ")]
+            return cls(kind, chance.randint(1, most), half=chance.random() < 0.5)
         epochs = [i for i, line in enumerate(metrics) if line["event"] == "epoch"]
         last = [i for i in epochs if metrics[i]["epoch"] == max(metrics[j]["epoch"] for j in epochs)]
         if kind == "between stages":  # a stage's last line is written, its checkpoint not yet
-            return cls(kind, chance.choice(last) + 1, 0.0)
+            return cls(kind, chance.choice(last) + 1)
         if kind == "in an evaluation":  # it follows the task's last stage
             before = [i for i in last if metrics[i + 1]["event"] == "evaluation"]
             return cls(kind, chance.choice(before) + 1, chance.uniform(0.0, 0.2))
         line = chance.choice(epochs)
-        return cls(kind, line, chance.uniform(0.0, metrics[line]["seconds"]) if kind == "in a step" else 0.0)
+        return cls(kind, line, chance.uniform(0.0, metrics[line]["seconds"]))
 
     def wait(self, process: BaseProcess, folder: Path) -> None:
         """Returns at the moment, or when the run has ended."""
-        while process.is_alive() and number_of_lines(folder) < self.lines:
+        if self.kind.startswith("writing"):
+            return process.join()  # it kills itself
+        while process.is_alive() and number_of_lines(folder) < self.number:
             time.sleep(0.001)  # far less than a step: the moment is hit, and the run keeps its core
         time.sleep(self.seconds)
-        while self.kind == "in a save" and process.is_alive() and not unfinished_checkpoints(folder):
-            time.sleep(0.0002)
+
+    def arm(self, folder: Path) -> None:
+        """Lets this process, which is to be the run, die before it flushes a file to disk."""
+        (begins, _), flush, left = FILES[self.kind.removeprefix("writing ")], os.fsync, [self.number]
+
+        def flush_or_die(descriptor: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if path.is_relative_to(folder) and str(path.relative_to(folder)).replace(".", "", 1).startswith(begins):
+                left[0] -= 1
+                if left[0] == 0:
+                    if path.is_file() and self.half and path.suffix != ".jsonl":
+                        os.truncate(path, path.stat().st_size // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            flush(descriptor)
+
+        os.fsync = flush_or_die
 
 
 def main() -> None:
@@ -94,23 +126,22 @@ def main() -> None:
 
 def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path, name: str) -> bool:
     """Kills a run at the moment, resumes it, and tells whether it ends as the whole one."""
-    process = start(args, folder)
+    process = start(args, folder, moment=moment)
     moment.wait(process, folder)
     process.kill()
     was_killed = finish(process) != 0
     lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[0-9]*")]
-    half = unfinished_checkpoints(folder)
     begun = (folder / "args.yaml").is_file()
     code = finish(start(args, folder, "--resume" if begun else "--overwrite"))
     same = was_killed and code == 0 and outcome(folder) == outcome(whole)
     found = f"after {lines} lines of metrics, newest checkpoint {max(checkpoints, default='none')}"
-    found += f", {half[0]} half written" if half else ""
     print(f"{name}, {moment.kind}: {found}: {'equal' if same else 'DIFFERENT'}", flush=True)
     return same
 
 
-def start(args: CrashTestArguments, folder: Path, *more: str) -> BaseProcess:
-    process = FORKS.Process(target=train, args=([*shlex.split(args.extra), "--output_dir", str(folder), *more],))
+def start(args: CrashTestArguments, folder: Path, *more: str, moment: Moment | None = None) -> BaseProcess:
+    arguments = [*shlex.split(args.extra), "--output_dir", str(folder), *more]
+    process = FORKS.Process(target=train, args=(arguments, folder, moment))
     process.start()
     return process
 
@@ -121,8 +152,10 @@ def finish(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def train(arguments: list[str]) -> None:
-    """What `python recipes/train.py` does, unseen."""
+def train(arguments: list[str], folder: Path, moment: Moment | None) -> None:
+    """What `python recipes/train.py` does, unseen; it dies where the moment is in a writing."""
+    if moment is not None and moment.kind.startswith("writing"):
+        moment.arm(folder)
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)
@@ -133,10 +166,6 @@ def train(arguments: list[str]) -> None:
 def number_of_lines(folder: Path) -> int:
     metrics = folder / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def unfinished_checkpoints(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "checkpoints").glob(".*")]
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny_models import tiny_backbone, tiny_model
 from tiny_runs import drawings
 
@@ -16,12 +17,13 @@ __all__ = ["drawings"]
 
 @pytest.fixture
 def make_trainer(drawings, tmp_path):
-    def make(*callbacks, **args):
-        stream = TaskStream(load_source(str(drawings)), num_tasks=3)
+    def make(*callbacks, class_order="natural", **args):
+        stream = TaskStream(load_source(str(drawings)), num_tasks=3, class_order=class_order)
+        torch.manual_seed(0)  # the same weights each time
         backbone = tiny_backbone()
         config = {"tasks": 0, "backbone": backbone, "classes_per_task": stream.classes_per_task}
         student, teacher = (tiny_model("l2p", **config) for _ in range(2))
-        args = TrainingArguments(num_epochs=1, batch_size=4, output_dir=str(tmp_path / "run"), **args)
+        args = TrainingArguments(**{"num_epochs": 1, "batch_size": 4, "output_dir": str(tmp_path / "run"), **args})
         processor = image_processor_for({"input_size": (3, 32, 32)})
         method = METHODS["kd"](student, teacher)
         return ContinualDistillationTrainer(stream, method, teacher, processor, args, callbacks=callbacks)
@@ -68,7 +70,6 @@ def test_a_callback_stops_the_run_which_can_be_resumed(make_trainer):
     with pytest.raises(Stopped):
         trainer.train()
     assert diary.events == events_of(0) + events_of(1)
-    (trainer.folder.path / "args.yaml").touch()
     later = Diary()
     resumed = make_trainer(later, resume=True)
     resumed.resume()
@@ -109,3 +110,20 @@ def test_a_callback_alters_the_next_stage(make_trainer):
     lines = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if line["event"] == "epoch" and line["stage"] == "student"]
     assert rates == pytest.approx([1e-3, 1e-4, 1e-5])
+
+
+def test_a_resumed_run_goes_on_by_itself_with_its_own_arguments_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.stop()
+    with pytest.raises(Stopped):
+        trainer.train()
+    with pytest.raises(ValueError, match="is not empty"):
+        make_trainer()
+    for changed in ({"learning_rate": 0.5}, {"seed": 7}, {"num_epochs": 3}, {"class_order": "seeded"}):
+        with pytest.raises(ValueError, match="cannot go on"):
+            make_trainer(resume=True, **changed).train()
+    resumed = make_trainer(resume=True)
+    resumed.train()
+    lines = [json.loads(line) for line in (resumed.folder.path / "metrics.jsonl").read_text().splitlines()]
+    stages = [(line["task"], line["stage"]) for line in lines if line["event"] == "epoch"]
+    assert stages == [(task, role) for task in range(3) for role in ("teacher", "student")]

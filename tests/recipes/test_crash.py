@@ -1,0 +1,30 @@
+"""Runs that are killed in every writing place go on to the same end; real processes on tiny models."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KINDS = 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kills", "more"),
+    [
+        (KINDS, ["--prompt_method", "l2p", "--store_answers", "--head", "ranpac", "--ranpac_width", "24"]),
+        (3, ["--prompt_method", "dualprompt", "--classifier_alignment"]),
+        (3, ["--prompt_method", "coda_prompt"]),
+        (3, ["--prompt_method", "apt", "--distillation", "kd"]),
+    ],
+    ids=["l2p", "dualprompt", "coda_prompt", "apt"],
+)
+def test_killed_runs_end_as_the_uninterrupted_one(command, kills, more):
+    extra = shlex.join([*command, *more, "--num_tasks", "2", "--num_epochs", "1", "--checkpoint_every", "2"])
+    recipe = [sys.executable, ROOT / "recipes" / "crash_test.py", "--kills", str(kills), f"--extra={extra}"]
+    done = subprocess.run(recipe, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{kills} of {kills} kills ended as the uninterrupted run" in done.stdout
