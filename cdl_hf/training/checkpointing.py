@@ -97,7 +97,7 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in reversed(_numbered(folder)):
         try:
-            if (path / _DIGEST).read_text(encoding="ascii") != _file_digest(path / _STATE):
+            if (path / _DIGEST).read_bytes() != _file_digest(path / _STATE).encode():
                 raise ValueError("its checksum does not fit")
             return torch.load(path / _STATE, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:

@@ -34,7 +34,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000003", "000000000004"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "no checksum", "no state"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "checksum altered", "no checksum", "no state"])
 def test_damaged_checkpoint_is_passed_over(tmp_path, damage):
     save_checkpoint(tmp_path, 1, {"task": 1})
     newest = save_checkpoint(tmp_path, 2, {"task": 2})
@@ -43,9 +43,12 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, damage):
         (newest / "state.pt").write_bytes(content[:-10])
     elif damage == "altered":
         (newest / "state.pt").write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    elif damage == "checksum altered":
+        (newest / "sha256").write_bytes(b"\xff" + (newest / "sha256").read_bytes()[1:])
     else:
         (newest / ("sha256" if damage == "no checksum" else "state.pt")).unlink()
-    with pytest.warns(UserWarning, match="damaged"):
+    reason = "is missing" if damage.startswith("no ") else "its checksum does not fit"
+    with pytest.warns(UserWarning, match=rf"damaged \(.*{reason}\)"):
         assert load_newest_checkpoint(tmp_path)["task"] == 1
 
 
