@@ -12,12 +12,14 @@ Images are resized as at test time; then one bicubic resampling does all geometr
 shear, shift, mirroring and a smooth distortion. Then strokes are thickened or not, parts erased, images mixed.
 """
 
+import io
 import json
 import math
-import os
+import pickle
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -34,13 +36,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cdl_hf.data.batches import Batches
+from cdl_hf.data.image_digests import image_digests, ordered_digest
 from cdl_hf.data.images import TaskImages
+from cdl_hf.data.labels import read_labels
 from cdl_hf.data.sources import SourceError, load_source
+from cdl_hf.data.splits import Splits
 from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.models.backbones import backbone_digest
 from cdl_hf.models.prefix_attention import check_backbone, check_images
 from cdl_hf.training.arguments import SourceArguments
 from cdl_hf.training.build import source_options
 from cdl_hf.training.parser import parse, refuse, to_dict
+from cdl_hf.utils import DamagedFile, atomic_write, seal_file, verify, write_json
 
 
 @dataclass
@@ -169,7 +176,42 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
         config["model_args"].pop("num_classes")  # stands beside them; twice is an error for some readers
         for key in ("tag", "license", "origin_url", "test_crop_pct"):  # of weights that are not these
             config["pretrained_cfg"].pop(key, None)
-        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(folder / name / "config.json", config)
+        seal_file(folder / name / "model.safetensors")
+
+
+def made_of(
+    model_args: ModelArguments, args: TrainingArguments, splits: Splits, guide: torch.nn.Module | None, accelerator
+) -> dict[str, Any]:
+    """What decides the weights that come out, by content and not by place; a resumed run must be made of the same."""
+    of_the_call = {"output_dir", "resume", "num_workers", "distill_from"}
+    given = {name: value for name, value in {**asdict(model_args), **asdict(args)}.items() if name not in of_the_call}
+    images = {split: ordered_digest(image_digests(view), read_labels(view)) for split, view in splits.items()}
+    guided_by = None if guide is None else backbone_digest(guide)
+    return {**given, "images": images, "weights of distill_from": guided_by, "processes": accelerator.num_processes}
+
+
+def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The state after the last finished epoch of a run that is made of the same."""
+    try:
+        verify(file)
+        state = torch.load(file, map_location=device, weights_only=True)
+    except DamagedFile as error:
+        refuse(f"{error}: start again in another output_dir")
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:  # of an earlier version, which had no checksum
+        refuse(f"{file} is damaged ({' '.join(str(error).split())[:200]}): start again in another output_dir")
+    before = state.get("made_of", origin)
+    changed = [
+        f"{name} was {before.get(name)}, is now {value}" for name, value in origin.items() if before.get(name) != value
+    ]
+    if changed:
+        refuse(f"the run in {file.parent} cannot go on with something else: {'; '.join(changed)}")
+    return state
 
 
 def distillation_loss(logits: torch.Tensor, guidance: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -268,9 +310,9 @@ def main():
     def normalize(images):
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    start, seconds = 0, 0.0
+    start, seconds, origin = 0, 0.0, made_of(model_args, args, splits, guide, accelerator)
     if args.resume:
-        state = torch.load(checkpoint_file, map_location=accelerator.device, weights_only=True)
+        state = load_checkpoint(checkpoint_file, origin, accelerator.device)
         network.load_state_dict(state["network"])
         average.module.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -321,12 +363,13 @@ def main():
         if accelerator.is_main_process:
             tqdm.write(json.dumps({key: round(value, 3) for key, value in entry.items()}))
             state = {"network": network.state_dict(), "average": average.module.state_dict(), "epochs": epoch + 1}
-            state |= {"optimizer": optimizer.state_dict(), "seconds": seconds}
+            state |= {"optimizer": optimizer.state_dict(), "seconds": seconds, "made_of": origin}
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
-            output.mkdir(parents=True, exist_ok=True)
-            torch.save(state, checkpoint_file.with_suffix(".tmp"))
-            os.replace(checkpoint_file.with_suffix(".tmp"), checkpoint_file)
+            content = io.BytesIO()
+            torch.save(state, content)
+            with atomic_write(checkpoint_file, checksum=True) as file:
+                file.write(content.getbuffer())
     bar.close()
 
     # Results
@@ -337,7 +380,7 @@ def main():
         if data_args.probe:
             backbone = timm.create_model(f"local-dir:{output / 'backbone'}", pretrained=True)
             result |= probe(backbone, data_args.probe)
-        (output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(output / "results.json", result)
         print(", ".join(f"{name} {value:.1f} %" for name, value in result.items() if isinstance(value, float)))
     accelerator.end_training()
 

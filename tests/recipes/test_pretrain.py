@@ -83,6 +83,37 @@ def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_a_run_goes_on_with_what_it_was_made_of_alone(run, data, tmp_path, monkeypatch, capsys):
+    run(tmp_path / "run")
+    (tmp_path / "moved").symlink_to(data)
+    run(tmp_path / "run", "--resume", "--dataset", str(tmp_path / "moved"))
+    other = DatasetDict.load_from_disk(data)
+    other["train"] = other["train"].select(range(23, -1, -1))
+    other.save_to_disk(str(tmp_path / "other"))
+    for more, changed in (
+        (["--learning_rate", "0.1"], "learning_rate was 0.001, is now 0.1"),
+        (["--seed", "3"], "seed was 0, is now 3"),
+        (["--dataset", str(tmp_path / "other")], "images was"),
+    ):
+        with pytest.raises(SystemExit):
+            run(tmp_path / "run", "--resume", *more)
+        assert changed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("checksum", [True, False])  # runs of earlier versions have none
+def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, checksum):
+    run(tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    if not checksum:
+        (tmp_path / "checkpoint.pt.sha256").unlink()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--resume")
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "checkpoint.pt is damaged" in told and "another output_dir" in told
+
+
 def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
     run(tmp_path / "guide", "--image_size", "16", model="resnet10t", model_args={"stem_width": 8})
     run(tmp_path / "guided", "--distill_from", str(tmp_path / "guide" / "network"), "--probe", data)
