@@ -1,5 +1,6 @@
 """Everything in the tests is offline and deterministic."""
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,15 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and sys.platform == "linux"
 
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_not_collected():
+    """Each stage of a run ends with a garbage collection, which need not look at what has been imported each time."""
+    import cdl_hf.evaluation.plots
+    import cdl_hf.training.trainer  # noqa: F401
+
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
