@@ -180,7 +180,7 @@ def test_unknown_licences_are_said_to_be_unknown(tmp_path):
         ("~somebody/a", "a"),
         (r"C:\data\cifar", "cifar"),
         ("runs/a", "runs/a"),
-        ("../shared/a.yaml", "../shared/a.yaml"),
+        ("../others/a.yaml", "../others/a.yaml"),
         ("hf_hub:timm/vit_small", "hf_hub:timm/vit_small"),
         ("--learning_rate=2e-3", "--learning_rate=2e-3"),
         ("--token=hf_" + "aB3" * 11, "--token=hf_..."),
