@@ -70,7 +70,7 @@ def atomic_write(path: Path, *, checksum: bool = False) -> Iterator[_Hashing]:
             os.fsync(file.fileno())
         beside.unlink(missing_ok=True)  # an earlier file's: killed here, the new one is without
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # a signal too: nothing half written stays
         temporary.unlink(missing_ok=True)
         raise
     if checksum:
@@ -109,7 +109,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             flush_folder(Path(place))
         remove(path)
         temporary.rename(path)
-    except BaseException:
+    except BaseException:  # a signal too: nothing half written stays
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_folder(path.parent)

@@ -214,7 +214,7 @@ def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str
         if is_array(dataset.features["image"]):
             dataset = encode_arrays(dataset, "image")
         return dataset.cast_column("image", Image(mode="RGB"))
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's, of casts that it does not have
         raise SourceError(
             f"'{name}' has in its column '{image}' what is no images ({reason(error)}); choose it with image_column."
         ) from error

@@ -138,7 +138,7 @@ class PromptViTConfig(PreTrainedConfig):
         """
         _check_inherited(config_dict)
         known = {*INHERITED, *(known.name for known in fields(cls))}
-        for name in config_dict:
+        for name in config_dict:  # what is set on the configuration must not take the place of a method
             if name in FOREIGN or (hasattr(cls, name) and name not in known):
                 raise ValueError(f"{name} is no field of a {cls.model_type} configuration")
         try:
