@@ -14,7 +14,7 @@ _HOME = {
     "PromptViTForImageClassification": "models",
     "TaskStream": "data",
     "load_backbone": "models",
-    "load_source": "data",
+    "load_image_dataset": "data",
 }
 __all__ = ["__version__", *_HOME]
 __getattr__ = lazy_attributes(__name__, _HOME)

@@ -1,10 +1,10 @@
-"""Files that are written whole or not at all, and checked when they are read.
+"""Files written whole or not at all and verified when read, seeds, cores and versions.
 
 What is read back carries a SHA-256, from which damage is noticed:
 
 - a safetensors file (states, models) in its header, as the entry `sha256` of `__metadata__`: the digest of the whole
   file with 64 zeros in the place of the digest, so that the file may be moved and renamed;
-- another file (stored answers) in `<name>.sha256` beside it, as `sha256sum` writes and checks it;
+- another file (cached teacher outputs) in `<name>.sha256` beside it, as `sha256sum` writes and checks it;
 - a checkpoint, which is a folder, in its file `sha256`.
 
 Files without a checksum, such as those of earlier versions, are read without the check.
@@ -14,14 +14,22 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from . import __version__
+
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")  # named in `versions`
 CHECKSUM = "sha256"  # its name in the metadata of a safetensors file
 _ZEROS = b"0" * 64
 _CHUNK = 2**20
@@ -201,3 +209,36 @@ def num_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 32-bit seed for one purpose, such as `derive_seed(0, "order", task)`: independent of all other purposes'."""
+    words = [seed]
+    for part in purpose:
+        words += part.encode() if isinstance(part, str) else [part]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def versions() -> dict[str, str | None]:
+    """Name -> version of this package, of Python and of [`PACKAGES`]; `commit` is that of the code."""
+    packages = {package: version(package) for package in PACKAGES}
+    return {"cdl_hf": __version__, "python": platform.python_version(), **packages, "commit": code_commit()}
+
+
+def code_commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The commit of the code, with `-dirty` after it where tracked files differ; None if it is no Git checkout.
+
+    Args:
+        folder: The package's. One that merely lies in somebody's repository, as in a virtual environment there, is
+            no checkout.
+    """
+    try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):  # no Git, no repository, or not one of ours
+        return None
+
+
+def _git(folder: Path, *command: str) -> str:
+    done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()

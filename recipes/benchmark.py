@@ -3,7 +3,7 @@
     python recipes/benchmark.py --teacher vit_small_patch16_224 --student vit_tiny_patch16_224 --batch_size 64
     python recipes/benchmark.py --roofline --batch_size 64     # what an A100 and an H100 could do at best, computed
     python recipes/benchmark.py --stream                       # a stream over ten million rows
-    python recipes/benchmark.py --input --num_workers 2        # reading and augmenting images
+    python recipes/benchmark.py --input --dataloader_num_workers 2        # reading and augmenting images
     python recipes/benchmark.py --growth                       # steps of the last task against those of the first
     python recipes/benchmark.py --startup --teacher FOLDER --student FOLDER    # until train.py has done a step
 
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
-from cdl_hf.training.parser import parse, refuse, to_yaml
+from cdl_hf.cli import cli_error, parse, to_yaml
+from cdl_hf.training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
 from cdl_hf.utils import num_cores
 
 
@@ -45,7 +45,7 @@ class BenchmarkArguments:
 
 def main() -> None:
     arguments = parse(
-        (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, BenchmarkArguments),
+        (StreamArguments, ModelArguments, DistillationArguments, CDLConfig, BenchmarkArguments),
         description=__doc__,
     )
     *_, training_args, args = arguments
@@ -55,7 +55,7 @@ def main() -> None:
         try:
             figures = startup.measure(to_yaml(list(arguments)[:-1]), args.repeats)
         except RuntimeError as error:
-            refuse(str(error))
+            cli_error(str(error))
         print(f"train.py took {figures['seconds']:.1f} s until its first step was done")
     elif args.stream:
         figures = streams.measure(args.rows)
@@ -64,7 +64,7 @@ def main() -> None:
             f"{figures['peak_bytes_per_row']:.0f} bytes a row, {figures['kept_bytes_per_row']:.0f} in the end"
         )
     elif args.input:
-        figures = inputs.measure(training_args.num_workers, args.repeats)
+        figures = inputs.measure(training_args.dataloader_num_workers, args.repeats)
         print(inputs.table(figures))
     elif args.roofline:
         figures = compute_roofline(*arguments)
@@ -92,14 +92,14 @@ def build_pair(stream_args, model_args, distillation_args, training_args, device
     from cdl_hf.training import build
 
     if training_args.stages != "both":
-        refuse("the benchmark measures teacher and student: leave stages out")
+        cli_error("the benchmark measures teacher and student: leave stages out")
     try:
         stream = build.build_stream(stream_args)
         with device:
             learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
     except ValueError as error:
-        refuse(str(error))
-    for model in (learners.teacher, learners.method.student):
+        cli_error(str(error))
+    for model in (learners.teacher, learners.method.model):
         for task in stream[: tasks if tasks > 0 else None]:
             model.start_task(task.class_names)
     return stream, learners
@@ -120,7 +120,7 @@ def make_batch(learners, size: int, device) -> dict:
     import torch
 
     learners.teacher.to(device), learners.method.to(device)
-    side, columns = learners.image_processor.crop_size["height"], learners.teacher.config.current_columns
+    side, columns = learners.image_processor.crop_size["height"], learners.teacher.config.current_classes
     labels = columns.start + torch.arange(size, device=device) % (columns.stop - columns.start)
     return {"pixel_values": torch.rand(size, 3, side, side, device=device), "labels": labels}
 
@@ -130,8 +130,8 @@ def measure_growth(stream_args, model_args, distillation_args, training_args, ar
     import torch
     from benchmarks import growth, steps
 
-    from cdl_hf.distillation import Supervised
-    from cdl_hf.training.footprint import FakeSteps
+    from cdl_hf.distillation import TrainingObjective
+    from cdl_hf.training.dry_run import FakeSteps
 
     device, figures = find_device(), {}
     for precision in args.precision:
@@ -142,7 +142,7 @@ def measure_growth(stream_args, model_args, distillation_args, training_args, ar
             batch = make_batch(learners, training_args.batch_size, device)
             ends.append(steps.Steps(learners, batch, steps.DTYPES[precision]))
             _, learners = build_pair(*given, torch.device("meta"), tasks)
-            modules = {"teacher": Supervised(learners.teacher), "student": learners.method}
+            modules = {"teacher": TrainingObjective(learners.teacher), "student": learners.method}
             fake.append(FakeSteps(modules, batch["pixel_values"].shape[-1], device, precision))
         figures[precision] = growth.measure(*ends, tuple(fake), args.repeats)
         print(growth.table(figures[precision], f"{precision}, batch {training_args.batch_size}"), flush=True)
@@ -160,7 +160,7 @@ def measure_steps(stream_args, model_args, distillation_args, training_args, arg
     size, side = training_args.batch_size, batch["pixel_values"].shape[-1]
     figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
     figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, learners, training_args)
-    print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.num_workers} workers")
+    print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.dataloader_num_workers} workers")
     print(f"{device}, {figures['threads']} threads, batch {size}, {side} px, {type(learners.method).__name__}")
     for precision in args.precision:
         measured = steps.Steps(learners, batch, steps.DTYPES[precision])

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cdl_hf.cli import cli_error, parse, to_dict
+from cdl_hf.comparison.grid import PlannedRun, read_grid
+from cdl_hf.comparison.statistics import Spread
 from cdl_hf.escaping import markdown_name
-from cdl_hf.evaluation.statistics import Spread
-from cdl_hf.training.arguments import RUN, HubArguments
-from cdl_hf.training.grid import PlannedRun, read_grid
+from cdl_hf.training.arguments import RUN, HubArguments, with_present_names
 from cdl_hf.training.interruptions import EX_TEMPFAIL
-from cdl_hf.training.parser import parse, refuse, to_dict
 from cdl_hf.training.run_lock import RunLock
 from cdl_hf.utils import write_text
 
@@ -83,7 +83,7 @@ def main() -> None:
         if args.job is not None and args.job > len(groups):
             raise ValueError(f"--job {args.job}: there are {len(groups)} jobs (--list_jobs tells them)")
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     planned = [run for group in groups.values() for run in group]
     for run in planned:
         run.resolved(runs)  # what is wrong in the file is told before anything is trained
@@ -182,7 +182,9 @@ class Runner:
             raise InUse(run.name)
         begun = (folder / "args.yaml").is_file() and not is_finished(run, self.runs)
         try:
-            changed = begun and changed_arguments(run, self.runs)  # which --resume would take for what is not given
+            changed = begun and changed_arguments(
+                run, self.runs
+            )  # which --resume_from_checkpoint would take for what is not given
             told = f"it is begun, with other arguments ({changed})"
         except SystemExit:  # the parser has said what is wrong
             changed = told = "it is begun, and its args.yaml is damaged"
@@ -190,7 +192,7 @@ class Runner:
             self.problems[run.name] = Problem("failed", f"{told}: remove its folder, or choose another")
             return False
         command = [sys.executable, str(TRAIN), *run.command_line(self.runs), "--output_dir", str(folder)]
-        command.append("--resume" if begun else "--overwrite")
+        command.append("--resume_from_checkpoint" if begun else "--overwrite_output_dir")
         print(shlex.join(command), flush=True)
         code, last = call(command)
         if code == 0:
@@ -264,7 +266,7 @@ def results_of(run: PlannedRun, runs: Path) -> dict[str, Any] | None:
 
 
 def is_finished(run: PlannedRun, runs: Path) -> bool:
-    """Whether there are results, and the model or at least nothing from which --resume would write it again."""
+    """Whether there are results, and the model or at least no checkpoint from which it could be written again."""
     folder = runs / run.name
     model = (folder / run.role / "config.json").is_file() or not (folder / "checkpoints").is_dir()
     return model and results_of(run, runs) is not None
@@ -277,11 +279,18 @@ def changed_arguments(run: PlannedRun, runs: Path) -> str:
     """
     from cdl_hf.training.fingerprint import HARMLESS, ROUNDING, changes  # seconds to import
 
-    of_the_call = {"dry_run", "overwrite", "resume", "teacher_from", "student_from", "store_answers"}
+    of_the_call = {
+        "dry_run",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "teacher_run",
+        "student_run",
+        "cache_teacher_outputs",
+    }
     of_the_call |= {each.name for each in fields(HubArguments)}
     results = results_of(run, runs)
     record = str(runs / run.name / "args.yaml")
-    before = to_dict(parse(RUN, ["--config", record])) if results is None else results["args"]
+    before = to_dict(parse(RUN, ["--config", record])) if results is None else with_present_names(results["args"])
     told = changes(to_dict(parse(RUN, [])) | before, run.resolved(runs))
     return "; ".join(words for name, words in told.items() if name not in HARMLESS | ROUNDING | of_the_call)
 

@@ -1,7 +1,7 @@
 """Kills a run with SIGKILL at random moments, resumes it, and compares its end with that of an uninterrupted run.
 
     python recipes/crash_test.py --kills 20
-    python recipes/crash_test.py --kills 10 --extra="--prompt_method l2p --num_tasks 3 --store_answers"
+    python recipes/crash_test.py --kills 10 --extra="--prompt_method l2p --num_tasks 3 --cache_teacher_outputs"
 
 The kills fall in turn in a step, between two stages, in an evaluation and in the writing of each kind of file, with
 half of it written or all, and not yet in its place; which ones, is drawn from the seed. `--extra` chooses the methods.
@@ -25,12 +25,12 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from cdl_hf.training.parser import parse
+from cdl_hf.cli import parse
 
 TRAIN = Path(__file__).with_name("train.py")
 # Runs are forked from a process that has imported what takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["cdl_hf.training.trainer", "cdl_hf.training.report", "cdl_hf.evaluation.plots"])
+FORKS.set_forkserver_preload(["cdl_hf.training.trainer", "cdl_hf.training.results", "cdl_hf.evaluation.plots"])
 # Kinds of files: what their paths within the run's folder begin with, and how often such are flushed at least
 FILES: dict[str, tuple[tuple[str, ...], int]] = {
     "arguments": (("args",), 2),
@@ -51,7 +51,7 @@ class CrashTestArguments:
     kills: int = field(default=20, metadata={"help": "number of trials", "min": 1})
     seed: int = field(default=0, metadata={"help": "seed of the moments", "min": 0})
     extra: str = field(
-        default="--num_tasks 4 --max_samples_per_class 2 --num_epochs 2 --checkpoint_every 3",
+        default="--num_tasks 4 --max_samples_per_class 2 --num_train_epochs 2 --save_steps 3",
         metadata={"help": "arguments of train.py, in one text: --extra='--num_tasks 5'"},
     )
 
@@ -132,7 +132,7 @@ def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path
     was_killed = finish(process) != 0
     lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[0-9]*")]
     begun = (folder / "args.yaml").is_file()
-    code = finish(start(args, folder, "--resume" if begun else "--overwrite"))
+    code = finish(start(args, folder, "--resume_from_checkpoint" if begun else "--overwrite_output_dir"))
     same = was_killed and code == 0 and outcome(folder) == outcome(whole)
     found = f"after {lines} lines of metrics, newest checkpoint {max(checkpoints, default='none')}"
     print(f"{name}, {moment.kind}: {found}: {'equal' if same else 'DIFFERENT'}", flush=True)

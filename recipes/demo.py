@@ -20,12 +20,12 @@ from pathlib import Path
 
 import yaml
 
-from cdl_hf.training.parser import parse, refuse
+from cdl_hf.cli import cli_error, parse
 
 TOP = 5
 UPLOAD = "20mb"  # the largest file that visitors may send
 TIMED = 5  # times that a model answers, of which the page shows the median: one alone is anything on a busy machine
-COLOURS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
+COLORS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
 DRAWINGS = "quickdraw100"  # the data set whose models take drawings
 PACKAGES = (  # that a Space needs besides gradio
     *("accelerate", "datasets", "filelock", "huggingface_hub", "numpy", "pyyaml", "safetensors", "timm"),
@@ -53,11 +53,11 @@ def main() -> None:
             return
         demo = Demo(Path(args.run))
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     try:
         launch(build_page(demo), server_port=args.port)
     except OSError:
-        refuse(f"port {args.port} is taken; choose another")
+        cli_error(f"port {args.port} is taken; choose another")
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,17 @@ class Demo:
     def __init__(self, run: Path):
         from PIL import Image
 
-        from cdl_hf.data import test_transform
+        from cdl_hf.data import eval_transform
         from cdl_hf.hub.saved_models import is_run, load_run
-        from cdl_hf.training.task_states import TaskStates
+        from cdl_hf.training.task_checkpoints import TaskCheckpoints
 
         if not is_run(run):
             raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
         self.saved = load_run(run)
         some = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)  # a teacher may have one task
         self.class_names, self.classes_per_task = some.class_names, some.model.config.classes_per_task
-        self.transform = test_transform(some.image_processor)
-        self.states = {role: TaskStates(run, role) for role in self.saved}
+        self.transform = eval_transform(some.image_processor)
+        self.states = {role: TaskCheckpoints(run, role) for role in self.saved}
         self.last = some.model.config.tasks_seen - 1
         known = all(s.path(task).is_file() for s in self.states.values() for task in range(self.last + 1))
         self.num_tasks = self.last + 1 if known else 1
@@ -162,11 +162,11 @@ def panel(role: str, answer: Answer, new: set[str]) -> str:
     rows = "\n".join(
         f'<li><span class="name">{html.escape(name)}{" <b>new</b>" if name in new else ""}</span>'
         f'<span class="share">{100 * p:.1f}%</span>'
-        f'<span class="bar"><i style="width:{100 * p:.1f}%;background:{COLOURS[role]}"></i></span></li>'
+        f'<span class="bar"><i style="width:{100 * p:.1f}%;background:{COLORS[role]}"></i></span></li>'
         for name, p in answer.classes
     )
     return (
-        f'<section class="{role}" style="--colour:{COLOURS[role]}"><h3>{role.capitalize()}</h3>'
+        f'<section class="{role}" style="--color:{COLORS[role]}"><h3>{role.capitalize()}</h3>'
         f'<p class="time">{answer.milliseconds:.1f} ms</p><ol>{rows}</ol></section>'
     )
 
@@ -233,8 +233,8 @@ STYLE = """
 .answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 20px 32px; margin-top: 12px; }
 .answers figure { grid-column: 1 / -1; display: flex; align-items: end; gap: 12px; margin: 0; }
 .answers img { height: 112px; border-radius: 6px; image-rendering: pixelated; } figcaption { opacity: 0.7; }
-section { border-top: 3px solid var(--colour); padding-top: 8px; position: relative; }
-section h3 { margin: 0; color: var(--colour); }
+section { border-top: 3px solid var(--color); padding-top: 8px; position: relative; }
+section h3 { margin: 0; color: var(--color); }
 .time { position: absolute; top: 10px; right: 0; margin: 0; opacity: 0.7; }
 ol { list-style: none; margin: 10px 0 0; padding: 0; } li { display: grid; grid-template-columns: 1fr auto; }
 li { margin-bottom: 8px; } .share { font-variant-numeric: tabular-nums; }
@@ -254,7 +254,7 @@ def build_page(demo: Demo):
     """The page as `gradio.Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     if find_spec("gradio") is None:
-        refuse("gradio is not installed: pip install 'cdl_hf[demo]'")
+        cli_error("gradio is not installed: pip install 'cdl_hf[demo]'")
     import gradio as gr
 
     from cdl_hf.data import open_image

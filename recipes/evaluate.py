@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cdl_hf.training.parser import parse, refuse
+from cdl_hf.cli import cli_error, parse
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
 
@@ -40,7 +40,9 @@ class EvaluateArguments:
     )
     skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
     batch_size: int = field(default=128, metadata={"help": "images a step, and in measuring throughput", "min": 1})
-    num_workers: int = field(default=0, metadata={"help": "processes that read images", "min": 0})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "processes that read images", "min": 0, "aliases": ("num_workers",)}
+    )
     output_dir: str | None = field(
         default=None,
         metadata={"help": "folder for evaluation.json and a picture of each confusion; only a table if not given"},
@@ -58,7 +60,7 @@ def main() -> None:
     import torch
     from torch.utils.data import DataLoader
 
-    from cdl_hf.data import Batches, test_transform
+    from cdl_hf.data import Batches, eval_transform
     from cdl_hf.data.known_classes import known_classes
     from cdl_hf.evaluation.figures import figures
     from cdl_hf.evaluation.predictions import predict
@@ -67,17 +69,17 @@ def main() -> None:
     try:
         saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
         first = next(iter(saved.values()))
-        views, notes = test_views(args, first.class_names)
-        images, left_out = known_classes(views, first.class_names, test_transform(first.image_processor))
+        views, notes = eval_views(args, first.class_names)
+        images, left_out = known_classes(views, first.class_names, eval_transform(first.image_processor))
         if args.output_dir is not None:
             make_folder(Path(args.output_dir))
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     notes += [left_out] if left_out is not None else []
     for note in notes:
         print(f"note: {note}")
 
-    batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.num_workers), images)
+    batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.dataloader_num_workers), images)
     predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
     batch = next(iter(batches))["pixel_values"].to(first.model.device)
     # A given teacher may have seen at once what its student learnt task by task.
@@ -109,19 +111,21 @@ def main() -> None:
         print(f"\nIn {args.output_dir}: evaluation.json and a picture of each confusion.")
 
 
-def test_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, list[str]]:
+def eval_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, list[str]]:
     """Images that the model was not trained on, the data set's or the run's own, and sentences on those left out.
 
     Raises:
         ValueError: The data set is not to be had, or none is named.
     """
-    from cdl_hf.data import load_source
+    from cdl_hf.data import load_image_dataset
     from cdl_hf.hub.saved_models import is_run
     from cdl_hf.training.run_images import own_test_images, run_of, unseen_images
 
     if args.dataset is not None:
         options = ("image_column", "label_column", "test_split", "split_file", "skip_unreadable_images")
-        splits = load_source(args.dataset, test_fraction=None, **{option: getattr(args, option) for option in options})
+        splits = load_image_dataset(
+            args.dataset, test_fraction=None, **{option: getattr(args, option) for option in options}
+        )
         view, notes = unseen_images(splits["test"], args.dataset, run_of(args.checkpoint))
         return [view], notes
     if not is_run(args.checkpoint):
@@ -129,7 +133,7 @@ def test_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, l
     return own_test_images(Path(args.checkpoint), class_names, skip_unreadable_images=args.skip_unreadable_images)
 
 
-test_views.__test__ = False
+eval_views.__test__ = False
 
 
 def speed(model, batch) -> dict[str, float]:

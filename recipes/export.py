@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from cdl_hf.training.parser import parse, refuse
+from cdl_hf.cli import cli_error, parse
 
 TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
@@ -49,12 +49,12 @@ def main() -> None:
     (args,) = parse((ExportArguments,), description=__doc__)
     missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
     if missing:
-        refuse(f"{', '.join(missing)} not installed: pip install 'cdl_hf[export]'")
+        cli_error(f"{', '.join(missing)} not installed: pip install 'cdl_hf[export]'")
 
     import torch
     from torch.utils.data import DataLoader
 
-    from cdl_hf.data import Batches, load_source, test_transform
+    from cdl_hf.data import Batches, eval_transform, load_image_dataset
     from cdl_hf.data.known_classes import known_classes
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.evaluation.speed import latency
@@ -70,17 +70,17 @@ def main() -> None:
         images = None
         if args.dataset is not None:
             options = {name: getattr(args, name) for name in SOURCE_OPTIONS}
-            view = load_source(args.dataset, test_fraction=None, **options)["test"]
+            view = load_image_dataset(args.dataset, test_fraction=None, **options)["test"]
             view, notes = unseen_images(view, args.dataset, run_of(args.checkpoint))
-            images, left_out = known_classes([view], saved.class_names, test_transform(saved.image_processor))
+            images, left_out = known_classes([view], saved.class_names, eval_transform(saved.image_processor))
             for note in [*notes, *([left_out] if left_out is not None else [])]:
                 print(f"note: {note}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.onnx").touch()
     except OSError as error:
-        refuse(f"output_dir {folder} cannot be written to: {error.strerror}")
+        cli_error(f"output_dir {folder} cannot be written to: {error.strerror}")
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
 
     program = export_program(saved)  # moves the model to the CPU, where all are compared
     save_program(program, saved, folder / "model.pt2")
@@ -104,7 +104,7 @@ def main() -> None:
     accuracies = {}
     if images is not None:
         predictions, labels = predict(models, Batches(DataLoader(images, 64), images))
-        accuracies = {name: 100 * (p.columns == labels).mean() for name, p in predictions.items()}
+        accuracies = {name: 100 * (p.class_ids == labels).mean() for name, p in predictions.items()}
 
     print(f"\n{'':<16}{'MB':>8}{'difference':>13}{'1 image, ms':>14}{'images/s':>11}{'accuracy, %':>14}")
     for name, model in models.items():

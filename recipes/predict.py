@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cdl_hf.cli import cli_error, parse
 from cdl_hf.escaping import csv_table
-from cdl_hf.training.parser import parse, refuse
 
 
 @dataclass
@@ -27,7 +27,9 @@ class PredictArguments:
     )
     top_k: int = field(default=5, metadata={"help": "answers an image, the most probable first", "min": 1})
     batch_size: int = field(default=64, metadata={"help": "images a step", "min": 1})
-    num_workers: int = field(default=0, metadata={"help": "processes that read images", "min": 0})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "processes that read images", "min": 0, "aliases": ("num_workers",)}
+    )
 
     def __post_init__(self):
         if self.output is not None and Path(self.output).suffix not in (".csv", ".json"):
@@ -39,7 +41,7 @@ class PredictArguments:
 def main() -> None:
     (args,) = parse((PredictArguments,), description=__doc__)
 
-    from cdl_hf.data import test_transform
+    from cdl_hf.data import eval_transform
     from cdl_hf.data.files import ImageFiles, find_image_files
     from cdl_hf.hub.saved_models import load_saved_model
 
@@ -47,8 +49,8 @@ def main() -> None:
         files = find_image_files(args.files)
         saved = load_saved_model(args.checkpoint)
     except ValueError as error:
-        refuse(str(error))
-    answers, unreadable = predict(saved, ImageFiles(files, test_transform(saved.image_processor)), args)
+        cli_error(str(error))
+    answers, unreadable = predict(saved, ImageFiles(files, eval_transform(saved.image_processor)), args)
     if args.output is None:
         print(as_csv(answers), end="")
     else:
@@ -58,7 +60,7 @@ def main() -> None:
         try:
             Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
-            refuse(f"output {args.output} cannot be written: {error.strerror}")
+            cli_error(f"output {args.output} cannot be written: {error.strerror}")
     for file, reason in unreadable.items():
         print(f"{file}: {reason}", file=sys.stderr)
     left_out = f"; {len(unreadable):,} cannot be read" if unreadable else ""
@@ -73,7 +75,7 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
     from tqdm import tqdm
 
     names, answers, unreadable = saved.class_names, [], {}
-    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, collate_fn=list)
+    loader = DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers, collate_fn=list)
     for batch in tqdm(loader, unit="batch", leave=False):
         unreadable |= {file: reason for file, _, reason in batch if reason is not None}
         readable = [(file, pixels) for file, pixels, reason in batch if reason is None]

@@ -35,23 +35,23 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cdl_hf.cli import cli_error, parse, to_dict
 from cdl_hf.data.batches import Batches
 from cdl_hf.data.image_digests import image_digests, ordered_digest
 from cdl_hf.data.images import TaskImages
 from cdl_hf.data.labels import read_labels
-from cdl_hf.data.sources import SourceError, load_source
+from cdl_hf.data.sources import DatasetError, load_image_dataset
 from cdl_hf.data.splits import Splits
-from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.data.transforms import eval_transform, image_processor_for
 from cdl_hf.models.backbones import backbone_digest
 from cdl_hf.models.prefix_attention import check_backbone, check_images
-from cdl_hf.training.arguments import SourceArguments
+from cdl_hf.training.arguments import DatasetArguments
 from cdl_hf.training.build import source_options
-from cdl_hf.training.parser import parse, refuse, to_dict
 from cdl_hf.utils import DamagedFile, atomic_write, seal_file, verify, write_json
 
 
 @dataclass
-class DataArguments(SourceArguments):
+class DataArguments(DatasetArguments):
     """Data."""
 
     dataset: str = field(metadata={"help": "a known data set, a local path (images, tables) or a Hub name"})
@@ -81,12 +81,16 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments:
+class PretrainingConfig:
     """Training."""
 
-    output_dir: str = field(metadata={"help": "a new folder, or one to go on with (--resume)"})
-    resume: bool = field(default=False, metadata={"help": "go on after the last finished epoch in output_dir"})
-    num_epochs: int = field(default=50, metadata={"help": "passes over the training images", "min": 1})
+    output_dir: str = field(metadata={"help": "a new folder, or one to go on with (--resume_from_checkpoint)"})
+    resume_from_checkpoint: bool = field(
+        default=False, metadata={"help": "go on after the last finished epoch in output_dir", "aliases": ("resume",)}
+    )
+    num_train_epochs: int = field(
+        default=50, metadata={"help": "passes over the training images", "min": 1, "aliases": ("num_epochs",)}
+    )
     batch_size: int = field(default=128, metadata={"help": "images a step and process; even, for mixing", "min": 2})
     learning_rate: float = field(default=1e-3, metadata={"help": "highest rate of AdamW; cosine to zero", "min": 0})
     weight_decay: float = field(default=0.05, metadata={"help": "of matrices, not of biases and norms", "min": 0})
@@ -95,7 +99,9 @@ class TrainingArguments:
     label_smoothing: float = field(default=0.1, metadata={"help": "share spread over all classes", "min": 0, "max": 1})
     mixing: float = field(default=0.2, metadata={"help": "share of batches with mixup or cutmix", "min": 0, "max": 1})
     augmentation: float = field(default=1.0, metadata={"help": "strength of the augmentation; 0 for none", "min": 0})
-    num_workers: int = field(default=0, metadata={"help": "processes that read and resize images", "min": 0})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "processes that read and resize images", "min": 0, "aliases": ("num_workers",)}
+    )
     seed: int = field(default=0, metadata={"help": "of everything random", "min": 0})
 
 
@@ -130,10 +136,10 @@ def augment(images: torch.Tensor, strength: float) -> torch.Tensor:
 def load_network(folder: str, names: list[str]) -> torch.nn.Module:
     """A network saved here earlier, to learn from; it must know the same classes in the same order."""
     if not (Path(folder) / "config.json").is_file():
-        refuse(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run).")
+        cli_error(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run).")
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
     if network.pretrained_cfg.get("label_names") != names:
-        refuse(f"distill_from: {folder} was not trained on these classes, or is without its classifier.")
+        cli_error(f"distill_from: {folder} was not trained on these classes, or is without its classifier.")
     return network
 
 
@@ -142,19 +148,21 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Mod
     try:
         network = timm.create_model(args.model, num_classes=len(names), **json.loads(args.model_args))
     except json.JSONDecodeError as error:
-        refuse(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
+        cli_error(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
     except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
-        refuse(f"timm cannot make {args.model} with {args.model_args}: {error}.")
+        cli_error(f"timm cannot make {args.model} with {args.model_args}: {error}.")
     try:
         check_images(network, args.model)
         if isinstance(network, VisionTransformer):  # another network can guide one (distill_from)
             check_backbone(network, args.model)
     except ValueError as error:
-        refuse(f"model: {error}.")
+        cli_error(f"model: {error}.")
     expected = get_model_input_config(network)
     channels, size, _ = expected["input_size"]
     if args.image_size and args.image_size != size and expected["fixed_input_size"]:
-        refuse(f"image_size is {args.image_size}, but this network's is {size}: set img_size in model_args instead.")
+        cli_error(
+            f"image_size is {args.image_size}, but this network's is {size}: set img_size in model_args instead."
+        )
     size = args.image_size or size
     cfg = network.pretrained_cfg
     mean = cfg["mean"] if args.mean is None else (args.mean,) * channels
@@ -181,10 +189,10 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
 
 
 def made_of(
-    model_args: ModelArguments, args: TrainingArguments, splits: Splits, guide: torch.nn.Module | None, accelerator
+    model_args: ModelArguments, args: PretrainingConfig, splits: Splits, guide: torch.nn.Module | None, accelerator
 ) -> dict[str, Any]:
     """What decides the weights that come out, by content and not by place; a resumed run must be made of the same."""
-    of_the_call = {"output_dir", "resume", "num_workers", "distill_from"}
+    of_the_call = {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "distill_from"}
     given = {name: value for name, value in {**asdict(model_args), **asdict(args)}.items() if name not in of_the_call}
     images = {split: ordered_digest(image_digests(view), read_labels(view)) for split, view in splits.items()}
     guided_by = None if guide is None else backbone_digest(guide)
@@ -197,20 +205,20 @@ def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) ->
         verify(file)
         state = torch.load(file, map_location=device, weights_only=True)
     except DamagedFile as error:
-        refuse(f"{error}: start again in another output_dir")
+        cli_error(f"{error}: start again in another output_dir")
     except (
         OSError,
         RuntimeError,
         EOFError,
         pickle.UnpicklingError,
     ) as error:  # of an earlier version, which had no checksum
-        refuse(f"{file} is damaged ({' '.join(str(error).split())[:200]}): start again in another output_dir")
+        cli_error(f"{file} is damaged ({' '.join(str(error).split())[:200]}): start again in another output_dir")
     before = state.get("made_of", origin)
     changed = [
         f"{name} was {before.get(name)}, is now {value}" for name, value in origin.items() if before.get(name) != value
     ]
     if changed:
-        refuse(f"the run in {file.parent} cannot go on with something else: {'; '.join(changed)}")
+        cli_error(f"the run in {file.parent} cannot go on with something else: {'; '.join(changed)}")
     return state
 
 
@@ -220,18 +228,18 @@ def distillation_loss(logits: torch.Tensor, guidance: torch.Tensor, temperature:
     return F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
 
 
-def optimizer_of(network: torch.nn.Module, args: TrainingArguments) -> torch.optim.AdamW:
+def optimizer_of(network: torch.nn.Module, args: PretrainingConfig) -> torch.optim.AdamW:
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
 
 
-def rate_at(epoch: float, args: TrainingArguments) -> float:
+def rate_at(epoch: float, args: PretrainingConfig) -> float:
     """Linear warm-up, then cosine; `epoch` is fractional."""
     if epoch < args.warmup_epochs:
         return args.learning_rate * epoch / args.warmup_epochs
-    done = (epoch - args.warmup_epochs) / max(args.num_epochs - args.warmup_epochs, 1e-9)
+    done = (epoch - args.warmup_epochs) / max(args.num_train_epochs - args.warmup_epochs, 1e-9)
     return args.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -249,16 +257,16 @@ def accuracy(network: torch.nn.Module, batches: Batches, accelerator: Accelerato
 
 def main():
     parsed = data_args, model_args, args = parse(
-        (DataArguments, ModelArguments, TrainingArguments), description=__doc__
+        (DataArguments, ModelArguments, PretrainingConfig), description=__doc__
     )
     output = Path(args.output_dir)
     checkpoint_file = output / "checkpoint.pt"
-    if output.exists() and any(output.iterdir()) and not args.resume:
-        refuse(f"output_dir {output} is not empty: give another one, or --resume to go on with it.")
-    if args.resume and not checkpoint_file.is_file():
-        refuse(f"output_dir {output} holds no checkpoint.pt to resume from.")
+    if output.exists() and any(output.iterdir()) and not args.resume_from_checkpoint:
+        cli_error(f"output_dir {output} is not empty: give another one, or --resume_from_checkpoint to go on with it.")
+    if args.resume_from_checkpoint and not checkpoint_file.is_file():
+        cli_error(f"output_dir {output} holds no checkpoint.pt to resume from.")
     if args.batch_size % 2:
-        refuse(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
+        cli_error(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
     loaders = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
     accelerator = Accelerator(dataloader_config=loaders)
     torch.manual_seed(args.seed)
@@ -268,12 +276,12 @@ def main():
 
     # Data
     try:
-        splits = load_source(data_args.dataset, **source_options(data_args), seed=args.seed)
-    except SourceError as error:
-        refuse(str(error))
+        splits = load_image_dataset(data_args.dataset, **source_options(data_args), seed=args.seed)
+    except DatasetError as error:
+        cli_error(str(error))
     names = splits["train"].features["label"].names
     if len(splits["train"]) < args.batch_size * accelerator.num_processes:
-        refuse(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images.")
+        cli_error(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images.")
 
     # Networks: the one that learns, its running average, the one that guides
     network, pipeline = create_network(model_args, names)
@@ -287,9 +295,9 @@ def main():
 
     # Batches
     train, test = (
-        TaskImages(splits[split], np.arange(len(names)), test_transform(processor)) for split in ("train", "test")
+        TaskImages(splits[split], np.arange(len(names)), eval_transform(processor)) for split in ("train", "test")
     )
-    options = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+    options = {"batch_size": args.batch_size, "num_workers": args.dataloader_num_workers}
     train_loader = DataLoader(train, shuffle=True, drop_last=True, **options)
     model, optimizer, train_loader, test_loader = accelerator.prepare(
         network, optimizer_of(network, args), train_loader, DataLoader(test, **options)
@@ -311,7 +319,7 @@ def main():
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
     start, seconds, origin = 0, 0.0, made_of(model_args, args, splits, guide, accelerator)
-    if args.resume:
+    if args.resume_from_checkpoint:
         state = load_checkpoint(checkpoint_file, origin, accelerator.device)
         network.load_state_dict(state["network"])
         average.module.load_state_dict(state["average"])
@@ -322,9 +330,12 @@ def main():
 
     steps = len(train_loader)
     bar = tqdm(
-        total=args.num_epochs * steps, initial=start * steps, disable=not accelerator.is_main_process, mininterval=1
+        total=args.num_train_epochs * steps,
+        initial=start * steps,
+        disable=not accelerator.is_main_process,
+        mininterval=1,
     )
-    for epoch in range(start, args.num_epochs):
+    for epoch in range(start, args.num_train_epochs):
         # every epoch starts from its own seed, so that a resumed run continues exactly
         key = np.random.SeedSequence([args.seed, epoch, accelerator.process_index])
         torch.manual_seed(int(key.generate_state(1)[0]))

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cdl_hf.cli import cli_error, parse
 from cdl_hf.data.batches import Batches
 from cdl_hf.data.images import TaskImages
-from cdl_hf.data.sources import load_source
-from cdl_hf.data.transforms import image_processor_for, test_transform
+from cdl_hf.data.sources import load_image_dataset
+from cdl_hf.data.transforms import eval_transform, image_processor_for
 from cdl_hf.models.backbones import load_backbone
-from cdl_hf.training.arguments import SourceArguments
+from cdl_hf.training.arguments import DatasetArguments
 from cdl_hf.training.build import source_options
-from cdl_hf.training.parser import parse, refuse
 
 RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
 
@@ -39,11 +39,11 @@ def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **opti
     """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features.
 
     Args:
-        options: of `load_source`.
+        options: of `load_image_dataset`.
     """
-    splits = load_source(dataset, **options)
+    splits = load_image_dataset(dataset, **options)
     classes = splits["train"].features["label"].num_classes
-    transform = test_transform(image_processor_for(backbone.pretrained_cfg))
+    transform = eval_transform(image_processor_for(backbone.pretrained_cfg))
     (x, y), (x_test, y_test) = (
         _features(backbone, TaskImages(splits[split], np.arange(classes), transform), batch_size)
         for split in ("train", "test")
@@ -89,12 +89,12 @@ def _linear(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int
 
 
 def main():
-    args, data = parse((ProbeArguments, SourceArguments), description=__doc__)
+    args, data = parse((ProbeArguments, DatasetArguments), description=__doc__)
     try:
         backbone = load_backbone(args.backbone).module
         accuracy = probe(backbone, data.dataset, args.batch_size, **source_options(data))
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     print(f"{args.backbone} on {data.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
     print(f"linear probe {accuracy['linear_probe']:.1f} %, nearest class mean {accuracy['nearest_class_mean']:.1f} %")
 

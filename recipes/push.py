@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from cdl_hf.cli import cli_error
 from cdl_hf.training.interruptions import EX_UNAVAILABLE
-from cdl_hf.training.parser import refuse
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(EX_UNAVAILABLE)
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     for role, address in addresses.items():
         print(f"{role}: {address}")
 

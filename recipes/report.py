@@ -20,9 +20,9 @@ from reports.results import latencies, measure_latency, store, stored
 from reports.scene import Scene
 from reports.tables import as_csv
 
+from cdl_hf.cli import cli_error, parse
+from cdl_hf.comparison.experiments import Setting, settings_of
 from cdl_hf.escaping import markdown_name
-from cdl_hf.evaluation.settings import Setting, settings_of
-from cdl_hf.training.parser import parse, refuse
 from cdl_hf.utils import write_text
 
 
@@ -40,7 +40,7 @@ class ReportArguments:
 def main() -> None:
     (args,) = parse((ReportArguments,), description=__doc__)
     if find_spec("markdown_it") is None:
-        refuse("markdown-it-py not installed: pip install 'cdl_hf[report]'")
+        cli_error("markdown-it-py not installed: pip install 'cdl_hf[report]'")
     runs, output = Path(args.runs), Path(args.output_dir)
     try:
         if not any(runs.glob("*/results.json")):
@@ -51,7 +51,7 @@ def main() -> None:
         settings = settings_of(stored(output / "runs"))
         build(settings, latencies(output / "runs", settings), output)
     except ValueError as error:
-        refuse(str(error))
+        cli_error(str(error))
     print(f"{output / 'report.md'}, report.html and results.csv tell of {len(settings)} settings.")
 
 

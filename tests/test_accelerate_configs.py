@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from cdl_hf.training import sharding
+from cdl_hf.training import distributed
 
 FOLDER = Path(__file__).parents[1] / "accelerate_configs"
 NAMES = ("cpu", "single_gpu", "multi_gpu", "fsdp", "multi_node")
@@ -63,5 +63,5 @@ def test_what_the_launcher_makes_of_fsdp_is_understood(monkeypatch):
     args = launch_command_parser().parse_args(["--config_file", str(FOLDER / "fsdp.yaml"), "recipes/train.py"])
     for name, value in prepare_multi_gpu_env(_validate_launch_command(args)[0]).items():
         monkeypatch.setenv(name, value)
-    assert sharding.is_asked_for()
-    sharding.check_options(auto_batch_size=False)
+    assert distributed.uses_fsdp()
+    distributed.check_fsdp_options(auto_find_batch_size=False)

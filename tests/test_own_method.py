@@ -10,11 +10,11 @@ from tiny_models import images, tiny_backbone
 from tiny_runs import drawings
 from transformers import AutoModelForImageClassification
 
-from cdl_hf import ContinualDistillationTrainer, PromptViTForImageClassification, TaskStream, load_source
+from cdl_hf import ContinualDistillationTrainer, PromptViTForImageClassification, TaskStream, load_image_dataset
 from cdl_hf.data import image_processor_for
 from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
 from cdl_hf.models.prompt_pools import POOLS
-from cdl_hf.training import TrainingArguments
+from cdl_hf.training import CDLConfig
 
 __all__ = ["drawings"]
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def my_methods(tmp_path, monkeypatch):
 
 
 def test_own_methods(my_methods, drawings, tmp_path, monkeypatch):
-    stream = TaskStream(load_source(str(drawings)), num_tasks=3)
+    stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
     prompts = {"classes_per_task": stream.classes_per_task, "prompt_method": "shared"}
     student, teacher = (PromptViTForImageClassification.from_backbone(tiny_backbone(), **prompts) for _ in range(2))
     trainer = ContinualDistillationTrainer(
@@ -40,7 +40,7 @@ def test_own_methods(my_methods, drawings, tmp_path, monkeypatch):
         my_methods.LogitCopy(student, teacher),
         teacher,
         image_processor_for({"input_size": (3, 32, 32)}),
-        TrainingArguments(num_epochs=1, batch_size=8, output_dir=str(tmp_path / "run")),
+        CDLConfig(num_train_epochs=1, batch_size=8, output_dir=str(tmp_path / "run")),
     )
     before = student.prompt_pool.prompts.clone()
     trainer.train()

@@ -31,9 +31,9 @@ def test_the_python_example_trains_and_its_model_answers(tmp_path, monkeypatch, 
     exec(training, names)
     assert 10 < float(capsys.readouterr().out.splitlines()[-1]) <= 100  # a guess is right once in a hundred
 
-    from cdl_hf import load_source
+    from cdl_hf import load_image_dataset
 
-    load_source("quickdraw100")["test"][0]["image"].save("drawing.png")
+    load_image_dataset("quickdraw100")["test"][0]["image"].save("drawing.png")
     exec(using, {})
     assert capsys.readouterr().out.count("'score'") == 3
 
@@ -61,16 +61,16 @@ def test_the_metric_and_the_callback(monkeypatch, capsys):
     exec(metric, {})
     assert capsys.readouterr().out.strip() == metric.strip().splitlines()[-1].split("# ")[1]
     names = {}
-    exec(example("TrainerCallback"), names)
+    exec(example("ContinualCallback"), names)
     assert len(names["callbacks"]) == 2
 
 
 @pytest.mark.slow
 def test_the_walk_through_trains_on_a_folder_of_images(tmp_path):
     """The README's command, but with the bundled backbones, which are there offline, and for one epoch."""
-    from cdl_hf import load_source
+    from cdl_hf import load_image_dataset
 
-    drawings = load_source("quickdraw100")["train"]
+    drawings = load_image_dataset("quickdraw100")["train"]
     for row in range(0, 400, 8):  # five classes of ten drawings, as the data set has them in the order of its labels
         image, label = drawings[row]["image"], drawings[row]["label"]
         (tmp_path / "my_images" / f"class {label}").mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def test_the_walk_through_trains_on_a_folder_of_images(tmp_path):
         del words[place : place + 2]
     words[words.index("recipes/train.py")] = str(ROOT / "recipes" / "train.py")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
-    more = ["--num_epochs", "1", "--num_workers", "0", "--output_dir", "run"]
+    more = ["--num_train_epochs", "1", "--dataloader_num_workers", "0", "--output_dir", "run"]
     done = subprocess.run([*launcher, *more], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -18,7 +18,7 @@ import torch
 from reference_figures import weights
 from torch import Tensor, nn
 
-from cdl_hf.distillation import METHODS, Supervised
+from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
 from cdl_hf.models.conversion import convert
 from cdl_hf.models.prefix_attention import cls_features
@@ -89,14 +89,14 @@ class Case:
         self.compare("teacher_eval_logits", self.all_logits(teacher))
         self.compare("student_eval_logits", self.all_logits(student))
         if "teacher_loss" in self.figures:
-            self.step("teacher", Supervised(teacher))
+            self.step("teacher", TrainingObjective(teacher))
             teacher.eval()
         if "student_loss" in self.figures:
             self.step("student", method)
 
-    def step(self, role: str, method: Supervised) -> None:
+    def step(self, role: str, method: TrainingObjective) -> None:
         """One training step with Adam."""
-        model = method.student.train()
+        model = method.model.train()
         optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-3)
         gradients = [name for name in self.figures if name.startswith(f"{role}_grad_norm/")]
         for name in gradients:  # the norm of APT's head is not trained, but its gradient is among the figures
@@ -109,7 +109,7 @@ class Case:
         self.compare(f"{role}_loss", output["loss"])
         self.compare(f"{role}_soft_loss", output.get("soft_loss", torch.zeros(())))
         self.compare(f"{role}_feature_loss", output.get("feature_loss", torch.zeros(())))
-        outputs[0][:, : model.config.current_columns.start] = -torch.inf
+        outputs[0][:, : model.config.current_classes.start] = -torch.inf
         self.compare(f"{role}_train_logits", outputs[0])
         for name in gradients:
             parameter, index = self.parameter(method, name.split("/")[1])
@@ -154,7 +154,7 @@ class Case:
             tasks_seen=self.meta["task_id"] + 1,
             teacher_state_dict=torch.load(self.folder / "teacher.pth", weights_only=True),
             ortho_weight=self.meta["prompt_param"][2] if self.meta["prompt_method"] == "coda_prompt" else 0.0,
-            kd_alpha=self.meta["alpha"],
+            kd_kd_alpha=self.meta["alpha"],
         )
         model.save_pretrained(self.folder / role)
         model, info = PromptViTForImageClassification.from_pretrained(self.folder / role, output_loading_info=True)
@@ -172,15 +172,15 @@ class Case:
             shapes["feat.add_T_token"] = [1, 1, self.width(role)]
         if self.meta["distillation"] != "cdl_prompt":
             return shapes
-        width, query_width, classes = self.width(role), self.width("student"), self.meta["num_classes"]
+        width, query_dim, classes = self.width(role), self.width("student"), self.meta["num_classes"]
         for head in ("last", "kd_last"):
             shapes |= {f"{head}.weight": [classes, width], f"{head}.bias": [classes]}
         method, (size, length, third) = self.meta["prompt_method"], self.meta["prompt_param"]
         first, last = {"l2p": (0, 4 if third > 0 else 0), "dualprompt": (2, 4), "coda_prompt": (0, 4)}[method]
         for block in range(first, last + 1):
-            shapes |= {f"prompt.e_p_{block}": [size, length, width], f"prompt.e_k_{block}": [size, query_width]}
+            shapes |= {f"prompt.e_p_{block}": [size, length, width], f"prompt.e_k_{block}": [size, query_dim]}
             if method == "coda_prompt":
-                shapes[f"prompt.e_a_{block}"] = [size, query_width]
+                shapes[f"prompt.e_a_{block}"] = [size, query_dim]
         if method == "dualprompt":
             shapes |= {f"prompt.g_p_{block}": [third, width] for block in range(first)}
         return shapes
@@ -188,12 +188,14 @@ class Case:
     def width(self, role: str) -> int:
         return backbone(self.architecture(role), self.seeds[f"{role}_backbone"])["cls_token"].shape[-1]
 
-    def method(self, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification) -> Supervised:
+    def method(
+        self, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification
+    ) -> TrainingObjective:
         """The method, its training-only modules filled from the student's tensors."""
         name = self.meta["distillation"]
         # the authors' code has DKD's temperature fixed, whatever the case's
         temperature = None if name == "dkd" else self.meta["temperature"]
-        method = METHODS[name](student, teacher, alpha=self.meta["alpha"], temperature=temperature)
+        method = METHODS[name](student, teacher, kd_alpha=self.meta["alpha"], temperature=temperature)
         part = {"fitnets": "project_t_s.", "reviewkd": "ReviewKD_layers."}.get(name)
         for theirs, shape in self.shapes("student").items():
             unused = theirs.startswith("ReviewKD_layers.abfs.0.norm2")  # the deepest block fuses nothing
@@ -203,9 +205,9 @@ class Case:
                 parameter.data.copy_(torch.from_numpy(array))
         return method
 
-    def parameter(self, method: Supervised, name: str) -> tuple[nn.Parameter, int | slice]:
+    def parameter(self, method: TrainingObjective, name: str) -> tuple[nn.Parameter, int | slice]:
         """Our parameter that holds the authors' tensor `name`, and the index of its block there."""
-        model, whole = method.student, slice(None)
+        model, whole = method.model, slice(None)
         part, _, leaf = name.partition(".")
         if part in ("last", "kd_last"):
             return (model.head if part == "last" else model.kd_head).get_parameter(leaf), whole

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdl_hf.distillation import METHODS, Supervised
+from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 
 CLASSES_PER_TASK = [3, 2, 4]
@@ -58,7 +58,7 @@ def tiny_model(
 
 def tiny_pair(
     prompt_method: str, method: str, tasks: int = 1, **config
-) -> tuple[PromptViTForImageClassification, Supervised]:
+) -> tuple[PromptViTForImageClassification, TrainingObjective]:
     """Teacher and method; the teacher takes the student's query."""
     student_backbone = tiny_backbone()
     teacher = PromptViTForImageClassification.from_backbone(
@@ -86,15 +86,15 @@ def images(count: int = 4, size: int = 32) -> Tensor:
 
 def labels_for(model: PromptViTForImageClassification, count: int = 4) -> Tensor:
     """Labels of the current task, each class in turn."""
-    current = model.config.current_columns
+    current = model.config.current_classes
     return torch.arange(count) % (current.stop - current.start) + current.start
 
 
-def train(method: Supervised, pixel_values: Tensor, steps: int = 8, lr: float = 3e-3) -> list[float]:
+def train(method: TrainingObjective, pixel_values: Tensor, steps: int = 8, lr: float = 3e-3) -> list[float]:
     """Trains on one batch; the loss before each step."""
     method.train()
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=lr)
-    labels, losses = labels_for(method.student, len(pixel_values)), []
+    labels, losses = labels_for(method.model, len(pixel_values)), []
     for _ in range(steps):
         output = method(pixel_values, labels)
         optimizer.zero_grad()

@@ -54,7 +54,7 @@ def arguments(pair: tuple[Path, Path], drawings: Path) -> list[str]:
     teacher, student = pair
     return [
         *("--dataset", str(drawings), "--teacher", str(teacher), "--student", str(student), "--num_tasks", "3"),
-        *("--pool_size", "6", "--num_epochs", "2", "--batch_size", "4", "--learning_rate", "0.01"),
+        *("--pool_size", "6", "--num_train_epochs", "2", "--batch_size", "4", "--learning_rate", "0.01"),
     ]
 
 

@@ -1,23 +1,23 @@
 """What is learnt from: sources, streams of tasks, images."""
 
 from .batches import Batches
+from .dataset_error import DatasetError
 from .decoding import open_image
 from .images import TaskImages
-from .source_error import SourceError
-from .sources import load_source, source_of
+from .sources import load_image_dataset, source_of
 from .stream import Task, TaskStream
-from .transforms import image_processor_for, test_transform, train_transform
+from .transforms import eval_transform, image_processor_for, train_transform
 
 __all__ = [
     "Batches",
-    "SourceError",
+    "DatasetError",
     "Task",
     "TaskImages",
     "TaskStream",
     "image_processor_for",
-    "load_source",
+    "load_image_dataset",
     "open_image",
     "source_of",
-    "test_transform",
+    "eval_transform",
     "train_transform",
 ]

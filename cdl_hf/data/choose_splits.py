@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from .class_labels import has_labels
-from .source_error import SourceError
+from .dataset_error import DatasetError
 from .split_names import find_splits, of_split, split_of
 
 
@@ -14,13 +14,13 @@ def choose_train(splits: DatasetDict, name: str, given: str | None) -> str:
     """The split that is named; else the one whose name means training, else the only one.
 
     Raises:
-        SourceError: there is none, or more than one.
+        DatasetError: there is none, or more than one.
     """
     if given is not None:
         return _named(splits, name, given, "train_split")
     found = of_split(find_splits(splits), "train") or (list(splits) if len(splits) == 1 else [])
     if len(found) != 1:
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' has the splits {', '.join(splits)} but {'more than one' if found else 'no'} train; "
             "name the one to learn from with train_split."
         )
@@ -34,19 +34,19 @@ def choose_test(splits: DatasetDict, name: str, train: str, given: str | None, c
         columns: of images and of classes.
 
     Raises:
-        SourceError: none of the candidates can be tested on, or two are alike.
+        DatasetError: none of the candidates can be tested on, or two are alike.
     """
     if given is not None:
         test = _named(splits, name, given, "test_split")
         if test != train and (problem := _problem(splits, test, train, columns)):
-            raise SourceError(f"'{name}' {problem}.")
+            raise DatasetError(f"'{name}' {problem}.")
         return None if test == train else test
     found = find_splits(split for split in splits if split != train)
     problems = []
     for kind in ("test", "validation"):
         candidates = of_split(found, kind)
         if len(candidates) > 1:
-            raise SourceError(
+            raise DatasetError(
                 f"'{name}' has more than one split to test on ({', '.join(candidates)}); choose it with test_split."
             )
         for split in candidates:
@@ -57,7 +57,7 @@ def choose_test(splits: DatasetDict, name: str, train: str, given: str | None, c
                 return split
             problems.append(problem)
     if problems:
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' {problems[0]}; name another one with test_split, or hold out a share of the training images "
             f"with test_split={train}."
         )
@@ -68,7 +68,7 @@ def _named(splits: DatasetDict, name: str, given: str, option: str) -> str:
     kinds = find_splits(splits)
     found = [given] if given in splits else of_split(kinds, split_of(given) or given)
     if len(found) != 1:
-        raise SourceError(f"'{name}' has no split '{given}' for {option}; its splits are {', '.join(splits)}.")
+        raise DatasetError(f"'{name}' has no split '{given}' for {option}; its splits are {', '.join(splits)}.")
     return found[0]
 
 

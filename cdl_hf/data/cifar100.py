@@ -13,7 +13,7 @@ from datasets.table import InMemoryTable
 
 from ..utils import verify
 from .cache import cache_file, one_at_a_time, write_cache
-from .source_error import SourceError
+from .dataset_error import DatasetError
 
 # Name -> size and MD5 of the file as published
 FILES = {
@@ -49,11 +49,11 @@ def read_cifar100(path: Path) -> DatasetDict:
     where there is room for them.
 
     Raises:
-        SourceError: a file holds something else, be it damaged or made to run code.
+        DatasetError: a file holds something else, be it damaged or made to run code.
     """
     names = _entry(path / "meta", _load(path / "meta"), "fine_label_names")
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise SourceError(f"'{path / 'meta'}' does not name the classes of CIFAR-100; get the file anew.")
+        raise DatasetError(f"'{path / 'meta'}' does not name the classes of CIFAR-100; get the file anew.")
     names = [name.decode() if isinstance(name, bytes) else name for name in names]
     return DatasetDict({split: _read_split(path / split, names) for split in ("train", "test")})
 
@@ -80,10 +80,10 @@ def _images_and_labels(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray
     content = _load(file)
     pixels, labels = _entry(file, content, "data"), _entry(file, content, "fine_labels")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
-        raise SourceError(f"'{file}' does not hold images as CIFAR-100 does (n, 3072); get the file anew.")
+        raise DatasetError(f"'{file}' does not hold images as CIFAR-100 does (n, 3072); get the file anew.")
     numbered = isinstance(labels, list) and all(label in range(classes) for label in labels)
     if not numbered or len(labels) != len(pixels):
-        raise SourceError(f"'{file}' does not have a label of 0 to {classes - 1} for each image; get the file anew.")
+        raise DatasetError(f"'{file}' does not have a label of 0 to {classes - 1} for each image; get the file anew.")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
 
 
@@ -123,7 +123,7 @@ def _load(file: Path) -> dict:
             stream.seek(0)
             return _Unpickler(stream, encoding="latin1").load()
     except _BROKEN as error:
-        raise SourceError(
+        raise DatasetError(
             f"'{file}' is not a file of CIFAR-100, and was not read any further: {error or 'it ends too early'}."
         ) from error
 
@@ -134,4 +134,4 @@ def _entry(file: Path, content: dict, name: str):
         for key in (name, name.encode()):
             if key in content:
                 return content[key]
-    raise SourceError(f"'{file}' has no '{name}', as the files of CIFAR-100 have; get the file anew.")
+    raise DatasetError(f"'{file}' has no '{name}', as the files of CIFAR-100 have; get the file anew.")

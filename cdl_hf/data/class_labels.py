@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value
 
+from .dataset_error import DatasetError, listed
 from .labels import one_name
-from .source_error import SourceError, listed
 
 Class = bool | int | str
 EXPECTED = "expected a ClassLabel, strings or integers (truth values and whole numbers will do)"
@@ -37,19 +37,19 @@ def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datase
     numbers are missing labels. Names that differ only in how Unicode composes them are one.
 
     Raises:
-        SourceError: other kinds of values; different kinds or numberings in the splits.
+        DatasetError: other kinds of values; different kinds or numberings in the splits.
     """
     kinds = {split: dataset.features["label"] for split, dataset in splits.items()}
     named = [kind for kind in kinds.values() if isinstance(kind, ClassLabel)]
     if len(named) == len(kinds):
         if any(kind.names != named[0].names for kind in named):
-            raise SourceError(
+            raise DatasetError(
                 f"'{name}' numbers its classes differently in train and test; save them with one ClassLabel."
             )
         for split, dataset in splits.items():
             highest = pc.max(_column(dataset, "label")).as_py()
             if highest is not None and highest >= named[0].num_classes:
-                raise SourceError(
+                raise DatasetError(
                     f"'{name}' has the label {highest} in its {split} split, but names for 0 to "
                     f"{named[0].num_classes - 1} only; name all classes."
                 )
@@ -58,7 +58,7 @@ def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datase
         raise _mixed(name, {split: _kind(kind) for split, kind in kinds.items()})
     strange = next((kind for kind in kinds.values() if not isinstance(kind, Value)), None)
     if strange is not None:
-        raise SourceError(f"'{name}' has labels of type {strange}; {EXPECTED}, one an image.")
+        raise DatasetError(f"'{name}' has labels of type {strange}; {EXPECTED}, one an image.")
     columns = {
         split: pc.dictionary_encode(_column(dataset, "label")).combine_chunks() for split, dataset in splits.items()
     }
@@ -68,7 +68,7 @@ def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datase
         raise _mixed(name, {split: _kind(kind) for split, kind in kinds.items()})
     values = sorted({value for found in classes.values() for value in found if value is not None})
     if not values:
-        raise SourceError(f"'{name}' has no labels: its column of them holds nothing but missing values.")
+        raise DatasetError(f"'{name}' has no labels: its column of them holds nothing but missing values.")
     _warn_of_twins([value for value in values if isinstance(value, str)], name)
     feature = ClassLabel(names=[str(value) for value in values])
     return {
@@ -124,7 +124,7 @@ def _classes(column: pa.DictionaryArray, split: str, kind: Value, name: str) -> 
     try:
         return [_class_of(value) for value in column.dictionary.to_pylist()]
     except ValueError as error:
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' has labels of type {kind.dtype}, such as {error.args[0]!r} in its {split} split; {EXPECTED}."
         ) from error
 
@@ -137,9 +137,9 @@ def _numbered(column: pa.DictionaryArray, classes: list[Class | None], values: l
     return pa.chunked_array([pa.array(rows, mask=rows < 0)])
 
 
-def _mixed(name: str, kinds: dict[str, str]) -> SourceError:
+def _mixed(name: str, kinds: dict[str, str]) -> DatasetError:
     told = " and ".join(f"{kind} in {split}" for split, kind in kinds.items())
-    return SourceError(f"'{name}' has labels of different kinds: {told}; save them as one kind.")
+    return DatasetError(f"'{name}' has labels of different kinds: {told}; save them as one kind.")
 
 
 def _kind(feature: object) -> str:

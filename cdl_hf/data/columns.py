@@ -3,7 +3,7 @@
 from datasets import Array2D, Array3D, ClassLabel, Features, Image, LargeList, List, Value
 from datasets.features.features import FeatureType
 
-from .source_error import SourceError
+from .dataset_error import DatasetError
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
 USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
@@ -28,11 +28,11 @@ def image_column(features: Features, given: str | None, name: str) -> str:
     """The column given, else the one of type Image, else the one with a usual name.
 
     Raises:
-        SourceError: there is none, or more than one, or what it holds is not one image a row.
+        DatasetError: there is none, or more than one, or what it holds is not one image a row.
     """
     column = _column(features, given, Image, IMAGE_COLUMNS, "image", name)
     if not _can_be_images(features[column]):
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' has {_kind(features[column])} in its column '{column}'; expected one image a row: "
             "a file's bytes, its path, or an array of pixels."
         )
@@ -43,7 +43,7 @@ def label_column(features: Features, given: str | None, name: str) -> str:
     """The column given, else the only ClassLabel, else the one with a usual name.
 
     Raises:
-        SourceError: there is none, or more than one.
+        DatasetError: there is none, or more than one.
     """
     return _column(features, given, ClassLabel, LABEL_COLUMNS, "label", name)
 
@@ -67,7 +67,7 @@ def _column(
 ) -> str:
     if given:
         if given not in features:
-            raise SourceError(f"'{name}' has no column '{given}'; its columns are {', '.join(features)}.")
+            raise DatasetError(f"'{name}' has no column '{given}'; its columns are {', '.join(features)}.")
         return given
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     found = [column for column in usual[0] if column in found][:1] or found
@@ -75,7 +75,7 @@ def _column(
         column = usual_column(list(features), None, usual)
         found = [column] if column else []
     if len(found) != 1:
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' has {'more than one' if found else 'no'} column that can be the {what} "
             f"({', '.join(found or features)}); choose it with {what}_column."
         )

@@ -7,9 +7,9 @@ from pathlib import Path
 import PIL.Image
 import torch
 
+from .dataset_error import DatasetError
 from .decoding import open_image
 from .image_search import find_images
-from .source_error import SourceError
 from .unreadable import FAILURES, explain
 
 
@@ -17,19 +17,19 @@ def find_image_files(paths: Iterable[str | Path]) -> list[str]:
     """The files themselves, and of folders the images in them and below, by their suffix, sorted; links are followed.
 
     Raises:
-        SourceError: There is no such file or folder, or no image in it.
+        DatasetError: There is no such file or folder, or no image in it.
     """
     files = []
     for path in (Path(os.path.expanduser(path)) for path in paths):
         if path.is_dir():
             found = sorted(find_images(path, bare=False))
             if not found:
-                raise SourceError(f"'{path}' holds no files whose names are those of images.")
+                raise DatasetError(f"'{path}' holds no files whose names are those of images.")
             files += found
         elif os.path.exists(path):
             files.append(str(path))
         else:
-            raise SourceError(f"there is no file or folder '{path}'.")
+            raise DatasetError(f"there is no file or folder '{path}'.")
     return files
 
 

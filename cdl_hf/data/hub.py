@@ -10,7 +10,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
 from .cache import is_to_blame
-from .source_error import SourceError, reason
+from .dataset_error import DatasetError, reason
 
 # No such data set is a FileNotFoundError as well.
 FAILURES = (ConnectionError, FileNotFoundError, ValueError, DatasetGenerationError)
@@ -20,25 +20,25 @@ def read_hub(name: str) -> DatasetDict:
     """The data set `owner/name`.
 
     Raises:
-        SourceError: there is none of that name, or neither a connection nor a copy in the cache.
+        DatasetError: there is none of that name, or neither a connection nor a copy in the cache.
     """
     if not hub_answers():
         with _offline():
             try:
                 return _load(name)
-            except SourceError:
+            except DatasetError:
                 raise
             except FAILURES as error:
-                raise SourceError(
+                raise DatasetError(
                     f"'{name}' is no folder here, the Hub cannot be reached and the cache has no copy; "
                     "load it once with a connection, or give the path of a local copy."
                 ) from error
     try:
         return _load(name)
-    except SourceError:
+    except DatasetError:
         raise
     except (*FAILURES, httpx.TransportError) as error:
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' is no folder here, and the Hub did not give it ({error}); "
             "check the name and the connection, or give the path of a local copy."
         ) from error
@@ -51,7 +51,7 @@ def _load(name: str) -> DatasetDict:
         if not is_to_blame(error):
             raise
         folders = f"'{datasets.config.HF_DATASETS_CACHE}' and '{huggingface_hub.constants.HF_HUB_CACHE}'"
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' cannot be copied to the cache ({reason(error)}); make room in {folders}, or set HF_HOME to a "
             "folder that can be written to."
         ) from error

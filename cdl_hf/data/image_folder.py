@@ -8,9 +8,9 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
+from .dataset_error import DatasetError, listed
 from .image_search import find_images, has_own_images, holds_images, own_images, subfolders
 from .labels import one_name
-from .source_error import SourceError, listed
 from .split_names import find_splits, is_neutral, is_unlabelled, of_split, split_in, split_of
 
 
@@ -41,7 +41,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         train_split, test_split: names of folders or of splits, where they are given.
 
     Raises:
-        SourceError: there are no images in folders of classes, or splits that are not understood.
+        DatasetError: there are no images in folders of classes, or splits that are not understood.
     """
     notes = []
     root = path
@@ -56,7 +56,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
             return Layout({name: _unwrapped(folder, notes) for name, folder in roots.items()}, notes)
         if not imaged:
             direct = " (those in it belong to no class)" if has_own_images(root) else _other_kinds(root)
-            raise SourceError(
+            raise DatasetError(
                 f"'{path}' holds no images in folders of classes{direct}; expected <class>/<image file> below it."
             )
         (name, only), *more = imaged.items()
@@ -65,7 +65,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         root = only
         notes.append(f"'{root}' is taken for the folder of the classes, as '{root.parent}' holds no others.")
     if not more and is_neutral(name):
-        raise SourceError(
+        raise DatasetError(
             f"'{path}' holds no images in folders of classes: all are in '{only}', whose name is that of no class; "
             "expected <class>/<image file>."
         )
@@ -85,7 +85,7 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     """The files, unopened, with the names of their classes, which are folders. Files of other kinds are named.
 
     Raises:
-        SourceError: a file whose name is no text.
+        DatasetError: a file whose name is no text.
     """
     for note in layout.notes:
         warnings.warn(note, stacklevel=2)
@@ -102,12 +102,12 @@ def check_name(path: str) -> str:
     """The path, if it is a text.
 
     Raises:
-        SourceError: It is not.
+        DatasetError: It is not.
     """
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise SourceError(f"The file {path!r} has a name that is not UTF-8; rename it.") from error
+        raise DatasetError(f"The file {path!r} has a name that is not UTF-8; rename it.") from error
     return path
 
 
@@ -138,7 +138,7 @@ def _look_below(root: Path, imaged: dict[str, Path], notes: list[str]) -> frozen
     """What lies deeper than the folders of classes: copies of all of them are left out, and other folders are told.
 
     Raises:
-        SourceError: splits, below some of the folders only.
+        DatasetError: splits, below some of the folders only.
     """
     inner = {name: _last_only(folder) for name, folder in imaged.items()}
     below = {name: set() if has_own_images(folder) else set(_imaged(folder)) for name, folder in inner.items()}
@@ -147,7 +147,7 @@ def _look_below(root: Path, imaged: dict[str, Path], notes: list[str]) -> frozen
         notes.append(f"Left out of '{root}', as it holds all folders beside it once more: {listed(sorted(copies))}.")
     divided = [name for name in below if name not in copies and _are_splits(below[name])]
     if divided and len(divided) < len(imaged) - len(copies):
-        raise SourceError(
+        raise DatasetError(
             f"'{root}' has folders of images beside the splits in '{inner[divided[0]]}'; give that folder, or "
             "move the others away."
         )
@@ -190,7 +190,7 @@ def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) 
         if len(names) != 1:
             if len(folders) == 1:  # perhaps below it
                 return {}
-            raise SourceError(
+            raise DatasetError(
                 f"'{root}' has {'more than one folder' if names else 'no folder'} for {split}_split "
                 f"({name or split}); it has {listed(names or list(folders)) or 'none'}."
             )
@@ -214,7 +214,7 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
     trains = of_split(found, "train")
     alike = found and len(found) == len(imaged) or _are_paired(imaged)
     if alike and not nested & set(trains or imaged):
-        raise SourceError(
+        raise DatasetError(
             f"'{root}' holds no images in folders of classes: its folders {listed(list(imaged))} look like splits and "
             "their images are in no folder of a class; expected <split>/<class>/<image file>. If they are classes, "
             "rename them."
@@ -232,7 +232,7 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
             roots |= {name: folder for name, folder in folders.items() if name not in imaged and split_of(name)}
         return roots
     if "train" in kinds and len(kinds) > 1 or len(trains) > 1 and len(trains) == len(imaged):
-        raise SourceError(
+        raise DatasetError(
             f"'{root}' has folders that look like splits ({listed([n for n in imaged if parts.get(n)])}); choose the "
             "ones to learn from and to test on with train_split and test_split, or call them train and test."
         )

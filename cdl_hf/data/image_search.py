@@ -7,8 +7,8 @@ from pathlib import Path
 
 import PIL.Image
 
+from .dataset_error import DatasetError
 from .decoding import FORMATS
-from .source_error import SourceError
 
 NO_IMAGES = ("thumbs.db", "desktop.ini", "readme", "readme.txt", "license", "license.txt", "makefile")
 # of archives made on a Mac, of network drives (Synology, QNAP), of Windows, of Linux, of Python
@@ -32,7 +32,7 @@ def subfolders(folder: Path) -> dict[str, Path]:
     """The folders in a folder by their names, sorted, without the hidden ones.
 
     Raises:
-        SourceError: it cannot be looked into.
+        DatasetError: it cannot be looked into.
     """
     try:
         children = [child for child in folder.iterdir() if not is_hidden(child.name) and child.is_dir()]
@@ -47,7 +47,7 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     What a link has above it is not below it: a link to the folder that it is in, or further up, leads nowhere new.
 
     Raises:
-        SourceError: a folder cannot be looked into.
+        DatasetError: a folder cannot be looked into.
     """
     seen = {_identity(parent) for parent in top.absolute().parents}
     for folder, folders, files in os.walk(top, followlinks=True, onerror=_refuse):
@@ -128,4 +128,4 @@ def _identity(folder: Path) -> tuple[int, int] | str:
 
 
 def _refuse(error: OSError) -> None:
-    raise SourceError(f"the folder {error.filename!r} cannot be looked into: {error.strerror}") from error
+    raise DatasetError(f"the folder {error.filename!r} cannot be looked into: {error.strerror}") from error

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 
-from .source_error import SourceError
+from .dataset_error import DatasetError
 from .views import image_paths
 
 RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # art_0.jpg
@@ -17,7 +17,7 @@ def is_imagenet_r(classes: list[str], name: str) -> bool:
     """Whether these names of classes are ImageNet-R's synsets.
 
     Raises:
-        SourceError: they are for the most part, but some are missing or foreign.
+        DatasetError: they are for the most part, but some are missing or foreign.
     """
     if not all(re.fullmatch(r"n\d{8}", each) for each in classes):
         return False
@@ -28,7 +28,7 @@ def is_imagenet_r(classes: list[str], name: str) -> bool:
         missing, foreign = sorted(expected - found), sorted(found - expected)
         parts = [f"lacks {len(missing)} of its 200 classes ({_few(missing)})"] if missing else []
         parts += [f"has {len(foreign)} that are not among its 200 ({_few(foreign)})"] if foreign else []
-        raise SourceError(f"'{name}' looks like ImageNet-R, but {' and '.join(parts)}; extract the archive anew.")
+        raise DatasetError(f"'{name}' looks like ImageNet-R, but {' and '.join(parts)}; extract the archive anew.")
     return True
 
 

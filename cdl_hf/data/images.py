@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from .decoding import decode
 from .labels import read_labels
-from .transforms import TestTransform, TrainTransform
+from .transforms import EvalTransform, TrainTransform
 
 
 class TaskImages(torch.utils.data.Dataset):
@@ -19,8 +19,8 @@ class TaskImages(torch.utils.data.Dataset):
 
     Args:
         view: columns `image` and `label`, such as `Task.train`.
-        label_to_column: the stream's, (C,).
-        transform: From [`train_transform`] or [`test_transform`]; randomness comes from torch's global generator.
+        label_to_class_id: the stream's, (C,).
+        transform: From [`train_transform`] or [`eval_transform`]; randomness comes from torch's global generator.
         seed: makes a sample's randomness depend on (seed, task, epoch, index) alone, not on stage, order, number of
             processes or workers, and leaves the global generator as it was. None: no seeding, for a test transform.
         task: index of the task.
@@ -35,13 +35,13 @@ class TaskImages(torch.utils.data.Dataset):
     def __init__(
         self,
         view: Dataset,
-        label_to_column: np.ndarray,
-        transform: TestTransform | TrainTransform,
+        label_to_class_id: np.ndarray,
+        transform: EvalTransform | TrainTransform,
         *,
         seed: int | None = None,
         task: int = 0,
     ):
-        self.labels = label_to_column[read_labels(view)]
+        self.labels = label_to_class_id[read_labels(view)]
         self.transform = transform
         self.seed = seed
         self.task = task

@@ -5,12 +5,12 @@ from datasets import Dataset, concatenate_datasets
 
 from .images import TaskImages
 from .labels import one_name, read_labels
-from .transforms import TestTransform
+from .transforms import EvalTransform
 from .views import select_rows
 
 
 def known_classes(
-    views: list[Dataset], class_names: list[str], transform: TestTransform
+    views: list[Dataset], class_names: list[str], transform: EvalTransform
 ) -> tuple[TaskImages, str | None]:
     """The images whose classes the model knows, and a sentence on the others, if there are any.
 

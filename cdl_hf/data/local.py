@@ -7,9 +7,9 @@ from pathlib import Path
 from datasets import DatasetDict, load_from_disk
 
 from .cifar100 import is_cifar100, read_cifar100
+from .dataset_error import DatasetError, listed
 from .image_folder import Layout, find_layout, read_image_folder
 from .image_search import image_suffixes, subfolders, walk
-from .source_error import SourceError, listed
 from .split_names import is_unlabelled
 from .tables import (
     KINDS,
@@ -32,7 +32,7 @@ def read_local(path: Path, wanted: Wanted, train_split: str | None, test_split: 
     """Whatever is there, in one or more splits under the names that they have; images are not opened.
 
     Raises:
-        SourceError: nothing that can be read, or nothing that can be understood.
+        DatasetError: nothing that can be read, or nothing that can be understood.
     """
     if path.is_file():
         return _read_file(path, wanted)
@@ -51,7 +51,7 @@ def _read_saved(path: Path) -> DatasetDict:
     try:
         data = load_from_disk(str(path))
     except IndexError as error:  # which `datasets` itself saves, and does not read
-        raise SourceError(f"'{path}' was saved with a split that holds no rows; save it without that.") from error
+        raise DatasetError(f"'{path}' was saved with a split that holds no rows; save it without that.") from error
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise explain(error, path) from error
     return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
@@ -63,14 +63,14 @@ def _read_file(path: Path, wanted: Wanted) -> DatasetDict:
         what = "an archive; extract it and give the folder" if suffix in ARCHIVES else None
         what = what or ("one image; give the folder of the images' classes" if suffix in image_suffixes() else None)
         others = ", ".join(kind for kind in KINDS if kind != ".parquet")
-        raise SourceError(
+        raise DatasetError(
             f"'{path}' is {what}."
             if what
             else f"'{path}' is a file, but not a .parquet file, nor one of {others}; give one, or a folder (extract "
             "archives)."
         )
     if (path.parent / "state.json").exists() and kind_of(path) in ("arrow", "json"):
-        raise SourceError(f"'{path}' is one file of a saved data set; give its folder, '{path.parent}'.")
+        raise DatasetError(f"'{path}' is one file of a saved data set; give its folder, '{path.parent}'.")
     return read_tables({"train": [path]}, wanted)
 
 
@@ -127,30 +127,30 @@ def _warn_of_strays(files: list[Path], path: Path) -> None:
         warnings.warn(f"Left out of '{path}', as they are no tables with a column of images: {names}.", stacklevel=5)
 
 
-def _layout(path: Path, train_split: str | None, test_split: str | None) -> tuple[Layout | None, SourceError | None]:
+def _layout(path: Path, train_split: str | None, test_split: str | None) -> tuple[Layout | None, DatasetError | None]:
     try:
         return find_layout(path, train_split, test_split), None
-    except SourceError as error:
+    except DatasetError as error:
         return None, error
 
 
 def _no_images(
-    path: Path, tables: list[Path], metadata: list[Path], files: list[Path], problem: SourceError
-) -> SourceError:
+    path: Path, tables: list[Path], metadata: list[Path], files: list[Path], problem: DatasetError
+) -> DatasetError:
     """The problem, and what else might have been meant."""
     archives = [file.name for file in files if file.suffix.lower() in ARCHIVES]
     if metadata or tables:
         table = (metadata or tables)[0]
         try:
             columns = ", ".join(column_names(table))
-        except SourceError as error:
-            return SourceError(f"{problem} {error}")
+        except DatasetError as error:
+            return DatasetError(f"{problem} {error}")
         missing = (
             "no column file_name, or none of classes"
             if metadata
             else "no columns of images and of classes that can be told"
         )
-        return SourceError(
+        return DatasetError(
             f"{problem} '{table}' has {missing} ({columns}); choose them with image_column and label_column."
         )
-    return SourceError(f"{problem} It holds archives: extract {listed(archives)}.") if archives else problem
+    return DatasetError(f"{problem} It holds archives: extract {listed(archives)}.") if archives else problem

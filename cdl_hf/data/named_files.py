@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, Value
 
+from .dataset_error import DatasetError
 from .image_folder import check_name
 from .image_search import find_images
 from .labels import one_name
-from .source_error import SourceError
 from .split_names import split_of
 
 LONGEST_NAME = 255  # of a file, on all usual systems
@@ -29,7 +29,7 @@ def with_whole_paths(
         inside: refuse what is not in the folder.
 
     Raises:
-        SourceError: no paths at all.
+        DatasetError: no paths at all.
     """
     feature = table.features.get(column)
     if not isinstance(feature, Value) or "string" not in feature.dtype and "int" not in feature.dtype:
@@ -38,7 +38,7 @@ def with_whole_paths(
     values = table.select_columns([column]).with_format("arrow")[column][:].to_pylist()
     texts = [None if value is None else str(value) for value in values]
     if any(_is_content(text or "") for text in texts):
-        raise SourceError(
+        raise DatasetError(
             f"The column '{column}' of a table in '{folder}' holds texts that are no paths, such as images in base64; "
             "store the files' bytes, or their paths."
         )
@@ -50,7 +50,7 @@ def with_whole_paths(
             continue
         path = files.find(text)
         if inside and not Path(path).is_relative_to(folder):
-            raise SourceError(f"The table in '{folder}' names the file {text!r}, which is not in that folder.")
+            raise DatasetError(f"The table in '{folder}' names the file {text!r}, which is not in that folder.")
         paths.append(check_name(path))
     if not is_text and not any(path and os.path.exists(path) for path in paths):
         return table  # numbers of something else

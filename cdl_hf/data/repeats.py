@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .source_error import SourceError
+from .dataset_error import DatasetError
 from .views import image_paths, in_files, select_rows
 
 
@@ -15,7 +15,7 @@ def without_repeats(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]
     """The splits with each file once, and with no file for the test that is trained on; warnings count the others.
 
     Raises:
-        SourceError: a file of two classes, or no other ones for the test.
+        DatasetError: a file of two classes, or no other ones for the test.
     """
     paths = {split: pc.if_else(pa.array(in_files(d)), image_paths(d), None) for split, d in splits.items()}
     everything = pa.chunked_array([chunk for each in paths.values() for chunk in each.chunks], pa.string())
@@ -31,14 +31,14 @@ def without_repeats(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]
         for row, (path, label) in enumerate(zip(paths[split].to_pylist(), labels, strict=True)):
             if path is not None and class_of.setdefault(path, label) != label:
                 told = " and ".join(repr(None if each is None else names[each]) for each in (class_of[path], label))
-                raise SourceError(f"'{name}' gives the file '{path}' more than one class ({told}); give it one.")
+                raise DatasetError(f"'{name}' gives the file '{path}' more than one class ({told}); give it one.")
             if path is None or path not in before and path not in here:
                 rows.append(row)
             here.add(path)
         kept[split] = rows
         _tell(name, split, len(labels) - len(rows), len(before & here))
         if not rows:
-            raise SourceError(f"'{name}' has no image in its {split} split that is not trained on.")
+            raise DatasetError(f"'{name}' has no image in its {split} split that is not trained on.")
     return {split: select_rows(dataset, np.array(kept[split])) for split, dataset in splits.items()}
 
 

@@ -13,6 +13,7 @@ from . import columns
 from .choose_splits import choose_test, choose_train
 from .cifar100 import is_cifar100
 from .class_labels import with_class_labels, with_labels, without_empty_classes
+from .dataset_error import DatasetError, listed, reason
 from .hub import read_hub
 from .image_folder import check_name
 from .imagenet_r import add_rendition, is_imagenet_r, readable_names
@@ -20,7 +21,6 @@ from .labels import rank_in_class, read_labels, share
 from .local import read_local
 from .pixel_arrays import encode_arrays, is_array
 from .repeats import without_repeats
-from .source_error import SourceError, listed, reason
 from .split_list import read_split_list
 from .splits import Splits
 from .tables import Wanted
@@ -34,16 +34,16 @@ class Source:
 
     Attributes:
         local: the folder that people have of it, if it is from the Hub.
-        is_sound: whether all its images are known to be readable.
-        licence: of the images: what their publishers say of it, and the attribution that they ask for.
+        is_verified: whether all its images are known to be readable.
+        license: of the images: what their publishers say of it, and the attribution that they ask for.
     """
 
     location: str
     image_column: str | None = None
     label_column: str | None = None
     local: str = ""
-    is_sound: bool = False
-    licence: str | None = None
+    is_verified: bool = False
+    license: str | None = None
 
     @property
     def hub_name(self) -> str | None:
@@ -51,25 +51,25 @@ class Source:
         return None if os.path.exists(os.path.expanduser(self.location)) else self.location
 
 
-# Of CIFAR-100 the publishers' page has only the wish to be cited, no licence, and the data set's own repository on the
+# Of CIFAR-100 the publishers' page has only the wish to be cited, no license, and the data set's own repository on the
 # Hub (uoft-cs/cifar100) is tagged `license: unknown`. Of ImageNet-R the authors' page, the README of their repository,
 # says nothing of rights to the pictures, nor who made them; the copy on the Hub (axiong/imagenet-r) is tagged `mit`.
 SOURCES = {
     "quickdraw100": Source(
         str(Path(__file__).parent / "quickdraw100"),
-        is_sound=True,
-        licence="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
+        is_verified=True,
+        license="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
         "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",
     ),
     "cifar100": Source(
         *("uoft-cs/cifar100", "img", "fine_label", "cifar-100-python"),
-        is_sound=True,
-        licence="the publishers of [CIFAR-100](https://www.cs.toronto.edu/~kriz/cifar.html) name no licence; they ask "
+        is_verified=True,
+        license="the publishers of [CIFAR-100](https://www.cs.toronto.edu/~kriz/cifar.html) name no license; they ask "
         "to cite their report (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009)",
     ),
     "imagenet_r": Source(
         *("axiong/imagenet-r", "image", "wnid", "imagenet-r"),
-        licence="the authors of [ImageNet-R](https://github.com/hendrycks/imagenet-r) name none for the pictures, "
+        license="the authors of [ImageNet-R](https://github.com/hendrycks/imagenet-r) name none for the pictures, "
         "which are other people's works; the [copy on the Hub](https://huggingface.co/datasets/axiong/imagenet-r) is "
         "marked MIT. They ask to cite their paper (Hendrycks et al., *The Many Faces of Robustness*, 2021)",
     ),
@@ -85,7 +85,7 @@ def source_of(name_or_path: str) -> Source:
     return SOURCES.get(name_or_path) or next(known, Source(name_or_path))
 
 
-def load_source(
+def load_image_dataset(
     name_or_path: str,
     *,
     image_column: str | None = None,
@@ -125,7 +125,7 @@ def load_source(
         seed: of the held-out choice.
 
     Raises:
-        SourceError: nothing of that name, no images, no such column, or more than one candidate for it; images that
+        DatasetError: nothing of that name, no images, no such column, or more than one candidate for it; images that
             cannot be read; a list that does not fit.
     """
     name = str(name_or_path)
@@ -133,15 +133,15 @@ def load_source(
     _warn_of_a_folder_of_that_name(name, source)
     try:
         splits = _read(source.location, Wanted(image_column, label_column), train_split, test_split)
-    except SourceError as error:
+    except DatasetError as error:
         if not source.local:
             raise
-        raise SourceError(f"{error} Such as --dataset path/to/{source.local}.") from error
+        raise DatasetError(f"{error} Such as --dataset path/to/{source.local}.") from error
     train = choose_train(splits, name, train_split)
     image = columns.image_column(splits[train].features, image_column or source.image_column, name)
     label = columns.label_column(splits[train].features, label_column or source.label_column, name)
     if image == label:
-        raise SourceError(f"'{name}' has one column '{image}' for images and labels; name two that differ.")
+        raise DatasetError(f"'{name}' has one column '{image}' for images and labels; name two that differ.")
     test = choose_test(splits, name, train, test_split, (image, label))
     chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}
@@ -152,10 +152,10 @@ def load_source(
     is_divided = "test" in splits
     if split_file:
         if is_divided:
-            raise SourceError(f"'{name}' has a test split of its own; leave split_file out.")
+            raise DatasetError(f"'{name}' has a test split of its own; leave split_file out.")
         splits = _by_list(splits["train"], split_file, folders, name)
     unreadable = {}
-    if not source.is_sound and not is_cifar100(Path(os.path.expanduser(name))):
+    if not source.is_verified and not is_cifar100(Path(os.path.expanduser(name))):
         splits, unreadable = _readable(splits, f"{source.location} {image}", name, skip_unreadable_images)
     if drop_empty_classes:
         splits, kept = without_empty_classes(splits)
@@ -189,14 +189,14 @@ def _read(location: str, wanted: Wanted, train_split: str | None, test_split: st
     path = Path(os.path.expanduser(location)).absolute()
     check_name(str(path))
     if not location.strip():
-        raise SourceError("The data set has no name; give a folder, a file, or a name on the Hub.")
+        raise DatasetError("The data set has no name; give a folder, a file, or a name on the Hub.")
     if os.path.exists(path):
         return read_local(path, wanted, train_split, test_split)
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, SOURCES, cutoff=0.5)
         names = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(SOURCES)}."
-        raise SourceError(
+        raise DatasetError(
             f"'{location}' is no file or folder here and no named data set; {names} "
             "A data set on the Hub is given as owner/name."
         )
@@ -205,7 +205,7 @@ def _read(location: str, wanted: Wanted, train_split: str | None, test_split: st
 
 def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str) -> Dataset:
     if not len(dataset):
-        raise SourceError(f"'{name}' has no images in its {split} split.")
+        raise DatasetError(f"'{name}' has no images in its {split} split.")
     dataset = dataset.select_columns([image, label])
     # by way of names that the other column cannot have
     for old, new in ((image, " image"), (label, " label"), (" image", "image"), (" label", "label")):
@@ -215,14 +215,14 @@ def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str
             dataset = encode_arrays(dataset, "image")
         return dataset.cast_column("image", Image(mode="RGB"))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's, of casts that it does not have
-        raise SourceError(
+        raise DatasetError(
             f"'{name}' has in its column '{image}' what is no images ({reason(error)}); choose it with image_column."
         ) from error
 
 
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
     if not 0 < fraction < 1:
-        raise SourceError(f"test_fraction is {fraction}; expected a share between 0 and 1.")
+        raise DatasetError(f"test_fraction is {fraction}; expected a share between 0 and 1.")
     labels = read_labels(dataset)
     held_out = rank_in_class(labels, np.random.default_rng(seed)) < share(fraction, np.bincount(labels))[labels]
     return {
@@ -264,7 +264,7 @@ def _readable(
         if lost := sorted(_classes_in(splits) - _classes_in(readable)):
             message += f"\nOf these classes there is no other image: {listed(lost)}."
         if not skip:
-            raise SourceError(f"{message}\nRepair or remove them, or leave them out with skip_unreadable_images.")
+            raise DatasetError(f"{message}\nRepair or remove them, or leave them out with skip_unreadable_images.")
         warnings.warn(f"{message}\nThey are left out.", stacklevel=3)
     return readable, unreadable
 

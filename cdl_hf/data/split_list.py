@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 from datasets import Dataset, concatenate_datasets
 
+from .dataset_error import DatasetError
 from .labels import one_name, read_labels
-from .source_error import SourceError
 from .views import image_paths
 
 
@@ -44,11 +44,11 @@ def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) 
     """Whether each image of the data set is in the list, (n,) truth values.
 
     Raises:
-        SourceError: no such list, or it names images that are not there, or all, or cannot tell two apart.
+        DatasetError: no such list, or it names images that are not there, or all, or cannot tell two apart.
     """
     found = keys(dataset, folders)
     if found is None:
-        raise SourceError(f"'{name}' stores images without file names; split_file cannot tell them apart.")
+        raise DatasetError(f"'{name}' stores images without file names; split_file cannot tell them apart.")
     by_last_two = Counter("/".join(_parts(key)[-2:]) for key in found)
     of_last_two = {"/".join(_parts(key)[-2:]): key for key in found}
     listed, known = set(), set(found)
@@ -58,22 +58,22 @@ def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) 
         key = next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in known), None)
         last_two = "/".join(parts[-2:])
         if key is None and by_last_two[last_two] > 1:
-            raise SourceError(
+            raise DatasetError(
                 f"'{name}' has {by_last_two[last_two]} images of one folder and file name ({last_two}); split_file "
                 "cannot tell them apart: list them with all folders."
             )
         listed.add(key or of_last_two.get(last_two, last_two))
     missing = sorted(listed.difference(found))
     if missing:
-        raise SourceError(
+        raise DatasetError(
             f"'{file}' lists {len(missing)} images that '{name}' does not have ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); is it the list of this data set?"
         )
     if len(known) < len(found):
-        raise SourceError(f"'{name}' has images of one folder and file name; split_file cannot tell them apart.")
+        raise DatasetError(f"'{name}' has images of one folder and file name; split_file cannot tell them apart.")
     in_list = np.fromiter((key in listed for key in found), bool, len(found))
     if in_list.all() or not in_list.any():
-        raise SourceError(
+        raise DatasetError(
             f"'{file}' lists {'all' if in_list.any() else 'none'} of the images; expected a part of them."
         )
     return in_list
@@ -86,29 +86,29 @@ def class_order(file: str, folders: list[str]) -> list[int]:
         folders: folder of each class, by label.
 
     Raises:
-        SourceError: no such list, or its targets do not number these classes.
+        DatasetError: no such list, or its targets do not number these classes.
     """
     paths, targets = _read(file), _content(file).get("targets")
     if not isinstance(targets, list) or len(targets) != len(paths) or not all(type(t) is int for t in targets):
-        raise SourceError(f"split_file '{file}' has no list of whole numbers under 'targets', one for each path")
+        raise DatasetError(f"split_file '{file}' has no list of whole numbers under 'targets', one for each path")
     label_of = {one_name(folder): label for label, folder in enumerate(folders)}
     target_of: dict[int, int] = {}
     for path, target in zip(paths, targets, strict=True):
         label = next((label_of[part] for part in reversed(_parts(path)[:-1]) if part in label_of), None)
         if label is None:
-            raise SourceError(f"split_file '{file}' lists '{path}', which lies in the folder of no class")
+            raise DatasetError(f"split_file '{file}' lists '{path}', which lies in the folder of no class")
         if target_of.setdefault(label, target) != target:
-            raise SourceError(
+            raise DatasetError(
                 f"split_file '{file}' gives the class '{folders[label]}' the targets {target_of[label]} and {target}"
             )
     missing = [folder for label, folder in enumerate(folders) if label not in target_of]
     if missing:
-        raise SourceError(
+        raise DatasetError(
             f"split_file '{file}' has no images of {len(missing)} classes ({', '.join(missing[:3])}), whose place in "
             "the order is not known"
         )
     if len(set(target_of.values())) < len(target_of):
-        raise SourceError(f"split_file '{file}' gives one target to several classes")
+        raise DatasetError(f"split_file '{file}' gives one target to several classes")
     return sorted(target_of, key=target_of.__getitem__)
 
 
@@ -133,7 +133,7 @@ def _read(file: str) -> list[str]:
     content = _content(file)
     paths = content.get("data") if isinstance(content, dict) else None
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-        raise SourceError(f"split_file '{file}' has no list of paths under 'data'.")
+        raise DatasetError(f"split_file '{file}' has no list of paths under 'data'.")
     return paths
 
 
@@ -143,9 +143,11 @@ def _content(file: str) -> Any:
         with open(os.path.expanduser(file), encoding="utf-8") as stream:
             return yaml.load(stream, loader)
     except OSError as error:
-        raise SourceError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
+        raise DatasetError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SourceError(f"split_file '{file}' is not a plain YAML file ({' '.join(str(error).split())}).") from error
+        raise DatasetError(
+            f"split_file '{file}' is not a plain YAML file ({' '.join(str(error).split())})."
+        ) from error
 
 
 def _parts(path: str) -> list[str]:

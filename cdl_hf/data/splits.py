@@ -1,4 +1,4 @@
-"""What `load_source` returns."""
+"""What `load_image_dataset` returns."""
 
 import numpy as np
 from datasets import Dataset, DatasetDict

@@ -25,14 +25,14 @@ class Task:
 
     Attributes:
         index: position in the stream, from 0.
-        columns: the classes' positions in the class order, which are their columns in a classifier's logits.
-        class_names: their names, in the order of `columns`.
+        class_ids: the classes' positions in the class order, which are their positions in a classifier's logits.
+        class_names: their names, in the order of `class_ids`.
         train, validation, test: index-only views with columns `image` and `label` (as the data set numbers the
             classes); `validation` is None if none was asked for.
     """
 
     index: int
-    columns: range
+    class_ids: range
     class_names: list[str]
     train: Dataset
     validation: Dataset | None
@@ -51,7 +51,7 @@ class TaskStream(Sequence[Task]):
     """The tasks of a class-incremental stream; the same on every process, whatever randomness was used before.
 
     Args:
-        dataset: splits `train` and `test` with a ClassLabel column `label`, as `load_source` returns.
+        dataset: splits `train` and `test` with a ClassLabel column `label`, as `load_image_dataset` returns.
         num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. Where it does not divide the
             classes, the first tasks have one class more than the others, and a warning says so.
         classes_per_task: classes in a task, in place of `num_tasks`; the last task has what is left.
@@ -64,7 +64,7 @@ class TaskStream(Sequence[Task]):
         max_samples_per_class: keep so many training and so many test images of a class at most, for a quick look.
 
     Attributes:
-        label_to_column: column of each of the data set's labels, (C,) integers.
+        label_to_class_id: column of each of the data set's labels, (C,) integers.
 
     Raises:
         ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, images
@@ -102,7 +102,7 @@ class TaskStream(Sequence[Task]):
                 stacklevel=2,
             )
 
-        self.label_to_column = np.argsort(order)
+        self.label_to_class_id = np.argsort(order)
         self._ordered_names = [names[label] for label in order]
         self._settings = {
             "source": dataset["train"].info.dataset_name,
@@ -115,7 +115,7 @@ class TaskStream(Sequence[Task]):
         self._dataset = dataset
 
         stops = np.cumsum(sizes)
-        task_of_label = np.searchsorted(stops, self.label_to_column, side="right")
+        task_of_label = np.searchsorted(stops, self.label_to_class_id, side="right")
         train, validation = _rows_by_task(
             dataset["train"], "train", task_of_label, seed, max_samples_per_class, validation_fraction
         )
@@ -123,7 +123,7 @@ class TaskStream(Sequence[Task]):
         self._tasks = [
             Task(
                 index=index,
-                columns=range(stop - size, stop),
+                class_ids=range(stop - size, stop),
                 class_names=self._ordered_names[stop - size : stop],
                 train=select_rows(dataset["train"], train[index]),
                 validation=select_rows(dataset["train"], validation[index]) if validation_fraction else None,
@@ -148,16 +148,16 @@ class TaskStream(Sequence[Task]):
 
         Its targets are the columns, so that it tells the order of the classes as well.
         """
-        return self._dataset.split_list(self.label_to_column) if isinstance(self._dataset, Splits) else None
+        return self._dataset.split_list(self.label_to_class_id) if isinstance(self._dataset, Splits) else None
 
     @property
     def class_names(self) -> list[str]:
         """Names by column, up to the last column of these tasks."""
-        return self._ordered_names[: max((task.columns.stop for task in self), default=0)]
+        return self._ordered_names[: max((task.class_ids.stop for task in self), default=0)]
 
     @property
     def classes_per_task(self) -> list[int]:
-        return [len(task.columns) for task in self]
+        return [len(task.class_ids) for task in self]
 
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
         """Split -> a digest of each task's images and their columns, such as [`ordered_digest`] makes."""
@@ -165,7 +165,7 @@ class TaskStream(Sequence[Task]):
         for task in self:
             for split, images in task.image_digests.items():
                 view = getattr(task, split)
-                columns = self.label_to_column[read_labels(view)] if view is not None else np.empty(0, np.int64)
+                columns = self.label_to_class_id[read_labels(view)] if view is not None else np.empty(0, np.int64)
                 digests[split].append(digest(images, columns))
         return digests
 

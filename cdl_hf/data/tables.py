@@ -19,10 +19,10 @@ from datasets.exceptions import DatasetGenerationError
 
 from . import cache
 from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, USUAL_IMAGE_COLUMNS, usual_column
+from .dataset_error import DatasetError, listed, reason
 from .image_folder import check_name
 from .image_search import find_images
 from .named_files import split_of_path, with_whole_paths
-from .source_error import SourceError, listed, reason
 from .split_names import split_in, split_of
 
 KINDS = {
@@ -51,7 +51,7 @@ def column_names(path: Path) -> list[str]:
     """Names of a table's columns; of a Parquet file without reading its rows.
 
     Raises:
-        SourceError: it cannot be read.
+        DatasetError: it cannot be read.
     """
     if kind_of(path) == "parquet":
         with _explained(path):
@@ -74,7 +74,7 @@ def names_images(path: Path, wanted: Wanted) -> bool:
     """Whether a table has a column of the names of image files, and one of their classes."""
     try:
         columns = column_names(path)
-    except SourceError:
+    except DatasetError:
         return False
     return None not in (_path_column(columns, wanted), _class_column(columns, wanted))
 
@@ -107,7 +107,7 @@ def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
     """Tables of images by split; paths in them are relative to the folder of the table.
 
     Raises:
-        SourceError: a file that cannot be read, or holds no rows.
+        DatasetError: a file that cannot be read, or holds no rows.
     """
     splits = {}
     for split, of_split in files.items():
@@ -129,7 +129,7 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     one, and files that the tables do not name are left out.
 
     Raises:
-        SourceError: no column of file names; a name that leads out of the folder.
+        DatasetError: no column of file names; a name that leads out of the folder.
     """
     tables = {file: _load([file], kind_of(file), wanted) for file in files}
     label = next((found for t in tables.values() if (found := _class_column(t.column_names, wanted))), None)
@@ -178,7 +178,7 @@ def _with_images(table: Dataset, file: Path, image: str, wanted: Wanted) -> Data
     if len(chosen) != 1:
         lists = any(column.endswith("file_names") for column in table.column_names)
         what = "more than one column of file names" if names else "no column file_name"
-        raise SourceError(
+        raise DatasetError(
             f"'{file}' has {'lists of files, not one image a row' if lists else what}; its columns are "
             f"{', '.join(table.column_names)}."
         )
@@ -242,7 +242,7 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
     try:
         return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except ValueError as error:
-        raise SourceError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
+        raise DatasetError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
 
 
 def _load(files: list[Path], kind: str, wanted: Wanted) -> Dataset:
@@ -250,12 +250,12 @@ def _load(files: list[Path], kind: str, wanted: Wanted) -> Dataset:
     for file in files:
         check_name(str(file))
         if not os.path.exists(file):
-            raise SourceError(f"'{file}' is a broken link.")
+            raise DatasetError(f"'{file}' is a broken link.")
         if not os.path.getsize(file):
-            raise SourceError(f"'{file}' is empty (0 bytes).")
+            raise DatasetError(f"'{file}' is empty (0 bytes).")
     options = _csv_options(files[0], wanted) if kind == "csv" else {}
     if kind == "parquet" and not sum(_rows(file) for file in files):
-        raise SourceError(f"'{files[0]}' holds no rows.")
+        raise DatasetError(f"'{files[0]}' holds no rows.")
     options["data_files"] = {"train": [glob.escape(str(file)) for file in files]}
     with _explained(files[0] if len(files) == 1 else files[0].parent):
         try:
@@ -279,7 +279,7 @@ def _csv_options(file: Path, wanted: Wanted) -> dict:
         header, rows = stream.readline(), stream.readline()
     comma = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     if not rows.strip():
-        raise SourceError(f"'{file}' holds no rows.")
+        raise DatasetError(f"'{file}' holds no rows.")
     columns = next(csv.reader([header], delimiter=comma, skipinitialspace=True), [])
     column = _path_column(columns, wanted)
     options = {"sep": comma, "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
@@ -288,7 +288,7 @@ def _csv_options(file: Path, wanted: Wanted) -> dict:
 
 @contextmanager
 def _explained(file: Path):
-    """Whatever goes wrong in reading becomes a SourceError with the cause, which `datasets` only logs."""
+    """Whatever goes wrong in reading becomes a DatasetError with the cause, which `datasets` only logs."""
     log = logging.getLogger("datasets")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -300,16 +300,16 @@ def _explained(file: Path):
         log.setLevel(level)
 
 
-def explain(error: BaseException, file: Path | str) -> SourceError:
+def explain(error: BaseException, file: Path | str) -> DatasetError:
     """What is wrong with a file that `datasets` or Arrow cannot read: the cache that it is copied to, or itself."""
     if cache.is_to_blame(error):
         folder = datasets.config.HF_DATASETS_CACHE
-        return SourceError(
+        return DatasetError(
             f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "
             "make room there, or set HF_DATASETS_CACHE to a folder that can be written to."
         )
     if isinstance(error, UnicodeDecodeError) or isinstance(error.__cause__, UnicodeDecodeError):
-        return SourceError(f"'{file}' is not in UTF-8; save it so.")
+        return DatasetError(f"'{file}' is not in UTF-8; save it so.")
     if "corresponds to no data" in str(error):  # as `datasets` has it
-        return SourceError(f"'{file}' holds no rows.")
-    return SourceError(f"'{file}' is damaged or incomplete: {reason(error)}")
+        return DatasetError(f"'{file}' holds no rows.")
+    return DatasetError(f"'{file}' is damaged or incomplete: {reason(error)}")

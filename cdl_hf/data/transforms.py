@@ -65,15 +65,15 @@ def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -
     )
 
 
-def test_transform(processor: CLIPImageProcessor) -> "TestTransform":
+def eval_transform(processor: CLIPImageProcessor) -> "EvalTransform":
     """PIL image -> float tensor (3, H, W), equal to the processor's own `pixel_values`, in a fraction of its time.
 
     Its parts are `pixels`, PIL image -> uint8 tensor (3, H, W), and `normalize`, which takes batches of them too.
     """
-    return TestTransform(processor)
+    return EvalTransform(processor)
 
 
-test_transform.__test__ = False  # pytest would take the name for a test's, wherever it is imported
+eval_transform.__test__ = False  # pytest would take the name for a test's, wherever it is imported
 
 
 def train_transform(
@@ -84,7 +84,7 @@ def train_transform(
 ) -> "TrainTransform":
     """PIL image -> float tensor (3, H, W): a random part of it, resampled and normalised as test images are.
 
-    As in [`test_transform`], `pixels` and `normalize` do it in two steps.
+    As in [`eval_transform`], `pixels` and `normalize` do it in two steps.
 
     A JPEG that has not been decoded may be so at a fraction of its size, if that is enough for the part.
 
@@ -110,7 +110,7 @@ class _Transform(ABC):
         return self.normalize(self.pixels(image))
 
 
-class TestTransform(_Transform):
+class EvalTransform(_Transform):
     __test__ = False
 
     def __init__(self, processor: CLIPImageProcessor):

@@ -1,6 +1,6 @@
 """How a student learns from a teacher: losses and methods."""
 
 from .methods import METHODS
-from .supervised import Supervised
+from .objective import TrainingObjective
 
-__all__ = ["METHODS", "Supervised"]
+__all__ = ["METHODS", "TrainingObjective"]

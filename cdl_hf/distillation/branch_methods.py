@@ -58,5 +58,5 @@ class CDLPrompt(DeiT):
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        self.student.kd_branch.teacher_pool.load_state_dict(self.teacher.prompt_pool.state_dict())
+        self.model.kd_branch.teacher_pool.load_state_dict(self.teacher.prompt_pool.state_dict())
         return super().forward(pixel_values, labels, query, teacher_logits)

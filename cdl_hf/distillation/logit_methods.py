@@ -5,21 +5,21 @@ from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
 from .losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
+from .objective import TrainingObjective
 from .processes import gather_rows
-from .supervised import Supervised
 
 
-class KD(Supervised):
+class KD(TrainingObjective):
     """Knowledge distillation (arXiv 1503.02531) on the student's own head, over the current task's classes.
 
-    Loss = (1 - alpha) CE + alpha tau^2 KL(teacher || student) + prompt loss + feature loss, if the method has one.
+    Loss = (1 - kd_alpha) CE + kd_alpha tau^2 KL(teacher || student) + prompt loss (+ feature loss of some methods).
     The teacher is frozen and not a child of the method; it predicts as in evaluation, whatever mode it is in, so that
     it may be trained in the same step. The images it sees are the student's.
 
     Args:
         student: In training mode during training.
         teacher: Trained on the current task, or in the same step, or before on all classes at once.
-        alpha: Weight of the soft loss against the cross-entropy, between 0 and 1.
+        kd_alpha: Weight of the soft loss against the cross-entropy, between 0 and 1.
         temperature: tau; the method's own default when `None`.
 
     Raises:
@@ -33,7 +33,7 @@ class KD(Supervised):
         self,
         student: PromptViTForImageClassification,
         teacher: PromptViTForImageClassification,
-        alpha: float = 0.5,
+        kd_alpha: float = 0.5,
         temperature: float | None = None,
     ):
         super().__init__(student)
@@ -49,7 +49,7 @@ class KD(Supervised):
                 f"{theirs} and {ours} classes"
             )
         self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
-        self.alpha = alpha
+        self.kd_alpha = kd_alpha
         self.temperature = self.default_temperature if temperature is None else temperature
         self.shares_query = student.shares_query_with(teacher)
 
@@ -60,16 +60,16 @@ class KD(Supervised):
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        query = self.student.query(pixel_values) if query is None else query
-        current = self.student.config.current_columns
+        query = self.model.query(pixel_values) if query is None else query
+        current = self.model.config.current_classes
         if teacher_logits is None or self.reads_tokens:
             taught = self._teach(pixel_values, query)
             teacher_logits = taught.head_logits[:, current]
-        output = self.student(pixel_values, query=query, output_hidden_states=self.reads_tokens)
+        output = self.model(pixel_values, query=query, output_hidden_states=self.reads_tokens)
         logits, parts = self._hard_loss(output, labels)
-        parts["cross_entropy"] = (1 - self.alpha) * parts["cross_entropy"]
+        parts["cross_entropy"] = (1 - self.kd_alpha) * parts["cross_entropy"]
         soft = self.soft_loss(self.soft_logits(output)[:, current], teacher_logits, labels - current.start)
-        parts["soft_loss"] = self.alpha * soft
+        parts["soft_loss"] = self.kd_alpha * soft
         if self.reads_tokens:
             parts["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
         return self._answer(parts, logits, query)
@@ -91,7 +91,7 @@ class KD(Supervised):
         return output.logits
 
     def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss between logits (B, C_task) of the current task's classes, before its weight alpha.
+        """Loss between logits (B, C_task) of the current task's classes, before its weight kd_alpha.
 
         Args:
             labels: (B,), columns of these logits.

@@ -3,10 +3,10 @@
 from .branch_methods import KDP, CDLPrompt, DeiT
 from .feature_methods import FitNets, ReviewKD
 from .logit_methods import DIST, DKD, KD, StandardizedKD
-from .supervised import Supervised
+from .objective import TrainingObjective
 
-METHODS: dict[str, type[Supervised]] = {
-    "none": Supervised,
+METHODS: dict[str, type[TrainingObjective]] = {
+    "none": TrainingObjective,
     "kd": KD,
     "dkd": DKD,
     "lskd": StandardizedKD,

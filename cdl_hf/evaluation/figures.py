@@ -25,10 +25,10 @@ def figures(
     Returns:
         A task or class without images has `None` for its accuracy and is in no mean.
     """
-    correct = predictions.columns == labels
+    correct = predictions.class_ids == labels
     task_of_column = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
     tasks = [_accuracy(correct[task_of_column[labels] == task]) for task in range(len(classes_per_task))]
-    confusion = confusion_matrix(labels, predictions.columns, len(class_names))
+    confusion = confusion_matrix(labels, predictions.class_ids, len(class_names))
     return {
         "images": len(labels),
         "average_accuracy": float(np.mean([accuracy for accuracy in tasks if accuracy is not None])),

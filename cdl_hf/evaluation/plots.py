@@ -22,14 +22,14 @@ from ..utils import atomic_write
 from .accuracy_matrix import AccuracyMatrix
 from .pareto import pareto_front
 
-# told apart by colour-blind readers, and dark enough for the names written in them
-COLOURS = (
+# told apart by color-blind readers, and dark enough for the names written in them
+COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF"),
     *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
 )
 MARKERS = "osD^vPX<>ph"
 LITERAL = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf"}  # whatever a user's file says
-REFERENCE_COLOUR = "#666666"
+REFERENCE_COLOR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
 
 
@@ -58,16 +58,16 @@ def plot_accuracy_over_tasks(
 
     figure = Figure(figsize=(6.8, 3.8))
     axes = figure.add_subplot()
-    ends = []  # (x, value, name, colour) of what is labelled at the right
+    ends = []  # (x, value, name, color) of what is labelled at the right
     for index, (name, values) in enumerate(averages.items()):
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axes.plot(steps[: len(values)], values, color=colour, marker=marker, markersize=5, linewidth=1.8)
-        ends.append((steps[len(values) - 1], values[-1], name, colour))
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        axes.plot(steps[: len(values)], values, color=color, marker=marker, markersize=5, linewidth=1.8)
+        ends.append((steps[len(values) - 1], values[-1], name, color))
     margin = 0.03 * (steps[-1] - steps[0]) or 0.5
     for index, (name, value) in enumerate(references.items()):
         dashes = (0, REFERENCE_DASHES[index % len(REFERENCE_DASHES)])
-        axes.axhline(value, color=REFERENCE_COLOUR, linewidth=1.2, linestyle=dashes, zorder=1)
-        ends.append((steps[-1] + margin, value, name, REFERENCE_COLOUR))
+        axes.axhline(value, color=REFERENCE_COLOR, linewidth=1.2, linestyle=dashes, zorder=1)
+        ends.append((steps[-1] + margin, value, name, REFERENCE_COLOR))
 
     shown = [*references.values(), *(value for values in averages.values() for value in values)]
     axes.set_ylim(max(math.floor(min(shown) / 10 - 0.2) * 10, 0), min(math.ceil(max(shown) / 10 + 0.2) * 10, 101))
@@ -105,7 +105,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Write names and values in a column at the right, near the height of their values but not on one another."""
     low, high = axes.get_ylim()
     heights = _spread([(value - low) / (high - low) for _, value, _, _ in ends], gap=0.065)
-    for (x, value, name, colour), height in zip(ends, heights, strict=True):
+    for (x, value, name, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             f"{_shown(name)}  {value:.1f}%",
             xy=(x, value),
@@ -113,9 +113,9 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
             textcoords="axes fraction",
             verticalalignment="center",
             fontsize=9.5,
-            color=colour,
+            color=color,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2},
         )
 
 
@@ -126,7 +126,7 @@ def plot_accuracy_against_cost(
     """Draw accuracy against cost. What nothing else beats in both is numbered, and named at the right.
 
     Args:
-        points: (cost, accuracy in %) by name, by group; of a group's two words the first has its own colour, the
+        points: (cost, accuracy in %) by name, by group; of a group's two words the first has its own color, the
             second its own marker.
         path: file to write; its suffix chooses the format.
         title: above the picture.
@@ -136,14 +136,14 @@ def plot_accuracy_against_cost(
     axes = figure.add_subplot()
     hues, shapes = ({words[i]: None for words in points} for i in (0, 1))
     for words, members in points.items():
-        colour, marker = COLOURS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
+        color, marker = COLORS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
         costs, accuracies = zip(*members.values(), strict=True)
-        style = {"s": 34, "color": colour, "marker": marker, "alpha": 0.8, "linewidths": 0}
+        style = {"s": 34, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
         axes.scatter(costs, accuracies, label=_shown(", ".join(words)), **style)
     every = {name: point for members in points.values() for name, point in members.items()}
     front = pareto_front(every)
     costs, accuracies = zip(*(every[name] for name in front), strict=True)
-    axes.step(costs, accuracies, where="post", color=REFERENCE_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
+    axes.step(costs, accuracies, where="post", color=REFERENCE_COLOR, linewidth=1.2, linestyle="--", zorder=1)
     for number, name in enumerate(front, 1):
         x, y = every[name]
         axes.annotate(f"{number}", xy=(x, y), xytext=(-3, 5), textcoords="offset points", ha="right", fontsize=8.5)
@@ -192,7 +192,7 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 @matplotlib.rc_context(LITERAL)
 def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | PathLike) -> None:
-    """Draw the accuracy matrices side by side, on one scale of colours.
+    """Draw the accuracy matrices side by side, on one scale of colors.
 
     Args:
         matrices: matrices by name, which is written above each.
@@ -200,7 +200,7 @@ def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | P
     """
     num_tasks = max(matrix.tasks_seen for matrix in matrices.values())
     highest = max(value for matrix in matrices.values() for row in matrix.rows for value in row) or 1.0
-    colours = matplotlib.colormaps["YlGnBu"]
+    colors = matplotlib.colormaps["YlGnBu"]
     side = max(0.36 * num_tasks, 1.5)
     figure = Figure(figsize=(len(matrices) * (side + 0.5), side), layout="constrained")
     panels = list(figure.subplots(1, len(matrices), squeeze=False)[0])
@@ -209,10 +209,10 @@ def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | P
         for i, row in enumerate(matrix.rows):
             cells[i, : len(row)] = row
             for j, value in enumerate(row):
-                brightness = np.dot(colours(value / highest)[:3], (0.299, 0.587, 0.114))
-                colour = "white" if brightness < 0.5 else "black"
-                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-        image = axes.imshow(cells, cmap=colours, vmin=0, vmax=highest)
+                brightness = np.dot(colors(value / highest)[:3], (0.299, 0.587, 0.114))
+                color = "white" if brightness < 0.5 else "black"
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+        image = axes.imshow(cells, cmap=colors, vmin=0, vmax=highest)
         ticks = np.arange(num_tasks)
         axes.set_xticks(ticks, ticks + 1, fontsize=8)
         axes.set_yticks(ticks, ticks + 1, fontsize=8)

@@ -15,7 +15,7 @@ from ..data import Batches
 class Predictions:
     """Of each image the column answered, and the probability that the model gives it, each (n,)."""
 
-    columns: np.ndarray
+    class_ids: np.ndarray
     confidences: np.ndarray
 
 

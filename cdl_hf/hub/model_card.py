@@ -60,9 +60,9 @@ class ModelCardContent:
         results: The content of `results.json`.
         backbones: Backbone of each role, as the user named it.
         command: The words of the command that made the model, the script's name first.
-        weights_licence: The Hub's identifier of the licence of the backbone's weights and so of the model
+        weights_license: The Hub's identifier of the license of the backbone's weights and so of the model
             (`apache-2.0`); None if it is not known.
-        data_licence: Licence and attribution of the images, in a sentence; None if they are not known.
+        data_license: License and attribution of the images, in a sentence; None if they are not known.
         base_model: The repositories on the Hub that the weights of its transformers are from.
         hub_dataset: The data set's repository on the Hub, if it has one.
     """
@@ -71,8 +71,8 @@ class ModelCardContent:
     results: dict[str, Any]
     backbones: dict[str, str]
     command: list[str]
-    weights_licence: str | None = None
-    data_licence: str | None = None
+    weights_license: str | None = None
+    data_license: str | None = None
     base_model: list[str] = field(default_factory=list)
     hub_dataset: str | None = None
 
@@ -87,7 +87,13 @@ class ModelCardContent:
         args = self.results["args"]
         prompts = args["prompt_method"] if args["prompt_method"] in PROMPT_METHODS else "frozen"
         taught = [args["distillation"]] if self.role == "student" and args["distillation"] != "none" else []
-        head = ["aligned"] if args["classifier_alignment"] else [args["head"]] if args["head"] in HEADS else []
+        head = (
+            ["aligned"]
+            if args["classifier_alignment"]
+            else [args["classifier"]]
+            if args["classifier"] in HEADS
+            else []
+        )
         return [prompts, *taught, *head]
 
     @property
@@ -135,7 +141,7 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
     hub_dataset = content.hub_dataset if _is_on_the_hub(content.hub_dataset) else None
     return ModelCardData(
         model_name=content.model_name,
-        license=_licence_id(content.weights_licence),
+        license=_license_id(content.weights_license),
         library_name="transformers",  # the code of the model is in the repository
         pipeline_tag="image-classification",
         tags=content.tags,
@@ -167,9 +173,9 @@ def _is_on_the_hub(name: str | None) -> bool:
     return True
 
 
-def _licence_id(licence: str | None) -> str | None:
+def _license_id(license: str | None) -> str | None:
     """The Hub takes its own identifiers and `other`, and refuses a card with anything else."""
-    return licence if licence is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(licence)) else "other"
+    return license if license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(license)) else "other"
 
 
 def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
@@ -186,14 +192,14 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         "own": results[content.role],
         "other": results.get("teacher" if content.role == "student" else "student"),
         "prompt_method": _linked(PROMPT_METHODS.get(args["prompt_method"], ""), args["prompt_method"]),
-        "head": _linked(*HEADS[args["head"]]) if args["head"] != "linear" else None,
+        "head": _linked(*HEADS[args["classifier"]]) if args["classifier"] != "linear" else None,
         "aligned": args["classifier_alignment"],
         "distillation": _linked(distillation, "cdl" if args["distillation"] in OF_CDL else args["distillation"]),
         "taught": content.role == "student" and args["distillation"] != "none",
         "backbones": {role: markdown_name(portable(name)) for role, name in content.backbones.items()},
         "model_name": markdown_name(content.model_name),
         "dataset": markdown_name(content.dataset),
-        "weights_licence": markdown_text(str(content.weights_licence or "")),
+        "weights_license": markdown_text(str(content.weights_license or "")),
         "megabytes": weights_bytes / 1e6,
         "stream": stream,
         "num_classes": len(stream["class_names"]),
@@ -233,7 +239,7 @@ def _lines(command: list[str]) -> str:
 def _papers(args: dict[str, Any], of_distillation: tuple[str, ...]) -> list[str]:
     """Keys of what to cite."""
     prompts = [args["prompt_method"]] if args["prompt_method"] in PROMPT_METHODS else []
-    head = [HEADS[args["head"]][1]] if args["head"] != "linear" else []
+    head = [HEADS[args["classifier"]][1]] if args["classifier"] != "linear" else []
     return [*prompts, *of_distillation, *head, *(["slca"] if args["classifier_alignment"] else [])]
 
 

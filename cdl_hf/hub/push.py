@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..models import PromptViTForImageClassification
-from ..training.task_states import TaskStates
+from ..training.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
 from .model_card import PICTURES
 
@@ -142,9 +142,9 @@ def _states_to_push(run: Path, role: str, results: dict[str, Any]) -> list[Path]
         ValueError: It is not there for every task.
     """
     tasks = len(results[role].get("accuracy_matrix", ()))
-    files = [TaskStates(run, role).path(task) for task in range(tasks)]
+    files = [TaskCheckpoints(run, role).path(task) for task in range(tasks)]
     missing = [file for file in files if not file.is_file()]
-    if len(missing) == tasks and results.get("args", {}).get(f"{role}_from") is not None:
+    if len(missing) == tasks and results.get("args", {}).get(f"{role}_run") is not None:
         return []
     if missing:
         raise ValueError(
@@ -163,7 +163,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
         raise ValueError(
             "it exists already and is public, not private; change that on its page, or choose another name"
         )
-    states = TaskStates(run, role)
+    states = TaskCheckpoints(run, role)
     tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
     api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role}, all tasks learnt")
@@ -172,7 +172,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     return f"{api.endpoint}/{repository}"
 
 
-def _push_tasks(folder: Path, states: TaskStates, tasks: int, repository: str, api: HfApi) -> None:
+def _push_tasks(folder: Path, states: TaskCheckpoints, tasks: int, repository: str, api: HfApi) -> None:
     """The model as it was after each task, as a branch that has all else from the main one."""
     model = PromptViTForImageClassification.from_pretrained(folder)
     class_names = list(model.config.id2label.values())

@@ -173,7 +173,7 @@ class PromptViTConfig(PreTrainedConfig):
         return sum(self.classes_per_task[: self.tasks_seen])
 
     @property
-    def current_columns(self) -> slice:
+    def current_classes(self) -> slice:
         """Columns of the newest task's classes."""
         return slice(sum(self.classes_per_task[: self.tasks_seen - 1]), self.seen_classes)
 

@@ -20,8 +20,8 @@ class KDBranch(nn.Module):
 
     Args:
         config: The student's.
-        width: D, width of the student.
-        query_width: Dq, width of the query network.
+        embed_dim: D, embed_dim of the student.
+        query_dim: Dq, embed_dim of the query network.
         depth: Number of blocks of the student.
 
     Attributes:
@@ -33,7 +33,7 @@ class KDBranch(nn.Module):
     cls_index = 0
     kd_index = 0
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__()
         self.kd_weight = config.kd_alpha
 
@@ -54,9 +54,9 @@ class DeiTToken(KDBranch):
 
     cls_index = 1
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
-        self.token = nn.Parameter(torch.empty(1, width))
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
+        self.token = nn.Parameter(torch.empty(1, embed_dim))
 
     def init_weights(self) -> None:
         init.zeros_(self.token)
@@ -75,13 +75,15 @@ class KDP(KDBranch):
 
     kd_index = -1
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         blocks = depth if config.kd_prompt_blocks is None else config.kd_prompt_blocks
         if not 1 <= blocks <= depth:
             raise ValueError(f"kd_prompt_blocks is {blocks}, but the backbone has {depth} blocks")
-        self.token = nn.Parameter(torch.empty(1, width))
-        self.prompts = nn.Parameter(torch.empty(blocks - 1, config.kd_prompt_length, width)) if blocks > 1 else None
+        self.token = nn.Parameter(torch.empty(1, embed_dim))
+        self.prompts = (
+            nn.Parameter(torch.empty(blocks - 1, config.kd_prompt_length, embed_dim)) if blocks > 1 else None
+        )
 
     def init_weights(self) -> None:
         init.uniform_(self.token)
@@ -112,18 +114,18 @@ class PromptMap(KDBranch):
         ValueError: The teacher is too narrow for orthogonal components of the map.
     """
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         self.kd_weight = 0.5  # the plain mean of the heads, whatever the weight of the losses
         teacher_width = config.teacher_width
-        self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_width, query_width, depth)
+        self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_width, query_dim, depth)
         self.blocks = self.teacher_pool.prompted_blocks
         size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
         if size > teacher_width:
             raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_width} dimensions")
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
         self.attention = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
-        self.values = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, width))
+        self.values = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
         self.train()
 
     def init_weights(self) -> None:

@@ -120,13 +120,13 @@ class PromptViTForImageClassification(PreTrainedModel):
             self.query_backbone = None
         else:
             self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
-        query_width = (self.query_backbone or self.backbone).embed_dim
-        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, width, query_width, depth)
+        query_dim = (self.query_backbone or self.backbone).embed_dim
+        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, width, query_dim, depth)
         head = UnitNormHead if config.prompt_method == "apt" else LinearHead
         self.head = head(width, config.num_classes)
         self.kd_branch = self.kd_head = None
         if config.kd_branch != "none":
-            self.kd_branch = BRANCHES[config.kd_branch](config, width, query_width, depth)
+            self.kd_branch = BRANCHES[config.kd_branch](config, width, query_dim, depth)
             self.kd_head = head(width, config.num_classes)
         self.classifier = self.kd_classifier = None  # what predicts in place of the heads, which train the prompts
         if config.head != "linear":
@@ -432,7 +432,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of columns `labels` (B,): all classes seen compete or, as in the papers, those of the task in training."""
         masked = self.training and self._in_task
-        columns = self.config.current_columns if masked else slice(0, self.config.seen_classes)
+        columns = self.config.current_classes if masked else slice(0, self.config.seen_classes)
         if labels.is_floating_point() or labels.ndim != 1:
             raise ValueError(f"labels must be whole numbers (B,), got {labels.dtype} {tuple(labels.shape)}")
         labels = labels.long()

@@ -22,8 +22,8 @@ class PromptPool(nn.Module):
 
     Args:
         config: Pool size, lengths and blocks.
-        width: D, width of the prompted transformer.
-        query_width: Dq, width of the query network.
+        embed_dim: D, embed_dim of the prompted transformer.
+        query_dim: Dq, embed_dim of the query network.
         depth: Number of blocks of the prompted transformer.
 
     Raises:
@@ -32,7 +32,7 @@ class PromptPool(nn.Module):
 
     needs_query = True
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__()
         self.blocks = list(range(depth)) if config.prompt_blocks is None else config.prompt_blocks
         g_blocks = config.g_prompt_blocks if config.prompt_method == "dualprompt" else []
@@ -55,11 +55,11 @@ class L2P(PromptPool):
     The loss is the mean over the batch of the sum over the selected prompts of 1 - cos(query, key).
     """
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         self.top_k = config.top_k
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, config.prompt_length, width))
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, query_width))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, config.prompt_length, embed_dim))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, query_dim))
 
     def init_weights(self) -> None:
         init.uniform_(self.prompts)
@@ -84,15 +84,15 @@ class DualPrompt(PromptPool):
     mean over the batch of 1 - cos(query, key), added over the E blocks.
     """
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         shared = set(self.blocks) & set(config.g_prompt_blocks)
         if shared:
             raise ValueError(f"blocks {sorted(shared)} are in both prompt_blocks and g_prompt_blocks of DualPrompt")
         self.g_blocks = config.g_prompt_blocks
-        self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, width))
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, width))
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, query_width))
+        self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, embed_dim))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, embed_dim))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, query_dim))
 
     def init_weights(self) -> None:
         for parameter in (self.g_prompts, self.prompts, self.keys):
@@ -122,13 +122,13 @@ class CodaPrompt(PromptPool):
     training. The loss is `ortho_weight` times the mean squared entries of KK'-I, AA'-I and PP'-I.
 
     Raises:
-        ValueError: The pool is larger than the query's width, so that no orthogonal draw exists.
+        ValueError: The pool is larger than the query's embed_dim, so that no orthogonal draw exists.
     """
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         size = config.pool_size
-        smallest = min(query_width, config.prompt_length * width)
+        smallest = min(query_dim, config.prompt_length * embed_dim)
         if size > smallest:
             raise ValueError(
                 f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (width of the "
@@ -136,9 +136,9 @@ class CodaPrompt(PromptPool):
             )
         self.share = size // config.num_tasks
         self.ortho_weight = config.ortho_weight
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, width))
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_width))
-        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, query_width))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
+        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
 
     def init_weights(self) -> None:
         for parameter in (self.prompts, self.keys, self.attention):
@@ -185,11 +185,11 @@ class APT(PromptPool):
 
     needs_query = False
 
-    def __init__(self, config: PromptViTConfig, width: int, query_width: int, depth: int):
-        super().__init__(config, width, query_width, depth)
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
         self.ema_decay = config.ema_decay
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), 2, width))
-        self.register_buffer("merged", torch.empty(len(self.blocks), 2, width))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), 2, embed_dim))
+        self.register_buffer("merged", torch.empty(len(self.blocks), 2, embed_dim))
 
     def init_weights(self) -> None:
         init.trunc_normal_(self.prompts, std=0.02)

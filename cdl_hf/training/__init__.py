@@ -7,9 +7,9 @@ _HOME = {
     "RunFolder": "run_folder",
     "ShowAccuracy": "callbacks",
     "StageError": "stage",
-    "Stopped": "signals",
-    "TrainerCallback": "callbacks",
-    "TrainingArguments": "arguments",
+    "Stopped": "interruptions",
+    "ContinualCallback": "callbacks",
+    "CDLConfig": "arguments",
 }
 __all__ = list(_HOME)
 __getattr__ = lazy_attributes(__name__, _HOME)

@@ -5,7 +5,7 @@ Only the standard library is imported, so that `--help` answers at once.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 
@@ -17,7 +17,7 @@ def _argument(default, help: str, **more):
 
 
 @dataclass
-class SourceArguments:
+class DatasetArguments:
     """The data set."""
 
     dataset: str = _argument(
@@ -41,7 +41,7 @@ class SourceArguments:
 
 
 @dataclass
-class StreamArguments(SourceArguments):
+class StreamArguments(DatasetArguments):
     """The stream of tasks."""
 
     num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
@@ -90,10 +90,11 @@ class ModelArguments:
     prompt_method: Literal["l2p", "dualprompt", "coda_prompt", "apt", "none"] = _argument(
         "coda_prompt", "How prompts are made, in teacher and student; none: frozen transformers, a baseline"
     )
-    head: Literal["linear", "ncm", "ranpac"] = _argument(
+    classifier: Literal["linear", "ncm", "ranpac"] = _argument(
         "linear",
         "What predicts: the trained heads, or a classifier computed from all classes' features (nearest class mean, "
         "or ridge regression on random features)",
+        aliases=("head",),
     )
     ranpac_width: int = _argument(2000, "RanPAC: random features", min=1)
     pool_size: int | None = _argument(None, "Prompts or components in the pool; the paper's if not given", min=1)
@@ -116,7 +117,9 @@ class DistillationArguments:
     distillation: Literal["none", "kd", "dkd", "lskd", "dist", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt"] = (
         _argument("kdp", "Distillation method; none trains a student alone")
     )
-    alpha: float = _argument(0.5, "Weight of the teacher's part of the loss, and of the KD head's", min=0, max=1)
+    kd_alpha: float = _argument(
+        0.5, "Weight of the teacher's part of the loss, and of the KD head's", min=0, max=1, aliases=("alpha",)
+    )
     temperature: float | None = _argument(
         None, "Temperature of the soft loss; the method's own if not given", min=0.01
     )
@@ -125,17 +128,21 @@ class DistillationArguments:
 
 
 @dataclass
-class TrainingArguments:
+class CDLConfig:
     """The run."""
 
-    num_epochs: int = _argument(4, "Epochs of each stage; 0 where only a computed head is wanted", min=0)
+    num_train_epochs: int = _argument(
+        4, "Epochs of each stage; 0 where only a computed head is wanted", min=0, aliases=("num_epochs",)
+    )
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
     gradient_accumulation_steps: int = _argument(
         1, "Parts in which a batch is computed, to save memory (not with dist)", min=1
     )
-    auto_batch_size: bool = _argument(
-        False, "Before each stage, try in how many parts a batch fits into memory; batch_size stays as it is"
+    auto_find_batch_size: bool = _argument(
+        False,
+        "Before each stage, try in how many parts a batch fits into memory; batch_size stays as it is",
+        aliases=("auto_batch_size",),
     )
     learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
     crop_scale: list[float] = _argument([0.7, 1.0], "Range of a random crop's share of the image")
@@ -148,21 +155,28 @@ class TrainingArguments:
         "APT: when the teacher's prompts are merged where both are trained; after_student is the authors' order",
     )
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
-    teacher_from: str | None = _argument(
+    teacher_run: str | None = _argument(
         None,
         "Output folder of an earlier run on the same stream, or on its classes at once, whose teacher serves here",
+        aliases=("teacher_from",),
     )
-    student_from: str | None = _argument(
-        None, "The same of its student, for another head: nothing is trained, only classifiers are computed"
+    student_run: str | None = _argument(
+        None,
+        "The same of its student, for another head: nothing is trained, only classifiers are computed",
+        aliases=("student_from",),
     )
     classifier_alignment: bool = _argument(
         False, "After each task, train the heads anew on features drawn from what is remembered of all classes (SLCA)"
     )
-    store_answers: bool = _argument(
-        False, "Keep the teacher's answers to all training images: each student of teacher_from is spared its teacher"
+    cache_teacher_outputs: bool = _argument(
+        False,
+        "Keep the teacher's answers to all training images: each student of teacher_run is spared its teacher",
+        aliases=("store_answers",),
     )
     seed: int = _argument(0, "Seed of all randomness but the stream's", min=0)
-    num_workers: int = _argument(0, "Processes that read images, for each training process", min=0)
+    dataloader_num_workers: int = _argument(
+        0, "Processes that read images, for each training process", min=0, aliases=("num_workers",)
+    )
     output_dir: str | None = _argument(
         None, "Folder for everything the run leaves; a new one under runs/ if not given"
     )
@@ -171,13 +185,18 @@ class TrainingArguments:
         "Tell the stream, the models, their steps and memory and what would be written, and stop there",
         of_call=True,
     )
-    overwrite: bool = _argument(False, "Replace what an earlier run has left in the output folder", of_call=True)
-    resume: bool = _argument(
+    overwrite_output_dir: bool = _argument(
+        False, "Replace what an earlier run has left in the output folder", of_call=True, aliases=("overwrite",)
+    )
+    resume_from_checkpoint: bool = _argument(
         False,
         "Continue the run of the output folder from its newest checkpoint, with its arguments where none are given",
         of_call=True,
+        aliases=("resume",),
     )
-    checkpoint_every: int = _argument(1000, "Optimizer steps between checkpoints, besides those after a stage", min=1)
+    save_steps: int = _argument(
+        1000, "Optimizer steps between checkpoints, besides those after a stage", min=1, aliases=("checkpoint_every",)
+    )
     report_to: Literal["none", "tensorboard", "wandb"] = _argument(
         "none", "Where to log the metrics besides the files"
     )
@@ -190,24 +209,26 @@ class TrainingArguments:
                 f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
-        if self.teacher_from is not None and self.stages == "both":
-            raise ValueError("teacher_from brings a trained teacher: it needs stages=student")
-        if self.student_from is not None and self.stages != "student":
-            raise ValueError("student_from brings a trained student: it needs stages=student")
-        if self.store_answers and self.teacher_from is not None:
-            raise ValueError("store_answers needs a teacher that is trained in this run, not one of teacher_from")
-        if self.store_answers and self.stages == "student":
+        if self.teacher_run is not None and self.stages == "both":
+            raise ValueError("teacher_run brings a trained teacher: it needs stages=student")
+        if self.student_run is not None and self.stages != "student":
+            raise ValueError("student_run brings a trained student: it needs stages=student")
+        if self.cache_teacher_outputs and self.teacher_run is not None:
             raise ValueError(
-                "store_answers needs a teacher that is trained in this run: it does not go with stages=student"
+                "cache_teacher_outputs needs a teacher that is trained in this run, not one of teacher_run"
             )
-        if self.store_answers and self.schedule == "same_step":
-            raise ValueError("store_answers needs a teacher that is done before its student's stage begins")
+        if self.cache_teacher_outputs and self.stages == "student":
+            raise ValueError(
+                "cache_teacher_outputs needs a teacher that is trained in this run: it does not go with stages=student"
+            )
+        if self.cache_teacher_outputs and self.schedule == "same_step":
+            raise ValueError("cache_teacher_outputs needs a teacher that is done before its student's stage begins")
         if self.schedule == "same_step" and self.stages != "both":
             raise ValueError("schedule=same_step trains teacher and student together: it needs stages=both")
-        if self.overwrite and self.resume:
-            raise ValueError("overwrite and resume contradict each other: choose one")
-        if self.resume and self.output_dir is None:
-            raise ValueError("resume needs output_dir, the folder of the run to continue")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("overwrite_output_dir and resume_from_checkpoint contradict each other: choose one")
+        if self.resume_from_checkpoint and self.output_dir is None:
+            raise ValueError("resume_from_checkpoint needs output_dir, the folder of the run to continue")
 
 
 @dataclass
@@ -229,12 +250,23 @@ class HubArguments:
             raise ValueError("hub_model_id, hub_private and hub_task_revisions need push_to_hub")
 
 
-RUN = (StreamArguments, ModelArguments, DistillationArguments, TrainingArguments, HubArguments)
+RUN = (StreamArguments, ModelArguments, DistillationArguments, CDLConfig, HubArguments)
+_PRESENT_NAMES = {
+    alias: field.name
+    for argument_class in RUN
+    for field in fields(argument_class)
+    for alias in field.metadata.get("aliases", ())
+}
+
+
+def with_present_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a run has recorded, under the names that they have now."""
+    return {_PRESENT_NAMES.get(name, name): value for name, value in record.items()}
 
 
 def record_of_resumed(given: Mapping[str, Any]) -> str | None:
     """Path of the `args.yaml` that the run to be resumed has left, by the arguments given; None if there is none."""
-    if not given.get("resume") or given.get("output_dir") is None:
+    if not given.get("resume_from_checkpoint") or given.get("output_dir") is None:
         return None
     path = os.path.join(given["output_dir"], "args.yaml")
     return path if os.path.isfile(path) else None

@@ -7,15 +7,14 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
-from ..data import TaskStream, image_processor_for, load_source
+from ..data import TaskStream, image_processor_for, load_image_dataset
 from ..data.split_list import class_order
-from ..distillation import METHODS, Supervised
+from ..distillation import METHODS, TrainingObjective
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
-from .arguments import DistillationArguments, ModelArguments, SourceArguments, StreamArguments, TrainingArguments
-from .given_model import check_states
-from .seeds import derive_seed
-from .task_states import TaskStates, describe_stream
+from ..utils import derive_seed
+from .arguments import CDLConfig, DatasetArguments, DistillationArguments, ModelArguments, StreamArguments
+from .task_checkpoints import TaskCheckpoints, check_states, describe_stream
 
 
 @dataclass
@@ -31,15 +30,15 @@ class Learners:
     """
 
     teacher: PromptViTForImageClassification | None
-    method: Supervised | None
+    method: TrainingObjective | None
     image_processor: BaseImageProcessor
     backbones: dict[str, PretrainedBackbone]
     query_backbone: PretrainedBackbone | None
 
 
-def source_options(arguments: SourceArguments) -> dict[str, Any]:
-    """What `load_source` takes of the arguments besides the data set's name."""
-    return {f.name: getattr(arguments, f.name) for f in fields(SourceArguments) if f.name != "dataset"}
+def source_options(arguments: DatasetArguments) -> dict[str, Any]:
+    """What `load_image_dataset` takes of the arguments besides the data set's name."""
+    return {f.name: getattr(arguments, f.name) for f in fields(DatasetArguments) if f.name != "dataset"}
 
 
 def build_stream(stream_args: StreamArguments) -> TaskStream:
@@ -48,7 +47,7 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
     Raises:
         ValueError: The data set or the split is not to be had; the message says why.
     """
-    dataset = load_source(stream_args.dataset, **source_options(stream_args), seed=stream_args.stream_seed)
+    dataset = load_image_dataset(stream_args.dataset, **source_options(stream_args), seed=stream_args.stream_seed)
     order = stream_args.class_order
     if order == "split_file":
         if stream_args.split_file is None:
@@ -102,7 +101,7 @@ def build_learners(
     stream: TaskStream,
     model_args: ModelArguments,
     distillation_args: DistillationArguments,
-    training_args: TrainingArguments,
+    training_args: CDLConfig,
     *,
     pretrained: bool = True,
 ) -> Learners:
@@ -118,19 +117,21 @@ def build_learners(
             backbones do not fit; the message says why.
     """
     stages, distillation = training_args.stages, distillation_args.distillation
-    is_given = training_args.student_from is not None
-    if stages == "student" and distillation != "none" and training_args.teacher_from is None and not is_given:
+    is_given = training_args.student_run is not None
+    if stages == "student" and distillation != "none" and training_args.teacher_run is None and not is_given:
         raise ValueError(
-            f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_from"
+            f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_run"
         )
-    if training_args.num_epochs == 0 and stages != "teacher" and distillation != "none" and not is_given:
-        raise ValueError(f"num_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none")
+    if training_args.num_train_epochs == 0 and stages != "teacher" and distillation != "none" and not is_given:
+        raise ValueError(
+            f"num_train_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none"
+        )
     if model_args.prompt_method == "apt" and training_args.teacher_merge == "after_student":
-        if training_args.teacher_from is not None:
-            raise ValueError("teacher_from brings a teacher that is merged already: take teacher_merge=own_stage")
-        if training_args.store_answers and stages == "both":
+        if training_args.teacher_run is not None:
+            raise ValueError("teacher_run brings a teacher that is merged already: take teacher_merge=own_stage")
+        if training_args.cache_teacher_outputs and stages == "both":
             raise ValueError(
-                "store_answers needs a teacher that is merged in its own stage: take teacher_merge=own_stage"
+                "cache_teacher_outputs needs a teacher that is merged in its own stage: take teacher_merge=own_stage"
             )
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts = {
@@ -144,16 +145,18 @@ def build_learners(
         "g_prompt_blocks": model_args.g_prompt_blocks,
         "ortho_weight": model_args.ortho_weight,
         "ema_decay": model_args.ema_decay,
-        "head": model_args.head,
+        "head": model_args.classifier,
         "ranpac_width": model_args.ranpac_width,
     }
     teacher = method = query = None
     backbones = {}
-    if stages != "student" or training_args.teacher_from is not None:
+    if stages != "student" or training_args.teacher_run is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
         takes_students = model_args.query == "student" and POOLS[model_args.prompt_method].needs_query
         query = student_backbone if takes_students else None
-        given = None if training_args.teacher_from is None else TaskStates(Path(training_args.teacher_from), "teacher")
+        given = (
+            None if training_args.teacher_run is None else TaskCheckpoints(Path(training_args.teacher_run), "teacher")
+        )
         at_once = given is not None and check_states(given, describe_stream(stream))
         tasks = [len(stream.class_names)] if at_once else stream.classes_per_task
         teacher = PromptViTForImageClassification.from_backbone(
@@ -169,16 +172,16 @@ def build_learners(
             student_backbone,
             **prompts,
             kd_branch=method_class.kd_branch,
-            kd_alpha=distillation_args.alpha,
+            kd_kd_alpha=distillation_args.kd_alpha,
             kd_prompt_length=distillation_args.kd_prompt_length,
             kd_prompt_blocks=distillation_args.kd_prompt_blocks,
             teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
         )
         if distillation == "none" or is_given:
-            method = Supervised(student)
+            method = TrainingObjective(student)
         else:
             method = method_class(
-                student, teacher, alpha=distillation_args.alpha, temperature=distillation_args.temperature
+                student, teacher, kd_alpha=distillation_args.kd_alpha, temperature=distillation_args.temperature
             )
         backbones["student"] = student_backbone
     side = student_backbone.module.patch_embed.img_size[0]

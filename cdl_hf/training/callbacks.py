@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .trainer import ContinualDistillationTrainer
 
 
-class TrainerCallback:
+class ContinualCallback:
     """Called at the joints of a run, on every process; a subclass has those of the methods that it needs.
 
     The trainer shows all there is: `models`, `matrices`, `seconds`, `folder`. Its `args` may be altered between the
@@ -26,10 +26,10 @@ class TrainerCallback:
         """All is done for the task but its checkpoint; what the models have learnt is in `states/`."""
 
 
-class ShowAccuracy(TrainerCallback):
+class ShowAccuracy(ContinualCallback):
     """Prints a line after each task."""
 
     def on_evaluation(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
         shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in trainer.matrices.items())
-        done = f"task {task.index + 1}/{len(trainer.stream)}, {task.columns.stop} classes"
+        done = f"task {task.index + 1}/{len(trainer.stream)}, {task.class_ids.stop} classes"
         trainer.accelerator.print(f"{done}: accuracy {shown}")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, T
 def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Puts back what [`trained_state`] took, with statistics or without.
 
+    An objective of version 0.1.0 called its model `student`.
+
     Raises:
         ValueError: The state is of another module.
     """
+    state = {re.sub(r"^student\.", "model.", name): value for name, value in state.items()}
     statistics = {
         name: {key: state[f"{name}.{key}"] for key in classifier.for_further_classes if f"{name}.{key}" in state}
         for name, classifier in _classifiers(module)
@@ -113,7 +117,7 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     if damaged:
         raise ValueError(
             f"no checkpoint in {folder} is whole ({'; '.join(damaged)}): put back a copy of one, or start the run "
-            "again with --overwrite"
+            "again with --overwrite_output_dir"
         )
     return None
 

@@ -1,31 +1,41 @@
-"""What a run would do, told without doing it."""
+"""Dry run: what a run would do, and the memory and operations of its steps, found on fake tensors.
 
-from collections.abc import Iterable
+Fake tensors have shapes but no content: any model on any batch takes seconds and no memory.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from ..data import TaskStream
-from ..distillation import Supervised
-from .arguments import DistillationArguments, ModelArguments, StreamArguments, TrainingArguments
+from ..distillation import TrainingObjective
+from .arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
 from .build import build_learners, build_stream
 from .checkpointing import KEPT
-from .footprint import FakeSteps
-from .given_model import check_states
 from .memory import check_division
-from .report import describe_models
+from .results import describe_models
 from .stage import EpochSampler
-from .task_states import TaskStates, describe_stream
+from .task_checkpoints import TaskCheckpoints, check_states, describe_stream
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def describe_run(
     stream_args: StreamArguments,
     model_args: ModelArguments,
     distillation_args: DistillationArguments,
-    args: TrainingArguments,
+    args: CDLConfig,
     folder: Path,
     accelerator: Accelerator,
 ) -> str:
@@ -35,15 +45,15 @@ def describe_run(
         ValueError: As [`build_stream`], [`build_learners`], [`check_states`] and [`check_division`].
     """
     stream = build_stream(stream_args)
-    if args.student_from is not None:  # a given teacher is checked as it is built
-        check_states(TaskStates(Path(args.student_from), "student"), describe_stream(stream))
+    if args.student_run is not None:  # a given teacher is checked as it is built
+        check_states(TaskCheckpoints(Path(args.student_run), "student"), describe_stream(stream))
     with torch.device("meta"):
         learners = build_learners(stream, model_args, distillation_args, args, pretrained=False)
-    modules = {} if learners.teacher is None else {"teacher": Supervised(learners.teacher)}
+    modules = {} if learners.teacher is None else {"teacher": TrainingObjective(learners.teacher)}
     if learners.method is not None:
         modules["student"] = learners.method
     check_division(modules, map(len, (task.train for task in stream)), args, accelerator.num_processes)
-    trained = [role for role in modules if role != "teacher" or args.teacher_from is None]
+    trained = [role for role in modules if role != "teacher" or args.teacher_run is None]
     stages = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     return "\n".join(
         [
@@ -56,19 +66,20 @@ def describe_run(
     )
 
 
-def _steps(stream: TaskStream, args: TrainingArguments, trained: list[str]) -> str:
+def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
     epoch = sum(EpochSampler(len(task.train), args.batch_size, 0).steps for task in stream)
     tested = [len(task.test if task.validation is None else task.validation) for task in stream]
     evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
     return (
-        f"steps: {args.num_epochs * epoch:,} of {args.batch_size} images for the {' and for the '.join(trained)}, in "
-        f"{args.num_epochs} epochs of each task; {evaluated:,} test images in {len(tested)} evaluations"
+        f"steps: {args.num_train_epochs * epoch:,} of {args.batch_size} images for the "
+        f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of each task; {evaluated:,} test images "
+        f"in {len(tested)} evaluations"
     )
 
 
-def _files(stream: TaskStream, modules: dict[str, Supervised], folder: Path) -> list[str]:
+def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path) -> list[str]:
     learnt = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
-    students = [module.student for module in modules.values()]
+    students = [module.model for module in modules.values()]
     classifiers = [c for model in students for c in (model.classifier, model.kd_classifier) if c is not None]
     predicting = sum(_bytes(classifier.buffers()) for classifier in classifiers)
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
@@ -84,16 +95,16 @@ def _files(stream: TaskStream, modules: dict[str, Supervised], folder: Path) -> 
 
 def _memory(
     stream: TaskStream,
-    modules: dict[str, Supervised],
+    modules: dict[str, TrainingObjective],
     stages: list[tuple[str, ...]],
-    args: TrainingArguments,
+    args: CDLConfig,
     side: int,
     accelerator: Accelerator,
 ) -> list[str]:
     for task in stream:  # the last one takes the most
         for module in modules.values():
-            if module.student.config.num_tasks == len(stream):  # a given teacher may have seen all classes at once
-                module.student.start_task(task.class_names)
+            if module.model.config.num_tasks == len(stream):  # a given teacher may have seen all classes at once
+                module.model.start_task(task.class_names)
     steps = FakeSteps(modules, side, accelerator.device, accelerator.mixed_precision)
     processes = accelerator.num_processes
     batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)
@@ -117,3 +128,129 @@ def _size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} GB"
+
+
+@dataclass
+class Footprint:
+    """Cost of a step on one process.
+
+    Attributes:
+        peak_bytes: Tensors alive at once at the most, all weights among them.
+        flops: Floating-point operations of the matrix products, a product and its sum counted as two.
+    """
+
+    peak_bytes: int = 0
+    flops: int = 0
+
+
+class FakeSteps:
+    """The steps of a run on fake tensors.
+
+    Args:
+        modules: Role -> what is trained, on the meta device and with a task begun. They cannot be used otherwise
+            afterwards.
+        side: Of the images, in pixels.
+        device: What the steps would run on.
+        precision: Accelerate's: `"no"`, `"bf16"` or `"fp16"`.
+    """
+
+    def __init__(self, modules: dict[str, TrainingObjective], side: int, device: torch.device, precision: str = "no"):
+        self.modules, self.side, self.device, self.precision = modules, side, device, precision
+        self.models = [module.model for module in reversed(modules.values())]  # the student's query serves both
+        self.shares_query = [self.models[0].shares_query_with(model) for model in self.models]
+        self.fake_mode = FakeTensorMode()
+        with self.fake_mode:
+            for module in modules.values():
+                module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+
+    def training(self, roles: Iterable[str], batch_size: int) -> Footprint:
+        """Of a step of each of the roles in turn, on the same `batch_size` images."""
+        modules = [self.modules[role].train() for role in roles]
+        optimizers = [torch.optim.Adam(p for p in module.parameters() if p.requires_grad) for module in modules]
+        with self._counted() as footprint:
+            for _ in range(2):  # in the first one the optimizer's moments are not there yet
+                pixel_values = self._images(batch_size)
+                for module, optimizer in zip(modules, optimizers, strict=True):
+                    first = module.model.config.current_classes.start
+                    labels = torch.full((batch_size,), first, device=self.device)
+                    with self._autocast():
+                        loss = module(pixel_values=pixel_values, labels=labels)["loss"]
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+        for module in modules:
+            module.eval()
+        footprint.flops //= 2
+        return footprint
+
+    def evaluation(self, batch_size: int) -> Footprint:
+        """Of all models on `batch_size` images, as [`Evaluator`] does it."""
+        with self._counted() as footprint, torch.no_grad(), self._autocast():
+            pixel_values = self._images(batch_size)
+            query = self.models[0].query(pixel_values)
+            for model, shares in zip(self.models, self.shares_query, strict=True):
+                model.eval()(pixel_values, query=query if shares else None)
+        return footprint
+
+    @contextmanager
+    def _counted(self) -> Iterator[Footprint]:
+        """Costs of what is done in it; the footprint is filled in at its end."""
+        footprint = Footprint()
+        memory, flops = _LiveMemory(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        for module in self.modules.values():
+            for tensor in (*module.parameters(), *module.buffers()):
+                memory.add(tensor)
+        with self.fake_mode, memory, flops:
+            yield footprint
+        footprint.peak_bytes, footprint.flops = memory.peak, flops.get_total_flops()
+
+    def _images(self, batch_size: int) -> Tensor:
+        return torch.empty(batch_size, 3, self.side, self.side, device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Bytes of the storages that are alive, and the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return out
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive:
+            self._alive.add(storage._cdata)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+
+    def _drop(self, storage: int, size: int) -> None:
+        self._alive.discard(storage)
+        self.now -= size
+
+
+def _attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop(query_shape, key_shape, value_shape)
+
+
+def _attention_backward(grad_shape, query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+    # four products for the forward pass's two; that the scores are computed again is not counted, for it is a choice
+    return 2 * sdpa_flop(query_shape, key_shape, value_shape)
+
+
+# Torch's counter does not know the fused attention of CPUs.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

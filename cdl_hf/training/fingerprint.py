@@ -10,20 +10,25 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import CLIPImageProcessor
 
+from ..cli import to_dict
 from ..data import TaskStream
 from ..data.image_digests import ordered_digest
-from ..distillation import Supervised
+from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
-from .arguments import RUN, HubArguments, StreamArguments
-from .parser import to_dict
-from .task_states import TaskStates
-from .versions import versions
+from ..utils import versions
+from .arguments import RUN, HubArguments, StreamArguments, with_present_names
+from .task_checkpoints import TaskCheckpoints
 
-_OF_THE_CALL = {"dry_run", "overwrite", "resume", *(field.name for field in fields(HubArguments))}  # not of the run
+_OF_THE_CALL = {
+    "dry_run",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    *(field.name for field in fields(HubArguments)),
+}  # not of the run
 # What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
-HARMLESS = {"output_dir", "checkpoint_every", "report_to", "num_workers", "eval_batch_size"}
-ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_batch_size"}
+HARMLESS = {"output_dir", "save_steps", "report_to", "dataloader_num_workers", "eval_batch_size"}
+ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_find_batch_size"}
 VERSION = "version of "
 # The images of each split, by the names under which a fingerprint holds their digests.
 IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
@@ -42,22 +47,22 @@ _PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize",
 _FOUND: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((field.name for field in fields(StreamArguments)), _STREAM),
     **dict.fromkeys(("teacher", "student", "teacher_weights", "student_weights"), _WEIGHTS),
-    "teacher_from": ("states of the teacher",),
-    "student_from": ("states of the student",),
+    "teacher_run": ("states of the teacher",),
+    "student_run": ("states of the student",),
 }
 
 
 def fingerprint(
     arguments: Iterable[Any],
     stream: TaskStream,
-    modules: Mapping[str, Supervised],
+    modules: Mapping[str, TrainingObjective],
     image_processor: CLIPImageProcessor,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """The resolved arguments, and what they found: images, classes, weights, processes, precision, versions.
 
     Args:
-        arguments: Instances of argument classes, at least of `TrainingArguments`.
+        arguments: Instances of argument classes, at least of `CDLConfig`.
         modules: Role -> what is trained, its weights not yet in shards.
     """
     given = {name: value for name, value in to_dict(arguments).items() if name not in _OF_THE_CALL}
@@ -68,13 +73,13 @@ def fingerprint(
     processor = json.loads(image_processor.to_json_string())
     found |= {f"{name} of the images": processor[name] for name in _PROCESSOR}
     for role, module in modules.items():
-        found |= _weights(role, module.student)
-        config = module.student.config
+        found |= _weights(role, module.model)
+        config = module.model.config
         found |= {f"{name} of the {role}": getattr(config, name) for name in _CONFIGURATION}
-        loss = [type(module).__name__, getattr(module, "alpha", None), getattr(module, "temperature", None)]
+        loss = [type(module).__name__, getattr(module, "kd_alpha", None), getattr(module, "temperature", None)]
         found[f"loss of the {role}"] = loss
-        if given.get(f"{role}_from") is not None:
-            found[f"states of the {role}"] = TaskStates(Path(given[f"{role}_from"]), role).digest()
+        if given.get(f"{role}_run") is not None:
+            found[f"states of the {role}"] = TaskCheckpoints(Path(given[f"{role}_run"]), role).digest()
     return {
         **given,
         **found,
@@ -142,6 +147,10 @@ def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any
 
 
 def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
+    before = with_present_names(before)
+    for name in ("loss of the teacher", "loss of the student"):
+        if before.get(name, [None])[0] == "Supervised":  # as version 0.1.0 called it
+            before[name] = ["TrainingObjective", *before[name][1:]]
     defaults = {}
     for argument_class in RUN:
         if any(field.name in before for field in fields(argument_class)):

@@ -1,4 +1,4 @@
-"""What may interrupt a run from outside, before it can save itself: signals, a launcher that ends, a reader that goes.
+"""Interruptions of a run: signals, a launcher that ends, a reader of its output that goes away.
 
 Nothing heavy is imported, so that a run hears of it from its first moment.
 """
@@ -11,9 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import psutil
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .distributed import AsyncReduce
 
 # Numbers, for Windows has not all of their names in `os`.
 EX_UNAVAILABLE, EX_TEMPFAIL = 69, 75
@@ -29,6 +34,7 @@ LAUNCHERS = {
     "torchrun",
 }
 WATCH_INTERVAL = 0.5  # seconds
+REPEAT_INTERVAL = 2  # seconds in which a further Ctrl-C counts as the first: terminal and launcher may both send one
 
 
 @contextmanager
@@ -119,3 +125,70 @@ class _Lasting:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, self._stream.fileno())
         os.close(silence)
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has saved what it needs to go on."""
+
+
+class StopRequest:
+    """While active, SIGTERM and SIGINT are kept as a request; only a later second SIGINT interrupts at once.
+
+    A SIGINT that is ignored, as shells start what runs in the background, stays so.
+
+    Args:
+        accelerator: All processes stop at the same step, whichever was told.
+    """
+
+    def __init__(self, accelerator: "Accelerator"):
+        self.accelerator, self.previous = accelerator, {}
+        self._requested = self._all_know = False
+        self._requested_at = 0.0
+        self._pending: AsyncReduce | None = None
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self.previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def request_stop(self) -> None:
+        if not self._requested:
+            self._requested, self._requested_at = True, time.monotonic()
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self._requested and number == signal.SIGINT and time.monotonic() - self._requested_at > REPEAT_INTERVAL:
+            raise KeyboardInterrupt
+        self.request_stop()
+
+    def stop_requested(self) -> bool:
+        """Whether any process was told to stop; to be asked by all processes together.
+
+        Several hear of it when they ask next, so that no step waits until all have answered.
+        """
+        if self.accelerator.num_processes == 1:
+            return self._requested
+        if not self._all_know:
+            self._all_know = self._pending is not None and int(self._pending) > 0
+            import torch
+
+            from .distributed import AsyncReduce
+
+            self._pending = AsyncReduce(
+                self.accelerator, torch.tensor(int(self._requested), device=self.accelerator.device)
+            )
+        return self._all_know
+
+    def raise_if_requested(self) -> None:
+        """To be called by all processes together where everything is saved.
+
+        Raises:
+            Stopped: A process was told to stop.
+        """
+        if self.stop_requested():
+            raise Stopped

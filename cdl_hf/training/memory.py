@@ -10,15 +10,15 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from ..data import TaskImages
-from ..distillation import Supervised
-from .arguments import TrainingArguments
+from ..distillation import TrainingObjective
+from .arguments import CDLConfig
 
 
-class NotEnoughMemory(RuntimeError):
+class OutOfMemory(RuntimeError):
     """This process's device is full; the message says where and what to do."""
 
 
-def is_memory_shortage(error: Exception) -> bool:
+def is_oom(error: Exception) -> bool:
     """Whether Python or torch says with it that a device's or the machine's memory is full."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
         return True
@@ -26,18 +26,18 @@ def is_memory_shortage(error: Exception) -> bool:
 
 
 @contextmanager
-def shortage_told(advice: str) -> Iterator[None]:
+def explain_oom(advice: str) -> Iterator[None]:
     """A shortage of memory within is raised with this advice.
 
     Raises:
-        NotEnoughMemory: There was one.
+        OutOfMemory: There was one.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_memory_shortage(error):
+        if not is_oom(error):
             raise
-        raise NotEnoughMemory(advice) from error
+        raise OutOfMemory(advice) from error
 
 
 def advice(device: torch.device, batch_size: int, processes: int, parts: int) -> str:
@@ -48,7 +48,7 @@ def advice(device: torch.device, batch_size: int, processes: int, parts: int) ->
         return f"{told}; take smaller images or models"
     return (
         f"{told}; next to try are {batch_size // further[0] // processes} with --gradient_accumulation_steps "
-        f"{further[0]}, which trains on the same batches of {batch_size} (--auto_batch_size finds what fits)"
+        f"{further[0]}, which trains on the same batches of {batch_size} (--auto_find_batch_size finds what fits)"
     )
 
 
@@ -59,7 +59,7 @@ def possible_parts(batch_size: int, processes: int, least: int = 1) -> list[int]
 
 
 def check_division(
-    modules: Mapping[str, Supervised], task_sizes: Iterable[int], args: TrainingArguments, processes: int
+    modules: Mapping[str, TrainingObjective], task_sizes: Iterable[int], args: CDLConfig, processes: int
 ) -> None:
     """Checks that a batch's gradient is the same, but for rounding, however it is divided.
 
@@ -70,13 +70,13 @@ def check_division(
     Raises:
         ValueError: It would not be.
     """
-    given = {"teacher": args.teacher_from, "student": args.student_from}
+    given = {"teacher": args.teacher_run, "student": args.student_run}
     trained = [module for role, module in modules.items() if given[role] is None]
-    if not trained or not args.num_epochs:
+    if not trained or not args.num_train_epochs:
         return
     batch_size, parts = args.batch_size, args.gradient_accumulation_steps
-    if any(module.needs_whole_batch for module in trained) and (args.auto_batch_size or parts > 1):
-        option = "auto_batch_size" if args.auto_batch_size else "gradient_accumulation_steps"
+    if any(module.needs_whole_batch for module in trained) and (args.auto_find_batch_size or parts > 1):
+        option = "auto_find_batch_size" if args.auto_find_batch_size else "gradient_accumulation_steps"
         raise ValueError(
             f"{option} divides a batch into parts, but this distillation method's loss relates all images of a batch: "
             "take a smaller batch_size, or more processes"
@@ -92,7 +92,7 @@ def check_division(
             )
 
 
-def parts_that_fit(
+def find_accumulation_steps(
     accelerator: Accelerator,
     modules: dict[str, nn.Module],
     images: TaskImages,
@@ -111,7 +111,7 @@ def parts_that_fit(
         after_batch: Called on every process after each trial; what it raises ends them.
 
     Raises:
-        NotEnoughMemory: Not even one image fits.
+        OutOfMemory: Not even one image fits.
     """
     batch_size = min(batch_size, len(images))
     share = batch_size // accelerator.num_processes
@@ -121,7 +121,7 @@ def parts_that_fit(
         after_batch()
         if accelerator.reduce(torch.tensor(float(fits), device=accelerator.device)) == accelerator.num_processes:
             return parts
-    raise NotEnoughMemory(f"not even one image at a time fits into the memory of {accelerator.device}")
+    raise OutOfMemory(f"not even one image at a time fits into the memory of {accelerator.device}")
 
 
 def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count: int) -> bool:
@@ -136,7 +136,7 @@ def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count
             loss = module(pixel_values=pixel_values, labels=labels)["loss"]
         loss.backward()
     except (RuntimeError, MemoryError) as error:
-        if not is_memory_shortage(error):
+        if not is_oom(error):
             raise
         fits = False
     module.zero_grad()

@@ -16,7 +16,7 @@ from ..escaping import portable
 from ..evaluation import AccuracyMatrix
 from ..utils import atomic_write, remove, write_json, write_text
 from . import run_lock
-from .agreement import together
+from .distributed import raise_on_all_ranks
 from .run_lock import FolderInUse, RunLock
 
 ARGUMENTS, GIVEN, METRICS, RESULTS = "args.yaml", "args_given.json", "metrics.jsonl", "results.json"
@@ -58,7 +58,7 @@ class RunFolder:
             _processes()  # they must know of each other
             (output_dir,) = broadcast_object_list([output_dir])  # one folder, on every process
         folder = cls(Path(output_dir).expanduser(), overwrite=overwrite, resume=resume, is_new=is_new)
-        with together():
+        with raise_on_all_ranks():
             if folder.processes.is_main_process:
                 folder._check()
         return folder
@@ -69,7 +69,7 @@ class RunFolder:
         Raises:
             ValueError: It cannot be written to, another run was faster, or it holds what no run has left.
         """
-        with together():
+        with raise_on_all_ranks():
             if self.processes.is_main_process:
                 self._make()
         return self
@@ -93,7 +93,10 @@ class RunFolder:
             if self.resume and not self._was_a_run():
                 raise ValueError(f"there is nothing to resume in {path}: no run has begun there")
             if self._entries() and not (self.overwrite or self.resume):
-                raise ValueError(f"output_dir {path} is not empty; choose another, or pass --overwrite or --resume")
+                raise ValueError(
+                    f"output_dir {path} is not empty; choose another, or pass --overwrite_output_dir or "
+                    "--resume_from_checkpoint"
+                )
             if self._entries() and self.overwrite:
                 self._check_that_it_may_be_cleared()
             if self._entries():
@@ -234,8 +237,8 @@ class RunFolder:
             title = f"{portable(stream['source'] or 'images')}: {prompts} prompts"  # a picture that is pushed
             if "student" in matrices:
                 title += f", distillation {args['distillation']}"
-            if args["head"] != "linear":
-                title += f", head {args['head']}"
+            if args["classifier"] != "linear":
+                title += f", head {args['classifier']}"
             plot_accuracy_over_tasks(
                 matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
             )

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..data import TaskStream, load_source
+from ..cli import parse
+from ..data import TaskStream, load_image_dataset
 from ..data.image_digests import image_digests
 from ..data.labels import read_labels
 from ..data.stream import SPLITS
 from ..data.views import select_rows
 from .arguments import RUN, StreamArguments
 from .build import build_stream
-from .parser import parse
 from .run_folder import ARGUMENTS
 
 NAME = "images.npz"
@@ -132,7 +132,9 @@ def own_test_images(
         note = f"{run} is of a version that kept no digests: whether its images are still the same was not compared"
         return [task.test for task in build_stream(args)], [note]
     names = ("image_column", "label_column", "train_split", "test_split", "skip_unreadable_images")
-    view = load_source(args.dataset, test_fraction=None, **{name: getattr(args, name) for name in names})["test"]
+    view = load_image_dataset(args.dataset, test_fraction=None, **{name: getattr(args, name) for name in names})[
+        "test"
+    ]
     column_of = {name: column for column, name in enumerate(class_names)}
     columns = np.array([column_of.get(name, -1) for name in view.features["label"].names])[read_labels(view)]
     digests = image_digests(view)

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import Batches, TaskImages
-from .late_count import LateCount
-from .sharding import prepare_module
+from .distributed import AsyncReduce, prepare_module
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class StageSettings:
 
     Args:
         name: Shown in the progress bar and in errors, such as `"task 3/10 teacher"`.
-        num_epochs: Epochs E.
+        num_train_epochs: Epochs E.
         batch_size: Images of one optimizer step over all processes and accumulation steps.
         learning_rate: Adam's, in the first epochs.
         num_workers: Loader processes.
@@ -33,7 +32,7 @@ class StageSettings:
     """
 
     name: str
-    num_epochs: int
+    num_train_epochs: int
     batch_size: int
     learning_rate: float
     num_workers: int
@@ -93,14 +92,14 @@ class EpochSampler(Sampler[int]):
         yield from torch.randperm(self.num_images, generator=generator)[self.skip : self.length].tolist()
 
 
-def learning_rate_at(epoch: int, num_epochs: int, base: float) -> float:
+def learning_rate_at(epoch: int, num_train_epochs: int, base: float) -> float:
     """The papers' cosine schedule, constant within an epoch: full in epochs 0 and 1, 1.6% of it in the last.
 
     Args:
         epoch: From 0.
         base: Learning rate of the first epoch.
     """
-    return base * math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * max(num_epochs - 1, 1)))
+    return base * math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * max(num_train_epochs - 1, 1)))
 
 
 def run_stage(
@@ -141,10 +140,10 @@ def run_stage(
         if name in start.optimizers:
             optimizer.load_state_dict(start.optimizers[name])
         prepared[name], optimizers[name] = prepare_module(accelerator, module.train()), accelerator.prepare(optimizer)
-    bar = tqdm(total=settings.num_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
+    bar = tqdm(total=settings.num_train_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
     bar.update(start.epoch * sampler.steps + start.step)
 
-    for epoch in range(start.epoch, settings.num_epochs):
+    for epoch in range(start.epoch, settings.num_train_epochs):
         began, averages, step = time.perf_counter(), _Averages(accelerator, list(modules)), 0
         if epoch == start.epoch:
             step = start.step
@@ -152,7 +151,7 @@ def run_stage(
         sampler.skip = step * settings.batch_size
         loader.set_epoch(epoch)
         images.set_epoch(epoch)
-        rate = learning_rate_at(epoch, settings.num_epochs, settings.learning_rate)
+        rate = learning_rate_at(epoch, settings.num_train_epochs, settings.learning_rate)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -164,7 +163,7 @@ def run_stage(
                 for name, module in prepared.items():
                     with accelerator.autocast():
                         output = module(**batch)
-                    averages.add(name, output, batch["labels"] - modules[name].student.config.current_columns.start)
+                    averages.add(name, output, batch["labels"] - modules[name].model.config.current_classes.start)
                     finite = averages.count_finite(name) if accelerator.sync_gradients else None
                     accelerator.backward(output["loss"])
                     if finite is not None and int(finite) < accelerator.num_processes:
@@ -276,9 +275,9 @@ class _Averages:
         other._waiting = list(self._waiting)
         return other
 
-    def count_finite(self, name: str) -> LateCount:
+    def count_finite(self, name: str) -> AsyncReduce:
         """Processes whose losses have all been finite."""
-        return LateCount(self.accelerator, self._finite[name].long())
+        return AsyncReduce(self.accelerator, self._finite[name].long())
 
     def local(self) -> dict[str, dict[str, float]]:
         """This process's averages so far."""

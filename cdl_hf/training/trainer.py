@@ -13,27 +13,24 @@ from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from ..data import Task, TaskImages, TaskStream, test_transform, train_transform
-from ..distillation import Supervised
+from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform
+from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
-from ..utils import DamagedFile, atomic_folder, seal_file, verify
-from . import sharding
-from .accelerators import build_accelerator
-from .answers import QueryStore
-from .arguments import TrainingArguments
-from .callbacks import ShowAccuracy, TrainerCallback
+from ..utils import DamagedFile, atomic_folder, derive_seed, seal_file, verify
+from .arguments import CDLConfig
+from .callbacks import ContinualCallback, ShowAccuracy
 from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
+from .classifier_fitting import ClassifierAlignment, head_features
+from .distributed import build_accelerator, shard_transformers, uses_fsdp, whole_state
 from .fingerprint import compare, fingerprint
-from .given_model import GivenModel
-from .memory import advice, check_division, parts_that_fit, shortage_told
-from .refit import ClassifierAlignment, head_features
+from .interruptions import StopRequest
+from .memory import advice, check_division, explain_oom, find_accumulation_steps
+from .output_cache import QueryCache
 from .run_folder import RunFolder
-from .seeds import derive_seed
-from .signals import StopRequest
 from .stage import StageError, StageSettings, StageState, run_stage
-from .task_states import TaskStates, describe
+from .task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -60,40 +57,42 @@ class ContinualDistillationTrainer:
     def __init__(
         self,
         stream: TaskStream,
-        method: Supervised,
+        method: TrainingObjective,
         teacher: PromptViTForImageClassification | None,
         image_processor: BaseImageProcessor,
-        args: TrainingArguments,
+        args: CDLConfig,
         *,
         folder: RunFolder | None = None,
         accelerator: Accelerator | None = None,
         arguments: Iterable[Any] | None = None,
-        callbacks: Sequence[TrainerCallback] = (ShowAccuracy(),),
+        callbacks: Sequence[ContinualCallback] = (ShowAccuracy(),),
     ):
         self.stream, self.args = stream, args
         if folder is None:
             name = f"run-seed{args.seed}"
-            self.folder = RunFolder.open(args.output_dir, name, overwrite=args.overwrite, resume=args.resume)
+            self.folder = RunFolder.open(
+                args.output_dir, name, overwrite=args.overwrite_output_dir, resume=args.resume_from_checkpoint
+            )
         else:
             self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         self.image_processor = image_processor
         self.callbacks = callbacks
         # What is trained, by role: a teacher learns as a student does that has no teacher.
-        self.modules: dict[str, Supervised] = {}
+        self.modules: dict[str, TrainingObjective] = {}
         if teacher is not None:
-            self.modules[TEACHER] = Supervised(teacher)
+            self.modules[TEACHER] = TrainingObjective(teacher)
         if args.stages != TEACHER:
             self.modules[STUDENT] = method
         check_division(self.modules, map(len, (task.train for task in stream)), args, self.accelerator.num_processes)
         # What this run leaves with the models' states; told by weights that may be in shards afterwards.
         self._about = {
-            role: describe(module.student, stream, args, image_processor) for role, module in self.modules.items()
+            role: describe(module.model, stream, args, image_processor) for role, module in self.modules.items()
         }
         self.fingerprint = fingerprint(arguments or (args,), stream, self.modules, image_processor, self.accelerator)
         for module in self.modules.values():
-            if sharding.is_asked_for() and self.accelerator.num_processes > 1:
-                sharding.shard_transformers(module, self.accelerator)
+            if uses_fsdp() and self.accelerator.num_processes > 1:
+                shard_transformers(module, self.accelerator)
             module.to(self.accelerator.device)
         # The roles that are trained together, stage after stage.
         self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
@@ -102,17 +101,17 @@ class ContinualDistillationTrainer:
         # In how many parts each stage computes a batch.
         self.parts = dict.fromkeys(map(" and ".join, self.stages), args.gradient_accumulation_steps)
         self._stop_request = StopRequest(self.accelerator)
-        self._heed = self._stop_request.heed
-        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.num_workers, self._heed)
+        self._heed = self._stop_request.raise_if_requested
+        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._heed)
         self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
         self._test_images = [self._images_for_test(task) for task in stream]
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
-        self.states = {role: TaskStates(self.folder.path, role) for role in self.modules}
-        self._queries: QueryStore | None = None
+        self.states = {role: TaskCheckpoints(self.folder.path, role) for role in self.modules}
+        self._queries: QueryCache | None = None
         # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
-        runs = {TEACHER: args.teacher_from, STUDENT: args.student_from}
+        runs = {TEACHER: args.teacher_run, STUDENT: args.student_run}
         self.given = {
-            role: GivenModel(TaskStates(Path(run), role), self.models[role], self._about[role])
+            role: TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.models[role], self._about[role])
             for role, run in runs.items()
             if run is not None
         }
@@ -127,22 +126,24 @@ class ContinualDistillationTrainer:
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
         """Teacher and student, the student first: its query serves both."""
-        return {role: self.modules[role].student for role in (STUDENT, TEACHER) if role in self.modules}
+        return {role: self.modules[role].model for role in (STUDENT, TEACHER) if role in self.modules}
 
     def train(self) -> None:
-        """Runs the whole stream; where `args.resume` is set, what is left of it (see [`resume`]).
+        """Runs the whole stream; where `args.resume_from_checkpoint` is set, what is left of it (see [`resume`]).
 
         Raises:
             ValueError: There is nothing that can be resumed, or this trainer has trained already.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
             StageError: A loss is not finite; a checkpoint of the state before it was saved.
             FloatingPointError: Weights, features or logits are not finite.
-            NotEnoughMemory: A batch does not fit into the device's memory.
+            OutOfMemory: A batch does not fit into the device's memory.
         """
         if self._has_begun:
-            raise ValueError("this trainer has trained already: make a new one, with resume=True to go on")
+            raise ValueError(
+                "this trainer has trained already: make a new one, with resume_from_checkpoint=True to go on"
+            )
         try:
-            if self._start is None and self.args.resume:
+            if self._start is None and self.args.resume_from_checkpoint:
                 self.resume()
             self._has_begun = True
             with self._stop_request:
@@ -153,7 +154,7 @@ class ContinualDistillationTrainer:
 
     def stop(self) -> None:
         """Ends the run as SIGTERM does: the step or the task is finished and saved, so that it can be resumed."""
-        self._stop_request.make()
+        self._stop_request.request_stop()
 
     def _train(self) -> None:
         first_task, first_stage, state = self._start or (0, 0, None)
@@ -186,8 +187,8 @@ class ContinualDistillationTrainer:
         else:
             images, settings = self._images_for_training(task), self._settings(task, name)
             modules = {role: self.modules[role] for role in roles}
-            if self.args.auto_batch_size and state is None:
-                self.parts[name] = parts_that_fit(
+            if self.args.auto_find_batch_size and state is None:
+                self.parts[name] = find_accumulation_steps(
                     self.accelerator, modules, images, self.args.batch_size, self.parts[name], self._heed
                 )
             self.accelerator.gradient_accumulation_steps = self.parts[name]
@@ -195,7 +196,7 @@ class ContinualDistillationTrainer:
             if roles == (STUDENT,):
                 images.answers = self._known_answers(task, division)
             elif self._passes_queries_on() and state is None:
-                self._queries = QueryStore(len(images), division)
+                self._queries = QueryCache(len(images), division)
 
             def on_answer(epoch, index, answer):
                 if self._queries is not None and roles == (TEACHER,):
@@ -203,7 +204,7 @@ class ContinualDistillationTrainer:
 
             def on_step(take_state):
                 self.steps += 1
-                if self.steps % self.args.checkpoint_every == 0 or self._stop_request.made():
+                if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
                     self._checkpoint(task.index, stage, take_state())
 
             def on_epoch(role, values):
@@ -211,7 +212,7 @@ class ContinualDistillationTrainer:
                 self.accelerator.log(tracked, step=self.steps)
                 self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
-            with shortage_told(f"{settings.name}: {self._memory_advice(name)}"):
+            with explain_oom(f"{settings.name}: {self._memory_advice(name)}"):
                 try:
                     run_stage(
                         self.accelerator,
@@ -240,10 +241,10 @@ class ContinualDistillationTrainer:
     def _settings(self, task: Task, name: str) -> StageSettings:
         return StageSettings(
             name=f"task {task.index + 1}/{len(self.stream)} {name}",
-            num_epochs=self.args.num_epochs,
+            num_train_epochs=self.args.num_train_epochs,
             batch_size=self.args.batch_size,
             learning_rate=self.args.learning_rate,
-            num_workers=self.args.num_workers,
+            num_workers=self.args.dataloader_num_workers,
             seed=derive_seed(self.args.seed, "order", task.index),
         )
 
@@ -264,11 +265,11 @@ class ContinualDistillationTrainer:
         for role, model in self.models.items():
             if role in self.kept or (model.classifier is None and role not in self.alignments):
                 continue
-            images = TaskImages(task.train, self.stream.label_to_column, test_transform(self.image_processor))
+            images = TaskImages(task.train, self.stream.label_to_class_id, eval_transform(self.image_processor))
             where = f"the {role}'s classifier after task {task.index + 1}"
-            with shortage_told(f"computing {where} does not fit into memory; {smaller}"), _divergence_told(where):
+            with explain_oom(f"computing {where} does not fit into memory; {smaller}"), _divergence_told(where):
                 features, labels = head_features(
-                    self.accelerator, model, images, args.eval_batch_size, args.num_workers, self._heed
+                    self.accelerator, model, images, args.eval_batch_size, args.dataloader_num_workers, self._heed
                 )
                 model.fit_classifier(features, labels)
                 if role in self.alignments:
@@ -283,7 +284,7 @@ class ContinualDistillationTrainer:
         counted = self.kept - self.at_once
         models = {role: model for role, model in self.models.items() if role not in counted}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
-        with shortage_told(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
+        with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
             counts = self.evaluator(models, self._test_images[: task.index + 1])
         counts |= {role: self.given[role].counts(task.index) for role in counted}
         self.seconds["evaluation"] += time.perf_counter() - began
@@ -307,7 +308,7 @@ class ContinualDistillationTrainer:
             "gradient_accumulation_steps": self.parts,
         }
         for role, module in self.modules.items():
-            model = module.student
+            model = module.model
             module.train()
             classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
             results[role] = {
@@ -323,7 +324,7 @@ class ContinualDistillationTrainer:
     def save_models(self) -> None:
         """Writes `teacher/` and `student/`: weights, configuration and image processor."""
         for role, model in self.models.items():
-            state = sharding.whole_state(model)
+            state = whole_state(model)
             if self.accelerator.is_main_process:
                 with atomic_folder(self.folder.path / role) as place:
                     with _no_progress_bar():
@@ -336,12 +337,12 @@ class ContinualDistillationTrainer:
         transform = train_transform(
             self.image_processor, tuple(self.args.crop_scale), horizontal_flip=self.args.horizontal_flip
         )
-        return TaskImages(task.train, self.stream.label_to_column, transform, seed=self.args.seed, task=task.index)
+        return TaskImages(task.train, self.stream.label_to_class_id, transform, seed=self.args.seed, task=task.index)
 
     def _images_for_test(self, task: Task) -> TaskImages:
         """The validation images where some are held out: hyper-parameters are chosen without the test images."""
         view = task.test if task.validation is None else task.validation
-        return TaskImages(view, self.stream.label_to_column, test_transform(self.image_processor))
+        return TaskImages(view, self.stream.label_to_class_id, eval_transform(self.image_processor))
 
     def _save_states(self, task: Task) -> None:
         """What each model had learnt after the task: for further students of this teacher, and to look back."""
@@ -358,14 +359,14 @@ class ContinualDistillationTrainer:
 
     def _store_answers(self, task: Task) -> None:
         """Stores what the teacher, whose stage is over, answers to the task's images, unless it is stored already."""
-        if not self.args.store_answers:
+        if not self.args.cache_teacher_outputs:
             return
         answers = self.states[TEACHER].answers(task.index)
         if answers.are_there(self.models[TEACHER].prompt_pool.needs_query):
             return
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         images, settings = self._images_for_training(task), self._settings(task, "teacher's answers")
-        with shortage_told(f"{settings.name}: {self._memory_advice(TEACHER)}"):
+        with explain_oom(f"{settings.name}: {self._memory_advice(TEACHER)}"):
             answers.write(self.accelerator, self.models[TEACHER], images, settings, self._heed)
 
     def _division(self, settings: StageSettings, parts: int) -> tuple:
@@ -383,9 +384,9 @@ class ContinualDistillationTrainer:
         known = {}
         if TEACHER in self.given:
             known = self.given[TEACHER].answers(task.index)
-        elif self.args.store_answers:
+        elif self.args.cache_teacher_outputs:
             answers = self.states[TEACHER].answers(task.index)
-            known = answers.read(self.args.num_epochs, len(task.train))
+            known = answers.read(self.args.num_train_epochs, len(task.train))
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             known.pop("query", None)
         elif self._queries is not None and self._queries.division == division:
@@ -433,7 +434,7 @@ class ContinualDistillationTrainer:
             if self.folder.is_finished:
                 raise ValueError(
                     f"the run in {self.folder.path} is finished, and its checkpoints are gone: there is nothing to "
-                    "resume; --overwrite would run it again"
+                    "resume; --overwrite_output_dir would run it again"
                 )
             self.folder.cut_log(0)
             self.accelerator.print("There is no checkpoint yet: starting from the beginning.")
@@ -451,7 +452,7 @@ class ContinualDistillationTrainer:
         self._verify_states(state["task"])
         for role, module in self.modules.items():
             load_trained_state(module, state["modules"][role])
-            config = module.student.config
+            config = module.model.config
             config.tasks_seen = state["tasks_seen"][role]
             if config.tasks_seen:
                 config.id2label = dict(enumerate(state["class_names"][role]))
@@ -461,7 +462,7 @@ class ContinualDistillationTrainer:
         for role, alignment in self.alignments.items():
             alignment.load_state(state["alignments"][role])
         self.seconds, self.steps = state["seconds"], state["steps"]
-        if self.args.auto_batch_size:
+        if self.args.auto_find_batch_size:
             self.parts = state["parts"]
         self.folder.cut_log(state["logged_bytes"])
         position = None if state["state"] is None else StageState(**state["state"])

@@ -2,7 +2,7 @@
 
 import statistics
 
-from cdl_hf.training.footprint import FakeSteps
+from cdl_hf.training.dry_run import FakeSteps
 
 from .steps import Steps, timed
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 
 from cdl_hf.data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
-from cdl_hf.training.arguments import TrainingArguments
+from cdl_hf.training.arguments import CDLConfig
 from cdl_hf.training.build import Learners
 
 SIDE, BATCH = 224, 32
@@ -71,11 +71,11 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     return figures
 
 
-def rate(task: Task, stream: TaskStream, learners: Learners, args: TrainingArguments, seconds: float = 3) -> float:
+def rate(task: Task, stream: TaskStream, learners: Learners, args: CDLConfig, seconds: float = 3) -> float:
     """Images a second of a task that are read and augmented as in training, measured for so many seconds."""
     transform = train_transform(learners.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
-    images = TaskImages(task.train, stream.label_to_column, transform, seed=args.seed)
-    batches = Batches(DataLoader(images, args.batch_size, num_workers=args.num_workers), images)
+    images = TaskImages(task.train, stream.label_to_class_id, transform, seed=args.seed)
+    batches = Batches(DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers), images)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         for batch in batches:

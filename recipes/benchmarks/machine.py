@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdl_hf.training.footprint import CPU_ATTENTION
+from cdl_hf.training.dry_run import CPU_ATTENTION
 
 
 class OwnMemory(threading.Thread):

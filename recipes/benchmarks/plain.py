@@ -8,7 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, cat, no_grad
 
-from cdl_hf.distillation import Supervised
+from cdl_hf.distillation import TrainingObjective
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.models.prefix_attention import Prefix, embed, final_norm
@@ -56,11 +56,11 @@ class PlainPromptViT(PromptViTForImageClassification):
         return tokens[:, cls_index], kd_features, sum(losses) if losses else None, hidden_states
 
 
-def plain_method(method: Supervised, student: PlainPromptViT, teacher: PlainPromptViT) -> Supervised:
+def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: PlainPromptViT) -> TrainingObjective:
     """The same distillation method on plain models, whose teacher makes its own queries."""
     if not isinstance(method, KD):
         return type(method)(student)
-    plain = type(method)(student, teacher, alpha=method.alpha, temperature=method.temperature)
+    plain = type(method)(student, teacher, kd_alpha=method.kd_alpha, temperature=method.temperature)
     plain.load_state_dict(method.state_dict())
     plain.shares_query = False
     return plain

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cdl_hf.distillation import Supervised
+from cdl_hf.distillation import TrainingObjective
 from cdl_hf.models import prefix_attention
 from cdl_hf.training.build import Learners
-from cdl_hf.training.footprint import CPU_ATTENTION, FakeSteps
+from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
     method, teacher = learners.method, learners.teacher
     side = learners.image_processor.crop_size["height"]
     device = torch.device("cpu")
-    steps = FakeSteps({"teacher": Supervised(teacher), "student": method}, side, device, "bf16")
-    columns = method.student.config.current_columns
+    steps = FakeSteps({"teacher": TrainingObjective(teacher), "student": method}, side, device, "bf16")
+    columns = method.model.config.current_classes
     with steps.fake_mode:
         pixel_values = torch.empty(batch_size, 3, side, side)
         labels = torch.full((batch_size,), columns.start)
-        query = method.student.query(pixel_values)
+        query = method.model.query(pixel_values)
         logits = torch.empty(batch_size, columns.stop - columns.start)
 
-    def train(module: Supervised, **given: Tensor) -> Callable[[], None]:
+    def train(module: TrainingObjective, **given: Tensor) -> Callable[[], None]:
         optimizer = torch.optim.Adam(p for p in module.train().parameters() if p.requires_grad)
 
         def step() -> None:
@@ -86,11 +86,11 @@ def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
 
     def evaluate() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for model in (method.student.eval(), teacher.eval()):
+            for model in (method.model.eval(), teacher.eval()):
                 model(pixel_values, query=query)
 
     kinds = {
-        "teacher step": train(Supervised(teacher)),
+        "teacher step": train(TrainingObjective(teacher)),
         "student step": train(method),
         "student step, stored queries": train(method, query=query),
         "student step, stored queries and teacher's logits": train(method, query=query, teacher_logits=logits),

@@ -34,7 +34,7 @@ def _start(config: str) -> float:
         folder = Path(name)
         (folder / "run.yaml").write_text(config, encoding="utf-8")
         launch = [sys.executable, "-m", "accelerate.commands.launch", str(TRAIN), "--config", str(folder / "run.yaml")]
-        command = [*launch, "--output_dir", str(folder / "run"), "--checkpoint_every", "1"]
+        command = [*launch, "--output_dir", str(folder / "run"), "--save_steps", "1"]
         with (folder / "log").open("w") as log:
             began = time.perf_counter()
             # in a session of its own, so that the launcher does not leave the run behind

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cdl_hf.distillation import Supervised
+from cdl_hf.distillation import TrainingObjective
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.training.build import Learners
 
@@ -35,7 +35,7 @@ class Steps:
     def __init__(self, learners: Learners, batch: dict[str, Tensor], dtype: torch.dtype | None):
         self.batch, self.dtype = batch, dtype
         self.teacher, self.method = learners.teacher, learners.method
-        self.student = self.method.student
+        self.student = self.method.model
         self.device = batch["labels"].device
         self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)
         plain = plain_method(self.method, self.plain_student, self.plain_teacher)
@@ -45,7 +45,7 @@ class Steps:
         query = self.student.query(batch["pixel_values"])
         stored = {"query": query, "teacher_logits": self._teach(self.teacher, query)}
         self.ours: dict[str, Step] = {
-            "teacher step": self._training(Supervised(self.teacher), {}),
+            "teacher step": self._training(TrainingObjective(self.teacher), {}),
             "student step": self._training(self.method, {}, asked),
             "student step, stored queries": self._training(self.method, {"query": query}, asked),
             "student step, stored queries and teacher's logits": self._training(self.method, stored),
@@ -53,12 +53,12 @@ class Steps:
             "evaluation of both, stored queries": self._evaluation(query),
         }
         self.plain: dict[str, Step] = {
-            "teacher step": self._plain_training(Supervised(self.plain_teacher)),
+            "teacher step": self._plain_training(TrainingObjective(self.plain_teacher)),
             "student step": self._plain_training(plain),
             "evaluation of both": self._plain_evaluation(),
         }
 
-    def _training(self, method: Supervised, given: dict[str, Tensor], teacher: nn.Module | None = None) -> Step:
+    def _training(self, method: TrainingObjective, given: dict[str, Tensor], teacher: nn.Module | None = None) -> Step:
         """A step of Adam; `given` is known of the images, and the `teacher`, if there is one, is asked."""
         optimizer = torch.optim.Adam(_learnt(method))
         pixel_values = self.batch["pixel_values"]
@@ -68,7 +68,7 @@ class Steps:
             answers = dict(given)
             with self._autocast():
                 if "query" not in answers:
-                    answers["query"] = method.student.query(pixel_values)
+                    answers["query"] = method.model.query(pixel_values)
                     done("query")
                 if teacher is not None:
                     answers["teacher_logits"] = self._teach(teacher, answers["query"])
@@ -83,9 +83,9 @@ class Steps:
     def _teach(self, teacher: nn.Module, query: Tensor | None) -> Tensor:
         """The teacher's logits over the task's classes."""
         logits = teacher.eval()(self.batch["pixel_values"], query=query if self.shares_query else None).logits
-        return logits[:, self.student.config.current_columns]
+        return logits[:, self.student.config.current_classes]
 
-    def _plain_training(self, method: Supervised) -> Step:
+    def _plain_training(self, method: TrainingObjective) -> Step:
         optimizer = torch.optim.Adam(_learnt(method))
 
         def step(done: Callable[[str], None]) -> None:

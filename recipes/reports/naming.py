@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, get_args
 
-from cdl_hf.evaluation.settings import Setting
+from cdl_hf.comparison.experiments import Setting
 from cdl_hf.training.arguments import DistillationArguments, ModelArguments
 
 PROMPTS = get_args(ModelArguments.__dataclass_fields__["prompt_method"].type)

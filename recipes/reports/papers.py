@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from cdl_hf.cli import parse, to_dict
 from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse, to_dict
 
 RECIPES = Path(__file__).parents[1]
 

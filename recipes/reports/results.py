@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cdl_hf.cli import parse, to_dict
+from cdl_hf.comparison.experiments import Setting, settings_of
 from cdl_hf.escaping import portable, portable_arguments
-from cdl_hf.evaluation.settings import Setting, settings_of
-from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse, to_dict
+from cdl_hf.training.arguments import RUN, with_present_names
 from cdl_hf.utils import write_text
 
 from .naming import DISTILLATION, HEADS, PROMPTS
 
-PATHS = ("output_dir", "teacher_from", "student_from", "split_file", "teacher_weights", "student_weights")
+PATHS = ("output_dir", "teacher_run", "student_run", "split_file", "teacher_weights", "student_weights")
 
 
 def store(runs: Path, folder: Path) -> None:
@@ -43,13 +43,13 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
     defaults, found = to_dict(parse(RUN, [])), {}
     for file in sorted(folder.glob("*/results.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
-        args = defaults | content["args"]
-        known = {"prompt_method": PROMPTS, "distillation": DISTILLATION, "head": HEADS}
+        args = defaults | with_present_names(content["args"])
+        known = {"prompt_method": PROMPTS, "distillation": DISTILLATION, "classifier": HEADS}
         strange = [f"{name} {args[name]!r}" for name, choices in known.items() if args[name] not in choices]
         if strange:
             raise ValueError(f"{file} is not what a run leaves: it has the unknown {', '.join(strange)}")
         models = [content[role] for role in ("teacher", "student") if role in content]
-        if args["head"] != "linear" and not all("classifier_values" in of_model for of_model in models):
+        if args["classifier"] != "linear" and not all("classifier_values" in of_model for of_model in models):
             raise ValueError(f"{file} does not tell how large its classifier is, as runs of today do: run it again")
         found[file.parent.name] = content | {"args": args}
     return found

@@ -3,11 +3,11 @@
 import statistics
 from pathlib import Path
 
+from cdl_hf.comparison.experiments import Setting
+from cdl_hf.comparison.statistics import Spread, clear_best, paired_difference
 from cdl_hf.escaping import markdown_name
 from cdl_hf.evaluation.pareto import pareto_front
 from cdl_hf.evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
-from cdl_hf.evaluation.settings import Setting
-from cdl_hf.evaluation.statistics import Spread, clear_best, paired_difference
 
 from .naming import HEAD_NAMES, HEADS, baseline_name, full_name, grouped, seeds_of
 from .papers import reported_figures

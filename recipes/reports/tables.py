@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from cdl_hf.comparison.experiments import Setting
 from cdl_hf.escaping import csv_table
-from cdl_hf.evaluation.settings import Setting
 
 CSV_COLUMNS = (
     *("run", "seed", "data", "tasks", "class_order", "teacher", "student", "role", "prompts", "learner", "head"),

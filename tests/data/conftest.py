@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cdl_hf.data import load_source
+from cdl_hf.data import load_image_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,7 +41,7 @@ def labelled(labels, names, images=None):
 @pytest.fixture(scope="session")
 def drawings():
     """Some of the bundled drawings as PIL images."""
-    return load_source("quickdraw100")["test"].select(range(20))["image"][:]
+    return load_image_dataset("quickdraw100")["test"].select(range(20))["image"][:]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from datasets.exceptions import DatasetGenerationError
 
-from cdl_hf.data import SourceError, hub, load_source, tables
+from cdl_hf.data import DatasetError, hub, load_image_dataset, tables
 
 from .conftest import labelled
 
@@ -44,7 +44,7 @@ def test_the_cache_is_named_not_the_data(stored, monkeypatch, where, error, told
 
     monkeypatch.setattr(tables if where == "local" else hub, "load_dataset", load)
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
-    with pytest.raises(SourceError) as found:
-        load_source(stored if where == "local" else "owner/data")
+    with pytest.raises(DatasetError) as found:
+        load_image_dataset(stored if where == "local" else "owner/data")
     assert "cannot be copied to the cache" in str(found.value) and told in str(found.value)
     assert str(datasets.config.HF_DATASETS_CACHE) in str(found.value) and "damaged" not in str(found.value)

@@ -17,7 +17,15 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from cdl_hf.data import SourceError, TaskImages, TaskStream, cifar100, image_processor_for, load_source, test_transform
+from cdl_hf.data import (
+    DatasetError,
+    TaskImages,
+    TaskStream,
+    cifar100,
+    eval_transform,
+    image_processor_for,
+    load_image_dataset,
+)
 
 NAMES = [f"class {label}" for label in range(100)]
 
@@ -83,7 +91,7 @@ def test_original_folder(tmp_path, images, dumps):
     labels = list(range(99, -1, -1))
     path = write_cifar(tmp_path / "cifar-100-python", images, labels, dumps)
     for _ in range(2):  # from the files, then from the cache
-        splits = load_source(str(path))
+        splits = load_image_dataset(str(path))
         for dataset in splits.values():
             assert dataset.features["label"].names == NAMES and dataset["label"][:] == labels
             assert np.array_equal(shown(dataset), images)
@@ -93,9 +101,9 @@ def test_original_folder(tmp_path, images, dumps):
 
 def test_folder_that_changed_is_read_again(tmp_path, images):
     path = write_cifar(tmp_path / "cifar", images, list(range(100)))
-    load_source(str(path))
+    load_image_dataset(str(path))
     (path / "train").write_bytes(python2({"fine_labels": [7], "data": images[:1].reshape(1, 3072)}))
-    assert load_source(str(path))["train"]["label"][:] == [7]
+    assert load_image_dataset(str(path))["train"]["label"][:] == [7]
 
 
 @pytest.fixture
@@ -104,7 +112,7 @@ def copies(tmp_path, images, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = write_cifar(tmp_path / "cifar", images, list(range(100)))
     before = os.umask(0o027)
-    load_source(str(path))
+    load_image_dataset(str(path))
     os.umask(before)
     return path, sorted((tmp_path / "cache" / "cifar100").glob("*.arrow"))
 
@@ -123,7 +131,7 @@ def test_damaged_copies_are_made_again(copies, images, damage):
         content = file.read_bytes()
         file.unlink()  # else a data set that is still in memory would change, too
         file.write_bytes(damage(content))
-    for dataset in load_source(str(path)).values():
+    for dataset in load_image_dataset(str(path)).values():
         assert np.array_equal(shown(dataset), images)
     assert [len(file.read_bytes()) > 300_000 for file in files] == [True] * 2
 
@@ -131,7 +139,7 @@ def test_damaged_copies_are_made_again(copies, images, damage):
 def test_without_a_copy_the_images_are_in_memory(copies, images, tmp_path, monkeypatch):
     path, _ = copies
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "train")
-    splits = load_source(str(path))
+    splits = load_image_dataset(str(path))
     assert not splits["train"].cache_files and splits["train"].features["label"].names == NAMES
     for dataset in splits.values():
         assert np.array_equal(shown(dataset), images) and dataset["label"][:] == list(range(100))
@@ -143,7 +151,7 @@ def test_a_copy_that_fails_leaves_nothing(copies, images, monkeypatch):
     for file in files[0].parent.iterdir():
         file.unlink()
     monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-    assert np.array_equal(shown(load_source(str(path))["test"]), images)
+    assert np.array_equal(shown(load_image_dataset(str(path))["test"]), images)
     assert {file.suffix for file in files[0].parent.iterdir()} == {".lock"}
 
 
@@ -152,12 +160,12 @@ def test_a_published_file_that_was_damaged_is_noticed(tmp_path, images, monkeypa
     content = (path / "test").read_bytes()
     published = {"test": (len(content), hashlib.md5(content).hexdigest())}
     monkeypatch.setattr(cifar100, "FILES", cifar100.FILES | published)
-    load_source(str(path))
+    load_image_dataset(str(path))
     assert not [warning for warning in recwarn if "checksum" in str(warning.message)]
     start = content.index(images[50].transpose(2, 0, 1).tobytes())
     (path / "test").write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
     with pytest.warns(UserWarning, match="test' has the size of the published file, but not its checksum"):
-        load_source(str(path))
+        load_image_dataset(str(path))
 
 
 def as_on_the_hub(images):
@@ -181,7 +189,7 @@ def saved(data, path):
 @pytest.mark.parametrize("write", [parquet, saved])
 def test_parquet_folder_and_saved_to_disk(tmp_path, images, write):
     write(as_on_the_hub(images), tmp_path / "cifar100")
-    splits = load_source(str(tmp_path / "cifar100"))
+    splits = load_image_dataset(str(tmp_path / "cifar100"))
     for dataset in splits.values():
         assert dataset.features["label"].names == NAMES and dataset["label"][:] == list(range(100))
         assert np.array_equal(shown(dataset), images)
@@ -204,8 +212,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, images, where, hide):
     harm = tmp_path / "harm"
     for attack in (Runs(os.mkdir, str(harm)), Runs(eval, f"open({str(harm)!r}, 'w')"), Runs(np.save, str(harm), [1])):
         (path / where).write_bytes(pickle.dumps(hide(attack)))
-        with pytest.raises(SourceError, match=f"{where}' is not a file of CIFAR-100, .*it asks for"):
-            load_source(str(path))
+        with pytest.raises(DatasetError, match=f"{where}' is not a file of CIFAR-100, .*it asks for"):
+            load_image_dataset(str(path))
     assert sorted(tmp_path.iterdir()) == [path]
 
 
@@ -231,8 +239,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, images, where, hide):
 def test_damaged_files_are_named(tmp_path, images, content, message):
     path = write_cifar(tmp_path / "cifar", images, list(range(100)))
     (path / "train").write_bytes(content)
-    with pytest.raises(SourceError) as error:
-        load_source(str(path))
+    with pytest.raises(DatasetError) as error:
+        load_image_dataset(str(path))
     assert f"{path}/train' {message}" in str(error.value)
 
 
@@ -251,10 +259,10 @@ def test_real_images(tmp_path):
             labels.append(int(name.removesuffix(".png").rsplit("_", 1)[1]))
     assert len(images) == 20 and labels[:5] == [49, 33, 72, 51, 71]
     path = write_cifar(tmp_path / "cifar-100-python", np.stack(images), labels)
-    splits = load_source(str(path))
+    splits = load_image_dataset(str(path))
     assert splits["test"]["label"][:] == labels and np.array_equal(shown(splits["test"]), images)
     processor = image_processor_for({"input_size": (3, 224, 224), "crop_pct": 1.0})
-    samples = TaskImages(splits["test"], np.arange(100), test_transform(processor))
+    samples = TaskImages(splits["test"], np.arange(100), eval_transform(processor))
     expected = processor([PIL.Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
     found = samples.transform.normalize(
         torch.stack([sample["pixels"] for sample in samples.__getitems__(list(range(20)))])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.image_utils import load_image
 
-from cdl_hf.data import image_processor_for, open_image, test_transform, train_transform
+from cdl_hf.data import eval_transform, image_processor_for, open_image, train_transform
 from cdl_hf.data.decoding import MAX_PIXELS, UnreadableImageError, decode
 
 from .conftest import noise
@@ -47,7 +47,7 @@ def test_an_opened_image_is_what_the_processor_is_given(tmp_path, mode):
     expected = processor(PIL.Image.open(path), return_tensors="pt")["pixel_values"][0]
     found = processor(open_image(path), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(test_transform(processor)(open_image(path)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(eval_transform(processor)(open_image(path)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
@@ -136,7 +136,7 @@ def test_transparency_lies_on_white(name):
 def test_transforms_put_transparent_images_on_white(mode):
     processor = image_processor_for({"input_size": (3, 4, 4)}, "none")
     clear = PIL.Image.new(mode, (6, 6))
-    for transform in (test_transform(processor), train_transform(processor)):
+    for transform in (eval_transform(processor), train_transform(processor)):
         assert transform(clear).unique().tolist() == [1.0]
 
 
@@ -196,7 +196,7 @@ def test_values_of_no_certain_scale_are_refused(name):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_transforms_refuse_values_of_no_certain_scale(mode):
     processor = image_processor_for({"input_size": (3, 4, 4)})
-    for transform in (test_transform(processor), train_transform(processor)):
+    for transform in (eval_transform(processor), train_transform(processor)):
         with pytest.raises(UnreadableImageError, match="white is not certain"):
             transform(PIL.Image.new(mode, (6, 6)))
 

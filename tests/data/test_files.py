@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cdl_hf.data import SourceError
+from cdl_hf.data import DatasetError
 from cdl_hf.data.files import ImageFiles, find_image_files
 
 
@@ -37,9 +37,9 @@ def test_links_are_followed_and_end(tmp_path):
 
 
 def test_what_is_not_there_is_told(tmp_path):
-    with pytest.raises(SourceError, match="no file or folder '.*nowhere'"):
+    with pytest.raises(DatasetError, match="no file or folder '.*nowhere'"):
         find_image_files([tmp_path / "nowhere"])
-    with pytest.raises(SourceError, match="no files whose names"):
+    with pytest.raises(DatasetError, match="no files whose names"):
         find_image_files([tmp_path])
 
 

@@ -6,7 +6,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.utils import httpx
 
-from cdl_hf.data import SourceError, hub
+from cdl_hf.data import DatasetError, hub
 
 
 def flags():
@@ -51,13 +51,13 @@ def test_without_a_connection_only_the_cache_is_asked(monkeypatch, online, error
 
 def test_neither_connection_nor_copy(monkeypatch, online, capsys):
     use(monkeypatch, Session(httpx.ConnectError("no such host")), datasets.load_dataset)
-    with pytest.raises(SourceError, match="the Hub cannot be reached and the cache has no copy"):
+    with pytest.raises(DatasetError, match="the Hub cannot be reached and the cache has no copy"):
         hub.read_hub("owner/data")
     assert flags() == (False, False) and capsys.readouterr().err == "", "no word of retries"
 
 
 def test_offline_by_choice(monkeypatch):
-    with pytest.raises(SourceError, match="the Hub cannot be reached and the cache has no copy"):
+    with pytest.raises(DatasetError, match="the Hub cannot be reached and the cache has no copy"):
         hub.read_hub("owner/data")
     assert flags() == (True, True)
 
@@ -68,5 +68,5 @@ def test_the_hub_does_not_give_it(monkeypatch, online, error):
         raise error
 
     use(monkeypatch, Session(), load)
-    with pytest.raises(SourceError, match=r"the Hub did not give it \((no such data set|broken off)\)"):
+    with pytest.raises(DatasetError, match=r"the Hub did not give it \((no such data set|broken off)\)"):
         hub.read_hub("owner/data")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from cdl_hf.data import SourceError, TaskStream, load_source
+from cdl_hf.data import DatasetError, TaskStream, load_image_dataset
 
 SYNSETS = (files("timm.data") / "_info/imagenet_r_synsets.txt").read_text().split()
 FILES = ["art_0.jpg", "art_1.jpg", "cartoon_0.jpg", "sketch_12.jpg", "videogame_3.jpg"]
@@ -36,7 +36,7 @@ def file_keys(dataset):
 
 
 def test_original_folder_is_divided_four_to_one(folder):
-    splits = load_source(str(folder))
+    splits = load_image_dataset(str(folder))
     for split, size in (("train", 4), ("test", 1)):
         dataset = splits[split]
         assert set(Counter(dataset["label"][:]).values()) == {size}
@@ -51,15 +51,15 @@ def test_original_folder_is_divided_four_to_one(folder):
 
 
 def test_division_can_be_used_again(folder, tmp_path):
-    first = load_source(str(folder), seed=3)
+    first = load_image_dataset(str(folder), seed=3)
     (tmp_path / "split.yaml").write_text(TaskStream(first, 10).split_list())
     listed = yaml.safe_load((tmp_path / "split.yaml").read_text())
     assert listed == {"data": file_keys(first["train"]), "targets": first["train"]["label"][:]}
-    again = load_source(str(folder), split_file=str(tmp_path / "split.yaml"), seed=4)
+    again = load_image_dataset(str(folder), split_file=str(tmp_path / "split.yaml"), seed=4)
     for split in ("train", "test"):
         assert file_keys(again[split]) == file_keys(first[split])
     assert again.split_list() == first.split_list()
-    other = load_source(str(folder), seed=4)
+    other = load_image_dataset(str(folder), seed=4)
     assert file_keys(other["train"]) != file_keys(first["train"])
 
 
@@ -72,7 +72,7 @@ def test_list_in_the_published_form(folder, tmp_path, prefix):
     data = [f"{prefix}{synset}{separator}{name}" for synset, name in train]
     content = {"data": data, "targets": [SYNSETS.index(synset) for synset, _ in train]}
     (tmp_path / "imagenet-r_train.yaml").write_text(yaml.safe_dump(content))
-    splits = load_source(str(folder), split_file=str(tmp_path / "imagenet-r_train.yaml"))
+    splits = load_image_dataset(str(folder), split_file=str(tmp_path / "imagenet-r_train.yaml"))
     assert {*file_keys(splits["train"])} == {f"{synset}/{name}" for synset, name in train}
     assert len(splits["train"]) == 600 and len(splits["test"]) == 400
     assert not {*file_keys(splits["train"])} & {*file_keys(splits["test"])}
@@ -81,12 +81,12 @@ def test_list_in_the_published_form(folder, tmp_path, prefix):
 def test_folders_already_split(tmp_path, drawings):
     write_folder(tmp_path / "train", drawings, FILES[:2])
     write_folder(tmp_path / "test", drawings, FILES[2:3])
-    splits = load_source(str(tmp_path))
+    splits = load_image_dataset(str(tmp_path))
     assert len(splits["train"]) == 400 and len(splits["test"]) == 200
     assert splits["train"].features["label"].names[0] == "goldfish" and {*splits["test"]["rendition"]} == {"cartoon"}
     assert splits.split_list() is None
-    with pytest.raises(SourceError, match="has a test split of its own; leave split_file out"):
-        load_source(str(tmp_path), split_file="list.yaml")
+    with pytest.raises(DatasetError, match="has a test split of its own; leave split_file out"):
+        load_image_dataset(str(tmp_path), split_file="list.yaml")
 
 
 def hub_copy(drawings):
@@ -110,7 +110,7 @@ def test_hub_copy(monkeypatch, drawings, tmp_path):
         return hub_copy(drawings)
 
     monkeypatch.setattr("cdl_hf.data.hub.load_dataset", hub)
-    splits = load_source("imagenet_r")
+    splits = load_image_dataset("imagenet_r")
     assert asked == ["axiong/imagenet-r"]
     assert len(splits["train"]) == 800 and splits["train"].features["label"].names[0] == "goldfish"
     assert Counter(splits["train"]["rendition"]) + Counter(splits["test"]["rendition"]) == {
@@ -121,7 +121,7 @@ def test_hub_copy(monkeypatch, drawings, tmp_path):
     }
     (tmp_path / "list.yaml").write_text(yaml.safe_dump({"data": [f"x/{synset}/{FILES[2]}" for synset in SYNSETS]}))
     with pytest.warns(UserWarning, match="lists 200 of 1,000 images to train on.*Is it the list of the test images"):
-        splits = load_source("imagenet_r", split_file=str(tmp_path / "list.yaml"))
+        splits = load_image_dataset("imagenet_r", split_file=str(tmp_path / "list.yaml"))
     assert {*splits["train"]["rendition"]} == {"cartoon"} and len(splits["test"]) == 800
     assert yaml.safe_load(splits.split_list())["data"][0] == f"{SYNSETS[0]}/{FILES[2]}"
 
@@ -132,7 +132,7 @@ def test_copies_in_parquet_and_saved_to_disk(tmp_path, drawings, monkeypatch):
     data.save_to_disk(tmp_path / "saved")
     monkeypatch.setattr(Dataset, "map", None)  # with which `datasets` would write the images anew
     for path in ("all.parquet", "saved"):
-        splits = load_source(str(tmp_path / path))
+        splits = load_image_dataset(str(tmp_path / path))
         assert splits["train"].features["label"].names[1] == "great white shark"
         assert splits["test"]["rendition"][0] in ("art", "cartoon", "sketch", "videogame")
 
@@ -144,18 +144,18 @@ def test_incomplete_and_foreign_folders_are_named(tmp_path, folder):
         shutil.rmtree(copy / synset)
     some = f"{SYNSETS[0]}, {SYNSETS[1]}, {SYNSETS[2]}, \\.\\.\\."
     with pytest.raises(
-        SourceError, match=rf"looks like ImageNet-R, but lacks 4 of its 200 classes \({some}\); extract"
+        DatasetError, match=rf"looks like ImageNet-R, but lacks 4 of its 200 classes \({some}\); extract"
     ):
-        load_source(str(copy))
+        load_image_dataset(str(copy))
     shutil.copytree(folder / SYNSETS[5], copy / "n01440764")
-    with pytest.raises(SourceError, match=r"and has 1 that are not among its 200 \(n01440764\)"):
-        load_source(str(copy))
+    with pytest.raises(DatasetError, match=r"and has 1 that are not among its 200 \(n01440764\)"):
+        load_image_dataset(str(copy))
 
 
 def test_a_small_part_is_any_folder(tmp_path, folder):
     for synset in SYNSETS[:3]:
         shutil.copytree(folder / synset, tmp_path / synset)
-    splits = load_source(str(tmp_path))
+    splits = load_image_dataset(str(tmp_path))
     assert splits["train"].features["label"].names == SYNSETS[:3] and splits["train"].column_names == [
         "image",
         "label",
@@ -170,7 +170,7 @@ def test_a_list_may_name_images_that_cannot_be_read(tmp_path, folder):
     for name in (FILES[0], FILES[4]):
         (copy / SYNSETS[7] / name).write_bytes(b"")
     with pytest.warns(UserWarning, match="2 of the 1,000 images"):
-        splits = load_source(str(copy), split_file=str(tmp_path / "list.yaml"), skip_unreadable_images=True)
+        splits = load_image_dataset(str(copy), split_file=str(tmp_path / "list.yaml"), skip_unreadable_images=True)
     assert len(splits["train"]) == 799 and len(splits["test"]) == 199
     assert f"{SYNSETS[7]}/{FILES[0]}" not in splits.split_list()
 
@@ -181,6 +181,6 @@ def test_renditions_stay_with_their_images_when_some_are_left_out(tmp_path, fold
     for synset in SYNSETS[::3]:
         (copy / synset / "art_1.jpg").write_bytes(b"")
     with pytest.warns(UserWarning, match="67 of the 1,000 images"):
-        splits = load_source(str(copy), skip_unreadable_images=True)
+        splits = load_image_dataset(str(copy), skip_unreadable_images=True)
     for dataset in splits.values():
         assert [re.split("[/_]", key)[1] for key in file_keys(dataset)] == dataset["rendition"][:]

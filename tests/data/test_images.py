@@ -12,9 +12,9 @@ from cdl_hf.data import (
     Batches,
     TaskImages,
     TaskStream,
+    eval_transform,
     image_processor_for,
-    load_source,
-    test_transform,
+    load_image_dataset,
     train_transform,
 )
 
@@ -35,7 +35,7 @@ def task(stream_data):
 
 def augmented(task, *, transform=TRAIN, seed=1, index=1, epoch=0):
     stream, one = task
-    images = TaskImages(one.train, stream.label_to_column, transform, seed=seed, task=index)
+    images = TaskImages(one.train, stream.label_to_class_id, transform, seed=seed, task=index)
     images.set_epoch(epoch)
     return images
 
@@ -54,7 +54,7 @@ def normalized(sample):
 
 def test_samples(task):
     stream, one = task
-    images = TaskImages(one.test, stream.label_to_column, test_transform(PROCESSOR))
+    images = TaskImages(one.test, stream.label_to_class_id, eval_transform(PROCESSOR))
     assert len(images) == 4 and images.labels.tolist() == [3, 2, 3, 2]
     sample = images[1]
     assert sample["labels"] == 2 and sample["index"] == 1 and one.test[1]["label"] == 3
@@ -71,7 +71,7 @@ def test_samples(task):
 
 def test_every_row_shows_its_own_image(task):
     stream, one = task
-    images = TaskImages(one.train, stream.label_to_column, test_transform(PROCESSOR))
+    images = TaskImages(one.train, stream.label_to_class_id, eval_transform(PROCESSOR))
     for position in (5, 0, 3):
         row = [row for row, label in enumerate(list(range(6)) * 4) if label in (2, 3)][position]
         expected = PROCESSOR(noise(row), return_tensors="pt")["pixel_values"][0]
@@ -149,9 +149,9 @@ def test_images_are_opened_as_the_processor_takes_them(tmp_path, mode):
     (tmp_path / "a").mkdir()
     image.save(tmp_path / "a" / f"0.{suffix}", exif=exif)
     image.save(tmp_path / "a" / f"1.{suffix}", **({"transparency": 5} if mode in ("L", "P") else {}))
-    data = load_source(str(tmp_path))
+    data = load_image_dataset(str(tmp_path))
     for split in data.values():
-        images = TaskImages(split, np.arange(1), test_transform(PROCESSOR))
+        images = TaskImages(split, np.arange(1), eval_transform(PROCESSOR))
         file = split.cast_column("image", Image(decode=False))[0]["image"]["path"]
         opened = PIL.ImageOps.exif_transpose(PIL.Image.open(file))
         expected = PROCESSOR(opened, return_tensors="pt")["pixel_values"][0]

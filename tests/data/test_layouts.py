@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cdl_hf.data import SourceError, TaskStream, load_source, open_image
+from cdl_hf.data import DatasetError, TaskStream, load_image_dataset, open_image
 
 from .conftest import noise, save_images
 from .test_sources import counts
@@ -41,7 +41,7 @@ AB = {"a": 5, "b": 5}
 )
 def test_folders_of_splits_are_no_classes(tmp_path, train, test):
     path = layout(tmp_path, **{train: AB, test: {"a": 2, "b": 1}})
-    splits = load_source(path)
+    splits = load_image_dataset(path)
     assert counts(splits["train"]) == AB and counts(splits["test"]) == {"a": 2, "b": 1}
 
 
@@ -52,7 +52,7 @@ def test_a_lone_train_folder_beside_what_is_no_class(tmp_path, beside):
     if beside.startswith((".", "_", "@")):
         noise().save(tmp_path / beside / "0.png")
     (tmp_path / beside / "notes.xml").write_text("<xml/>")
-    assert counts(load_source(path)["train"]) == {"a": 4, "b": 4}
+    assert counts(load_image_dataset(path)["train"]) == {"a": 4, "b": 4}
 
 
 def test_what_systems_leave_behind_is_no_image(tmp_path):
@@ -60,7 +60,7 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
     for folder in ("__MACOSX/a", "a/@eaDir/0.png", "b/.ipynb_checkpoints", "a/__pycache__"):
         (tmp_path / folder).mkdir(parents=True)
         noise().save(tmp_path / folder / "copy.png")
-    splits = load_source(path)
+    splits = load_image_dataset(path)
     assert counts(splits["train"]) == {"a": 4, "b": 4} and counts(splits["test"]) == {"a": 1, "b": 1}
 
 
@@ -78,30 +78,30 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
 def test_a_folder_that_holds_but_one_folder_is_no_class(tmp_path, folders, wrapped):
     path = layout(tmp_path, **folders)
     with pytest.warns(UserWarning, match=f"{wrapped}' is taken for the folder of the classes"):
-        splits = load_source(path)
+        splits = load_image_dataset(path)
     assert set(counts(splits["train"])) == {"a", "b"}
 
 
 def test_images_to_be_predicted_are_no_class(tmp_path):
     path = layout(tmp_path, seg_train=AB, seg_pred={"x": 2})
     with pytest.warns(UserWarning, match="beside its splits seg_train: seg_pred"):
-        assert counts(load_source(path)["train"]) == {"a": 4, "b": 4}
+        assert counts(load_image_dataset(path)["train"]) == {"a": 4, "b": 4}
 
 
 def test_classes_may_be_called_like_splits(tmp_path):
-    assert set(counts(load_source(str(save_images(tmp_path / "1", {"train": 5, "bus": 5})))["train"])) == {
+    assert set(counts(load_image_dataset(str(save_images(tmp_path / "1", {"train": 5, "bus": 5})))["train"])) == {
         "bus",
         "train",
     }
-    found = load_source(str(save_images(tmp_path / "2", {"train": 5, "test": 5, "tram": 5})))
+    found = load_image_dataset(str(save_images(tmp_path / "2", {"train": 5, "test": 5, "tram": 5})))
     assert set(counts(found["train"])) == {"test", "train", "tram"}
-    found = load_source(str(save_images(tmp_path / "3", {"train_station": 5, "test_tube": 5})))
+    found = load_image_dataset(str(save_images(tmp_path / "3", {"train_station": 5, "test_tube": 5})))
     assert set(counts(found["train"])) == {"test_tube", "train_station"}
     save_images(tmp_path / "4" / "train", {"steam": 5, "diesel": 5})
     with pytest.warns(UserWarning, match="4/train' is taken for a class.*say so with train_split"):
-        found = load_source(str(save_images(tmp_path / "4", {"tram": 5})))
+        found = load_image_dataset(str(save_images(tmp_path / "4", {"tram": 5})))
     assert set(counts(found["train"])) == {"train", "tram"}
-    assert set(counts(load_source(str(tmp_path / "4"), train_split="train")["train"])) == {"steam", "diesel"}
+    assert set(counts(load_image_dataset(str(tmp_path / "4"), train_split="train")["train"])) == {"steam", "diesel"}
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_classes_may_be_called_like_splits(tmp_path):
     ],
 )
 def test_splits_that_are_not_clear_are_refused(tmp_path, folders, message):
-    with pytest.raises(SourceError, match=message):
-        load_source(layout(tmp_path, **folders))
+    with pytest.raises(DatasetError, match=message):
+        load_image_dataset(layout(tmp_path, **folders))
 
 
 def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_path):
@@ -134,15 +134,15 @@ def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_pat
     for number in range(3):
         noise(number).save(tmp_path / "test" / f"{number}.png")
     with pytest.warns(UserWarning, match="no labels in its test split: tested is on its val split"):
-        assert counts(load_source(path)["test"]) == {"a": 1, "b": 2}
+        assert counts(load_image_dataset(path)["test"]) == {"a": 1, "b": 2}
     for name in ("val", "validation"):
-        assert counts(load_source(path, test_split=name)["test"]) == {"a": 1, "b": 2}
-    assert counts(load_source(path, test_split="train")["test"]) == {"a": 1, "b": 1}
-    assert counts(load_source(path, train_split="val", test_split="train")["test"]) == AB
-    with pytest.raises(SourceError, match="no labels in its test split"):
-        load_source(path, test_split="test")
-    with pytest.raises(SourceError, match="no folder for test_split .exam.; it has test, train, val"):
-        load_source(path, test_split="exam")
+        assert counts(load_image_dataset(path, test_split=name)["test"]) == {"a": 1, "b": 2}
+    assert counts(load_image_dataset(path, test_split="train")["test"]) == {"a": 1, "b": 1}
+    assert counts(load_image_dataset(path, train_split="val", test_split="train")["test"]) == AB
+    with pytest.raises(DatasetError, match="no labels in its test split"):
+        load_image_dataset(path, test_split="test")
+    with pytest.raises(DatasetError, match="no folder for test_split .exam.; it has test, train, val"):
+        load_image_dataset(path, test_split="exam")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_pat
 )
 def test_what_lies_deeper_than_the_classes_is_told(tmp_path, folders, classes, note):
     with pytest.warns(UserWarning, match=note):
-        assert set(counts(load_source(layout(tmp_path, **folders))["train"])) == classes
+        assert set(counts(load_image_dataset(layout(tmp_path, **folders))["train"])) == classes
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -171,7 +171,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     (data / "c" / "only").symlink_to(tmp_path / "real")
     for loop, target in (("b/up", data), ("b/self", data / "b"), ("c/top", tmp_path)):
         (data / loop).symlink_to(target)
-    splits = load_source(str(data), test_fraction=0.01)
+    splits = load_image_dataset(str(data), test_fraction=0.01)
     assert counts(splits["train"]) == {"a": 4, "b": 4, "c": 7}
 
 
@@ -182,7 +182,7 @@ def test_classes_without_images_are_named(tmp_path):
     noise().save(tmp_path / "stray.png")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert set(counts(load_source(str(tmp_path))["train"])) == {"a", "b"}
+        assert set(counts(load_image_dataset(str(tmp_path))["train"])) == {"a", "b"}
     told = " ".join(str(each.message) for each in caught)
     for part in ("which make no class: empty, photos.", "no folder of a class: stray.png", "1 .heic", "links: gone"):
         assert part in told
@@ -194,12 +194,12 @@ def test_files_of_other_kinds_are_named_where_there_are_no_images(tmp_path):
         (tmp_path / name / "1.heic").write_bytes(b"ftypheic")
         (tmp_path / name / "README").write_text("photographs")
     with pytest.raises(
-        SourceError, match="no images in folders of classes .files of other kinds are not read: 2 .heic."
+        DatasetError, match="no images in folders of classes .files of other kinds are not read: 2 .heic."
     ):
-        load_source(str(tmp_path))
+        load_image_dataset(str(tmp_path))
     save_images(tmp_path, {"c": 5, "d": 5})
     (tmp_path / "c" / "LICENSE").write_text("free")
-    assert set(counts(load_source(str(tmp_path))["train"])) == {"c", "d"}
+    assert set(counts(load_image_dataset(str(tmp_path))["train"])) == {"c", "d"}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
@@ -207,7 +207,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     save_images(tmp_path, AB | {"c": 0})
     os.mkfifo(tmp_path / "c" / "pipe")
     with pytest.warns(UserWarning, match="which make no class: c"):
-        assert set(counts(load_source(str(tmp_path))["train"])) == {"a", "b"}
+        assert set(counts(load_image_dataset(str(tmp_path))["train"])) == {"a", "b"}
     with pytest.raises(ValueError, match="no regular file"):
         open_image(tmp_path / "c" / "pipe")
 
@@ -217,28 +217,28 @@ def test_pipes_are_not_waited_for(tmp_path):
     [("", "has no name"), ("x" * 5000, "is no file or folder"), ("~nobody_here/x/y", "is no file")],
 )
 def test_names_of_nothing_are_refused(name, message):
-    with pytest.raises(SourceError, match=message):
-        load_source(name)
+    with pytest.raises(DatasetError, match=message):
+        load_image_dataset(name)
 
 
 def test_a_class_of_unreadable_images_is_named(tmp_path):
     save_images(tmp_path, AB | {"c": 0})
     (tmp_path / "c" / "0.png").write_text("no image")
-    with pytest.raises(SourceError, match="Of these classes there is no other image: c"):
-        load_source(str(tmp_path))
+    with pytest.raises(DatasetError, match="Of these classes there is no other image: c"):
+        load_image_dataset(str(tmp_path))
     with pytest.warns(UserWarning, match="Of these classes there is no other image: c"):
-        splits = load_source(str(tmp_path), skip_unreadable_images=True)
+        splits = load_image_dataset(str(tmp_path), skip_unreadable_images=True)
     with pytest.raises(ValueError, match="No train images of 1 classes: c.*drop_empty_classes"):
         TaskStream(splits, 1)
     with pytest.warns(UserWarning):
-        splits = load_source(str(tmp_path), skip_unreadable_images=True, drop_empty_classes=True)
+        splits = load_image_dataset(str(tmp_path), skip_unreadable_images=True, drop_empty_classes=True)
     assert TaskStream(splits, 1).class_names == ["a", "b"] and splits.folders == ["a", "b"]
 
 
 def test_one_name_composed_in_two_ways_is_one_class(tmp_path):
     save_images(tmp_path / "train", {"caf\u00e9": 2, "cafe\u0301": 1, "tea": 1})
     save_images(tmp_path / "test", {"cafe\u0301": 1, "tea": 1})
-    splits = load_source(str(tmp_path))
+    splits = load_image_dataset(str(tmp_path))
     assert counts(splits["train"]) == {"caf\u00e9": 3, "tea": 1} and counts(splits["test"]) == {
         "caf\u00e9": 1,
         "tea": 1,
@@ -247,7 +247,7 @@ def test_one_name_composed_in_two_ways_is_one_class(tmp_path):
 
 def test_classes_that_look_alike_are_pointed_out(tmp_path):
     with pytest.warns(UserWarning, match="only in spaces or in capitals are different ones: 'Cat' and 'cat'"):
-        load_source(str(save_images(tmp_path, {"Cat": 2, "cat": 2, "dog": 2})))
+        load_image_dataset(str(save_images(tmp_path, {"Cat": 2, "cat": 2, "dog": 2})))
 
 
 @pytest.mark.parametrize("named", ["cifar100", "quickdraw100"])
@@ -256,10 +256,10 @@ def test_a_folder_that_is_called_like_a_known_data_set(tmp_path, monkeypatch, na
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match=f"taken for the known data set.*write ./{named}"):
         try:
-            load_source(named)
-        except SourceError:  # not to be had without a connection
+            load_image_dataset(named)
+        except DatasetError:  # not to be had without a connection
             assert named == "cifar100"
-    assert set(counts(load_source(f"./{named}")["train"])) == {"a", "b"}
+    assert set(counts(load_image_dataset(f"./{named}")["train"])) == {"a", "b"}
 
 
 def test_names_that_are_no_text_are_refused(tmp_path):
@@ -268,14 +268,14 @@ def test_names_that_are_no_text_are_refused(tmp_path):
         (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "\udcff.png")
     except OSError:
         pytest.skip("this file system has no such names")
-    with pytest.raises(SourceError, match="a name that is not UTF-8; rename it"):
-        load_source(str(tmp_path))
-    with pytest.raises(SourceError, match="a name that is not UTF-8; rename it"):
-        load_source(str(tmp_path / "\udcff"))
+    with pytest.raises(DatasetError, match="a name that is not UTF-8; rename it"):
+        load_image_dataset(str(tmp_path))
+    with pytest.raises(DatasetError, match="a name that is not UTF-8; rename it"):
+        load_image_dataset(str(tmp_path / "\udcff"))
 
 
 def test_rows_keep_their_order(tmp_path):
     """Images of an image folder are numbered as before: by class, then by folder, then by name."""
     save_images(tmp_path, {"b": 3, "a": 2})
-    splits = load_source(str(tmp_path), test_fraction=0.1)
+    splits = load_image_dataset(str(tmp_path), test_fraction=0.1)
     assert np.array_equal(splits["train"]["label"][:], [0, 1, 1])

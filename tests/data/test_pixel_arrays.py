@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, List, Value
 
-from cdl_hf.data import SourceError, load_source
+from cdl_hf.data import DatasetError, load_image_dataset
 
 GREY = np.arange(20).reshape(4, 5) * 13
 COLORS = np.arange(60).reshape(4, 5, 3) * 4
@@ -31,7 +31,7 @@ def saved(path, feature, array):
     ],
 )
 def test_8_bits_are_as_they_were(tmp_path, feature, array, expected):
-    splits = load_source(saved(tmp_path / "data", feature, array))
+    splits = load_image_dataset(saved(tmp_path / "data", feature, array))
     for dataset in splits.values():
         shown = np.asarray(dataset[0]["image"])
         assert np.array_equal(shown if expected.ndim == 3 else shown[..., 0], expected)
@@ -48,5 +48,5 @@ def test_8_bits_are_as_they_were(tmp_path, feature, array, expected):
     ],
 )
 def test_others_are_refused(tmp_path, feature, array, told):
-    with pytest.raises(SourceError, match=told):
-        load_source(saved(tmp_path / "data", feature, array))
+    with pytest.raises(DatasetError, match=told):
+        load_image_dataset(saved(tmp_path / "data", feature, array))

@@ -5,7 +5,7 @@ import PIL.Image
 import PIL.ImageDraw
 import pytest
 
-from cdl_hf.data import load_source
+from cdl_hf.data import load_image_dataset
 from cdl_hf.data.sketch import as_drawing, draw
 
 HOUSE = [[(10, 100), (10, 200), (110, 200), (110, 100), (10, 100)], [(10, 100), (60, 40), (110, 100)]]
@@ -56,7 +56,7 @@ def test_a_dot_and_nothing():
 
 
 def test_so_are_the_lines_of_the_data_set():
-    test = load_source("quickdraw100")["test"]
+    test = load_image_dataset("quickdraw100")["test"]
     label = test.features["label"].str2int("line")
     lines = [
         np.asarray(image.convert("L")).astype(int)
@@ -78,7 +78,7 @@ def test_dark_on_light_and_light_on_dark():
 
 
 def test_images_of_the_data_set_stay_as_they_are():
-    for image in load_source("quickdraw100")["test"].select(range(0, 2000, 100))["image"]:
+    for image in load_image_dataset("quickdraw100")["test"].select(range(0, 2000, 100))["image"]:
         np.testing.assert_array_equal(pixels(as_drawing(image)), np.asarray(image.convert("L")))
 
 

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from cdl_hf.data import SourceError, TaskStream, load_source, source_of
+from cdl_hf.data import DatasetError, TaskStream, load_image_dataset, source_of
 
 from .conftest import labelled, noise, save_images
 
@@ -19,7 +19,7 @@ def paths(dataset):
 
 
 def test_bundled_drawings():
-    splits = load_source("quickdraw100")
+    splits = load_image_dataset("quickdraw100")
     assert set(counts(splits["train"]).values()) == {80} and set(counts(splits["test"]).values()) == {20}
     assert splits["train"].features["label"].num_classes == 100
     assert splits["train"][0]["image"].mode == "RGB" and splits["train"][0]["image"].size == (28, 28)
@@ -28,7 +28,7 @@ def test_bundled_drawings():
 def test_folder_of_classes_holds_out_a_share_of_each(tmp_path):
     save_images(tmp_path, {"b": 10, "a": 5, "lonely": 1, "pair": 2})
     before = sorted(tmp_path.rglob("*"))
-    splits = load_source(str(tmp_path), test_fraction=0.2)
+    splits = load_image_dataset(str(tmp_path), test_fraction=0.2)
     assert splits["train"].features == Features(
         image=Image(mode="RGB"), label=ClassLabel(names=["a", "b", "lonely", "pair"])
     )
@@ -40,17 +40,17 @@ def test_folder_of_classes_holds_out_a_share_of_each(tmp_path):
 
 def test_held_out_choice_depends_on_the_seed_alone(tmp_path):
     save_images(tmp_path, {"a": 20, "b": 20})
-    first = paths(load_source(str(tmp_path), seed=1)["test"])
+    first = paths(load_image_dataset(str(tmp_path), seed=1)["test"])
     np.random.seed(3)
-    assert paths(load_source(str(tmp_path), seed=1)["test"]) == first
-    assert paths(load_source(str(tmp_path), seed=2)["test"]) != first
+    assert paths(load_image_dataset(str(tmp_path), seed=1)["test"]) == first
+    assert paths(load_image_dataset(str(tmp_path), seed=2)["test"]) != first
 
 
 @pytest.mark.parametrize("test_name", ["test", "val"])
 def test_folder_with_splits(tmp_path, test_name):
     save_images(tmp_path / "train", {"a": 3, "b": 3})
     save_images(tmp_path / test_name, {"a": 2, "b": 1})
-    splits = load_source(str(tmp_path))
+    splits = load_image_dataset(str(tmp_path))
     assert counts(splits["train"]) == {"a": 3, "b": 3} and counts(splits["test"]) == {"a": 2, "b": 1}
 
 
@@ -59,20 +59,20 @@ def test_class_in_one_split_alone_is_named_before_training(tmp_path, split, othe
     save_images(tmp_path / split, {"a": 2, "b": 2, "c": 1})
     save_images(tmp_path / other, {"a": 2})
     with pytest.raises(ValueError, match=f"No {other} images of 2 classes: b, c"):
-        TaskStream(load_source(str(tmp_path)), 1)
+        TaskStream(load_image_dataset(str(tmp_path)), 1)
 
 
 def test_class_of_one_image_cannot_be_held_out(tmp_path):
     save_images(tmp_path, {"a": 5, "lonely": 1})
     with pytest.raises(ValueError, match="No test images of 1 classes: lonely"):
-        TaskStream(load_source(str(tmp_path)), 1)
+        TaskStream(load_image_dataset(str(tmp_path)), 1)
 
 
 def test_train_folder_alone_is_a_split_but_among_others_a_class(tmp_path):
     save_images(tmp_path / "one" / "train", {"a": 5, "b": 5})
-    assert counts(load_source(str(tmp_path / "one"))["train"]) == {"a": 4, "b": 4}
+    assert counts(load_image_dataset(str(tmp_path / "one"))["train"]) == {"a": 4, "b": 4}
     save_images(tmp_path / "two", {"train": 5, "tram": 5})
-    assert counts(load_source(str(tmp_path / "two"))["train"]) == {"train": 4, "tram": 4}
+    assert counts(load_image_dataset(str(tmp_path / "two"))["train"]) == {"train": 4, "tram": 4}
 
 
 def test_folder_skips_hidden_and_other_files_and_descends(tmp_path):
@@ -81,19 +81,19 @@ def test_folder_skips_hidden_and_other_files_and_descends(tmp_path):
     (tmp_path / "a" / "._0.png").write_bytes(b"no image either")
     save_images(tmp_path / "猫", {"more": 5})
     noise().save(tmp_path / "a" / "UPPER.JPG")
-    splits = load_source(str(tmp_path), test_fraction=0.1)
+    splits = load_image_dataset(str(tmp_path), test_fraction=0.1)
     assert counts(splits["train"]) == {"a": 5, "猫": 9} and counts(splits["test"]) == {"a": 1, "猫": 1}
 
 
 def test_parquet_file_and_folder(tmp_path):
     data = labelled([0, 1] * 5, ["x", "y"])
     data.to_parquet(tmp_path / "all.parquet")
-    assert counts(load_source(str(tmp_path / "all.parquet"))["train"]) == {"x": 4, "y": 4}
+    assert counts(load_image_dataset(str(tmp_path / "all.parquet"))["train"]) == {"x": 4, "y": 4}
     folder = tmp_path / "folder" / "data"
     folder.mkdir(parents=True)
     data.to_parquet(folder / "train-00000-of-00001.parquet")
     data.select(range(3)).to_parquet(folder / "test-00000-of-00001.parquet")
-    splits = load_source(str(tmp_path / "folder"))
+    splits = load_image_dataset(str(tmp_path / "folder"))
     assert counts(splits["train"]) == {"x": 5, "y": 5} and counts(splits["test"]) == {"x": 2, "y": 1}
 
 
@@ -101,7 +101,7 @@ def test_parquet_without_features_of_datasets(tmp_path):
     data = labelled([0, 1], ["x", "y"]).cast_column("image", Image(decode=False))
     rows = {"img": [row["bytes"] for row in data["image"]] * 5, "label": ["dog", "cat"] * 5}
     pq.write_table(pa.table(rows), tmp_path / "plain.parquet")
-    splits = load_source(str(tmp_path / "plain.parquet"))
+    splits = load_image_dataset(str(tmp_path / "plain.parquet"))
     assert splits["train"].features["label"].names == ["cat", "dog"]
     assert splits["train"][0]["image"].size == (28, 28)
 
@@ -110,8 +110,8 @@ def test_saved_to_disk(tmp_path):
     data = labelled([0, 1] * 5, ["x", "y"])
     data.save_to_disk(tmp_path / "one")
     DatasetDict(train=data, test=data.select(range(4))).save_to_disk(tmp_path / "two")
-    assert counts(load_source(str(tmp_path / "one"))["test"]) == {"x": 1, "y": 1}
-    assert counts(load_source(str(tmp_path / "two"))["test"]) == {"x": 2, "y": 2}
+    assert counts(load_image_dataset(str(tmp_path / "one"))["test"]) == {"x": 1, "y": 1}
+    assert counts(load_image_dataset(str(tmp_path / "two"))["test"]) == {"x": 2, "y": 2}
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8"])
@@ -121,7 +121,7 @@ def test_integer_labels_are_ordered_as_numbers_over_both_splits(tmp_path, dtype)
     train = Dataset.from_dict(rows, features=features)
     test = Dataset.from_dict(rows | {"label": [2, 9, 100]}, features=features)
     DatasetDict(train=train, test=test).save_to_disk(tmp_path / "saved")
-    splits = load_source(str(tmp_path / "saved"))
+    splits = load_image_dataset(str(tmp_path / "saved"))
     assert splits["train"].features["label"].names == ["2", "9", "10", "100"]
     assert splits["train"]["label"][:] == [2, 1, 0] and splits["test"]["label"][:] == [0, 1, 3]
     assert splits["train"].features == splits["test"].features
@@ -137,10 +137,10 @@ def cifar_like():
 
 def test_columns_with_usual_names_are_preferred(tmp_path):
     cifar_like().save_to_disk(tmp_path / "saved")
-    splits = load_source(str(tmp_path / "saved"))
+    splits = load_image_dataset(str(tmp_path / "saved"))
     assert splits["train"].features["label"].names == ["x", "y"]
     assert np.array_equal(np.asarray(splits["train"][0]["image"])[..., 0], np.asarray(noise(1)))
-    splits = load_source(str(tmp_path / "saved"), image_column="mask", label_column="coarse")
+    splits = load_image_dataset(str(tmp_path / "saved"), image_column="mask", label_column="coarse")
     assert splits["train"].features["label"].names == ["z"]
     assert np.array_equal(np.asarray(splits["train"][0]["image"])[..., 0], np.asarray(noise(2)))
 
@@ -149,7 +149,7 @@ def test_columns_with_usual_names_are_preferred(tmp_path):
 def test_images_are_rgb(tmp_path, mode):
     image = noise(mode=mode)
     labelled([0] * 5, ["x"], [image] * 5).save_to_disk(tmp_path / "saved")
-    loaded = load_source(str(tmp_path / "saved"))["train"][0]["image"]
+    loaded = load_image_dataset(str(tmp_path / "saved"))["train"][0]["image"]
     assert np.array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
 
 
@@ -234,38 +234,38 @@ def saved_without_rows(path):
     ],
 )
 def test_errors_say_what_where_and_what_to_do(tmp_path, make, message):
-    with pytest.raises(SourceError) as error:
-        load_source(make(tmp_path))
+    with pytest.raises(DatasetError) as error:
+        load_image_dataset(make(tmp_path))
     assert message in str(error.value)
 
 
 def test_column_that_is_not_there(tmp_path):
-    with pytest.raises(SourceError, match="no column 'nothing'; its columns are img, fine_label, coarse, mask"):
-        load_source(saved(cifar_like(), tmp_path), image_column="nothing")
+    with pytest.raises(DatasetError, match="no column 'nothing'; its columns are img, fine_label, coarse, mask"):
+        load_image_dataset(saved(cifar_like(), tmp_path), image_column="nothing")
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5])
 def test_held_out_share_is_between_0_and_1(tmp_path, fraction):
-    with pytest.raises(SourceError, match="test_fraction"):
-        load_source(saved(labelled([0, 0], ["x"]), tmp_path), test_fraction=fraction)
+    with pytest.raises(DatasetError, match="test_fraction"):
+        load_image_dataset(saved(labelled([0, 0], ["x"]), tmp_path), test_fraction=fraction)
 
 
 def test_missing_labels_are_refused(tmp_path):
     features = Features(image=Image(), label=Value("string"))
     data = Dataset.from_dict({"image": [noise()] * 3, "label": ["a", None, "b"]}, features=features)
     with pytest.raises(ValueError, match="1 of 3 images have no label"):
-        load_source(saved(data, tmp_path))
+        load_image_dataset(saved(data, tmp_path))
 
 
 def test_source_keeps_its_name(tmp_path):
     path = saved(labelled([0, 0], ["x"]), tmp_path)
-    assert load_source(path)["train"].info.dataset_name == path
+    assert load_image_dataset(path)["train"].info.dataset_name == path
 
 
 def test_a_file_that_changed_is_read_again(tmp_path):
     for names in (["x", "y"], ["u", "v"]):
         labelled([0, 1] * 5, names).to_parquet(tmp_path / "all.parquet")
-        assert load_source(str(tmp_path / "all.parquet"))["train"].features["label"].names == names
+        assert load_image_dataset(str(tmp_path / "all.parquet"))["train"].features["label"].names == names
 
 
 def test_named_hub_source(monkeypatch):
@@ -277,25 +277,25 @@ def test_named_hub_source(monkeypatch):
         return DatasetDict(train=cifar_like(), test=cifar_like())
 
     monkeypatch.setattr("cdl_hf.data.hub.load_dataset", hub)
-    splits = load_source("cifar100")
+    splits = load_image_dataset("cifar100")
     assert asked == ["uoft-cs/cifar100"] and splits["train"].info.dataset_name == "cifar100"
     assert splits["test"].column_names == ["image", "label"]
     assert splits["test"].features["label"].names == ["x", "y"]
 
 
 @pytest.mark.parametrize(
-    ("given", "hub_name", "licence"),
+    ("given", "hub_name", "license"),
     [
         ("quickdraw100", None, "CC BY 4.0"),
-        ("cifar100", "uoft-cs/cifar100", "name no licence"),
-        ("uoft-cs/cifar100", "uoft-cs/cifar100", "name no licence"),
-        ("/data/cifar-100-python/", "uoft-cs/cifar100", "name no licence"),
+        ("cifar100", "uoft-cs/cifar100", "name no license"),
+        ("uoft-cs/cifar100", "uoft-cs/cifar100", "name no license"),
+        ("/data/cifar-100-python/", "uoft-cs/cifar100", "name no license"),
         ("imagenet-r", "axiong/imagenet-r", "name none for the pictures"),
         ("somebody/birds", "somebody/birds", None),
         (".", None, None),
     ],
 )
-def test_what_is_known_of_a_data_set(given, hub_name, licence):
+def test_what_is_known_of_a_data_set(given, hub_name, license):
     source = source_of(given)
     assert source.hub_name == hub_name
-    assert source.licence is None if licence is None else licence in source.licence
+    assert source.license is None if license is None else license in source.license

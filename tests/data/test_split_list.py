@@ -1,11 +1,11 @@
 import pytest
 import yaml
 
-from cdl_hf.data import SourceError, load_source
+from cdl_hf.cli import parse
+from cdl_hf.data import DatasetError, load_image_dataset
 from cdl_hf.data.split_list import class_order
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.build import build_stream
-from cdl_hf.training.parser import parse
 
 from .conftest import labelled, noise, save_images
 
@@ -22,10 +22,10 @@ def write_list(folder, content):
 
 
 def test_names_in_any_script_survive(folder):
-    splits = load_source(str(folder))
+    splits = load_image_dataset(str(folder))
     file = write_list(folder, splits.split_list())
     assert yaml.safe_load(splits.split_list())["targets"] == [0, 0, 1, 1, 2, 2]
-    again = load_source(str(folder), split_file=file, seed=9)
+    again = load_image_dataset(str(folder), split_file=file, seed=9)
     for split in ("train", "test"):
         assert again[split].data == splits[split].data and again[split]["label"][:] == splits[split]["label"][:]
     assert again.split_list() == splits.split_list()
@@ -44,13 +44,13 @@ def test_names_in_any_script_survive(folder):
     ],
 )
 def test_lists_that_do_not_fit(folder, content, message):
-    with pytest.raises(SourceError, match=message):
-        load_source(str(folder), split_file=write_list(folder, content))
+    with pytest.raises(DatasetError, match=message):
+        load_image_dataset(str(folder), split_file=write_list(folder, content))
 
 
 def test_list_that_is_not_there(folder):
-    with pytest.raises(SourceError, match="split_file 'nowhere.yaml' cannot be read: No such file"):
-        load_source(str(folder), split_file="nowhere.yaml")
+    with pytest.raises(DatasetError, match="split_file 'nowhere.yaml' cannot be read: No such file"):
+        load_image_dataset(str(folder), split_file="nowhere.yaml")
 
 
 @pytest.mark.filterwarnings("ignore:.*lists 2 of")
@@ -58,20 +58,20 @@ def test_files_of_one_name_in_nested_folders(tmp_path):
     """A run's own list is taken back, also where the data has moved, and so is one with the last two parts."""
     save_images(tmp_path / "images", {"b": 4, "a/day": 4, "a/night": 4})
     save_images(tmp_path / "images" / "b", {"day": 4})
-    splits = load_source(str(tmp_path / "images"), test_fraction=0.5)
+    splits = load_image_dataset(str(tmp_path / "images"), test_fraction=0.5)
     file = tmp_path / "split.yaml"
     file.write_text(splits.split_list())
     assert {"a/day", "a/night"} & {key.rpartition("/")[0] for key in yaml.safe_load(splits.split_list())["data"]}
     (tmp_path / "images").rename(tmp_path / "moved")
-    again = load_source(str(tmp_path / "moved"), split_file=str(file), seed=9)
+    again = load_image_dataset(str(tmp_path / "moved"), split_file=str(file), seed=9)
     assert again.split_list() == splits.split_list() and len(again["train"]) == len(splits["train"])
     file.write_text("data: [data/x/b/0.png, a/night/0.png]")
-    assert len(load_source(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
+    assert len(load_image_dataset(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
     file.write_text("data: [night/1.png, b/0.png]")  # there is one night only
-    assert len(load_source(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
+    assert len(load_image_dataset(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
     file.write_text("data: [day/1.png]")
-    with pytest.raises(SourceError, match="2 images of one folder and file name .day/1.png.*with all folders"):
-        load_source(str(tmp_path / "moved"), split_file=str(file))
+    with pytest.raises(DatasetError, match="2 images of one folder and file name .day/1.png.*with all folders"):
+        load_image_dataset(str(tmp_path / "moved"), split_file=str(file))
 
 
 @pytest.mark.filterwarnings("ignore:.*lists 2 of")
@@ -80,19 +80,19 @@ def test_lists_from_another_file_system(tmp_path):
     save_images(tmp_path / "images", {"cafe\u0301": 3, "tea": 3})
     file = tmp_path / "split.yaml"
     file.write_text("data: ['caf\u00e9/0.png', 'tea\\1.png']", encoding="utf-8")
-    assert len(load_source(str(tmp_path / "images"), split_file=str(file))["train"]) == 2
+    assert len(load_image_dataset(str(tmp_path / "images"), split_file=str(file))["train"]) == 2
 
 
 def test_images_that_no_list_tells_apart(tmp_path):
     file = tmp_path / "split.yaml"
     file.write_text("data: [b/0.png]")
     save_images(tmp_path / "images", {"a/b": 2, "c/b": 2})
-    with pytest.raises(SourceError, match="images of one folder and file name"):
-        load_source(str(tmp_path / "images"), split_file=str(file))
+    with pytest.raises(DatasetError, match="images of one folder and file name"):
+        load_image_dataset(str(tmp_path / "images"), split_file=str(file))
     labelled([0, 0], ["x"], [noise(), noise(1)]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(SourceError, match="stores images without file names"):
-        load_source(str(tmp_path / "saved"), split_file=str(file))
-    assert load_source(str(tmp_path / "saved")).split_list() is None
+    with pytest.raises(DatasetError, match="stores images without file names"):
+        load_image_dataset(str(tmp_path / "saved"), split_file=str(file))
+    assert load_image_dataset(str(tmp_path / "saved")).split_list() is None
 
 
 def test_the_targets_of_a_list_order_the_classes(folder, tmp_path):
@@ -123,13 +123,13 @@ def test_the_targets_of_a_list_order_the_classes(folder, tmp_path):
 def test_targets_that_are_no_order(folder, targets, message):
     names = ["a", 'b "1"', "猫: ü", "a"][: max(len(targets or []), 3)]
     content = {"data": [f"{name}/{n // 3}.png" for n, name in enumerate(names)], "targets": targets}
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(DatasetError, match=message):
         class_order(write_list(folder, content), ["a", 'b "1"', "猫: ü"])
 
 
 def test_classes_without_a_target_and_targets_without_a_class(folder):
     file = write_list(folder, {"data": ["a/0.png", "c/0.png"], "targets": [0, 1]})
-    with pytest.raises(SourceError, match="lies in the folder of no class"):
+    with pytest.raises(DatasetError, match="lies in the folder of no class"):
         class_order(file, ["a", "b"])
-    with pytest.raises(SourceError, match="no images of 1 classes .b."):
+    with pytest.raises(DatasetError, match="no images of 1 classes .b."):
         class_order(file, ["a", "b", "c"])

@@ -22,9 +22,9 @@ def test_natural_stream(stream_data):
     stream = TaskStream(data, 3)
     assert len(stream) == 3 and stream.classes_per_task == [2, 2, 2]
     assert stream.class_names == ["c0", "c1", "c2", "c3", "c4", "c5"]
-    assert stream.label_to_column.tolist() == [0, 1, 2, 3, 4, 5]
+    assert stream.label_to_class_id.tolist() == [0, 1, 2, 3, 4, 5]
     task = stream[1]
-    assert (task.index, task.columns, task.class_names, task.validation) == (1, range(2, 4), ["c2", "c3"], None)
+    assert (task.index, task.class_ids, task.class_names, task.validation) == (1, range(2, 4), ["c2", "c3"], None)
     assert task.train["label"][:] == [2, 3] * 3 and task.test["label"][:] == [2, 3] * 2
     assert task.train.data.nbytes == data["train"].data.nbytes, "a view holds indices, not a copy of the rows"
 
@@ -37,10 +37,10 @@ def test_ten_tasks_unless_told_otherwise(stream_data):
 def test_given_class_order_makes_contiguous_columns(stream_data, order):
     stream = TaskStream(stream_data(4), 2, class_order=order)
     assert stream.class_names == ["c3", "c0", "c2", "c1"]
-    assert stream.label_to_column.tolist() == [1, 3, 2, 0]
+    assert stream.label_to_class_id.tolist() == [1, 3, 2, 0]
     assert set(stream[0].train["label"][:]) == {3, 0} and set(stream[1].test["label"][:]) == {2, 1}
     for task in stream:
-        assert set(stream.label_to_column[task.train["label"][:]]) == set(task.columns)
+        assert set(stream.label_to_class_id[task.train["label"][:]]) == set(task.class_ids)
 
 
 def numbered(names):
@@ -212,8 +212,8 @@ def test_classes_with_one_image_cannot_be_validated():
 
 def test_cap_on_samples_of_a_class(stream_data):
     stream = TaskStream(stream_data(4, train=10, test=3), 2, max_samples_per_class=2)
-    assert all(sorted(task.train["label"][:]) == sorted([*task.columns] * 2) for task in stream)
-    assert all(sorted(task.test["label"][:]) == sorted([*task.columns] * 2) for task in stream)
+    assert all(sorted(task.train["label"][:]) == sorted([*task.class_ids] * 2) for task in stream)
+    assert all(sorted(task.test["label"][:]) == sorted([*task.class_ids] * 2) for task in stream)
     stream = TaskStream(stream_data(4, train=10, test=3), 2, max_samples_per_class=5, validation_fraction=0.2)
     assert [(len(task.train), len(task.validation), len(task.test)) for task in stream] == [(8, 2, 6)] * 2
 
@@ -224,7 +224,7 @@ def test_it_is_a_sliceable_sequence(stream_data):
     assert isinstance(head, TaskStream) and len(head) == 2 and list(head) == [stream[0], stream[1]]
     assert head.class_names == ["c5", "c4", "c3", "c2"] and head.classes_per_task == [2, 2]
     assert [task.index for task in tail] == [1, 2] and tail.class_names == stream.class_names
-    assert stream[-1].columns == range(4, 6) and len(stream) == 3
+    assert stream[-1].class_ids == range(4, 6) and len(stream) == 3
     with pytest.raises(IndexError):
         stream[3]
     assert stream[:0].class_names == []

@@ -7,7 +7,7 @@ import timm.data
 import torch
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
-from cdl_hf.data import image_processor_for, test_transform, train_transform
+from cdl_hf.data import eval_transform, image_processor_for, train_transform
 
 from .conftest import noise
 
@@ -38,7 +38,7 @@ def official(processor, image):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_test_transform_is_the_processor(cfg, normalization, mode):
     processor = image_processor_for(cfg, normalization)
-    transform = test_transform(processor)
+    transform = eval_transform(processor)
     for size in SIZES:
         image = noise(1, size, mode)
         ours, theirs = transform(image), official(processor, image)
@@ -51,14 +51,14 @@ def test_test_transform_is_the_processor(cfg, normalization, mode):
 def test_other_modes_too(mode):
     processor = image_processor_for(BACKBONE)
     image = noise(1, (40, 30), "RGB" if mode == "P" else "RGBA").convert(mode)
-    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
+    torch.testing.assert_close(eval_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
 
 
 def test_transparent_grey():
     processor = image_processor_for(BACKBONE)
     image = noise(1, (40, 30), "L")
     image.info["transparency"] = 7
-    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
+    torch.testing.assert_close(eval_transform(processor)(image), official(processor, image), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("cfg", "normalization"), CASES)
@@ -69,7 +69,7 @@ def test_reloaded_processor_is_the_same(tmp_path, cfg, normalization):
     image = noise(2, (50, 41), "RGB")
     expected = official(image_processor_for(cfg, normalization), image)
     assert torch.equal(official(reloaded, image), expected)
-    torch.testing.assert_close(test_transform(reloaded)(image), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(eval_transform(reloaded)(image), expected, rtol=0, atol=1e-6)
     torch.manual_seed(0)
     augmented = train_transform(reloaded)(image)
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_an_input_that_is_not_square_shows_no_border_and_no_stretched_image(inpu
     processor = image_processor_for({"input_size": input_size, "interpolation": "bilinear"}, "none")
     for image in (PIL.Image.fromarray(ramp), PIL.Image.fromarray(ramp[60:180]), PIL.Image.fromarray(ramp[:, 90:150])):
         train = train_transform(processor, crop_scale=(0.3, 0.3), crop_ratio=(1, 1), horizontal_flip=0)
-        for transform in (test_transform(processor), train):
+        for transform in (eval_transform(processor), train):
             pixels = transform(image) * 255
             assert pixels.shape == input_size and pixels[2].min() > 254, "a border would be black"
             across, down = pixels[0].diff(dim=1).mean().item(), pixels[1].diff(dim=0).mean().item()
@@ -164,7 +164,7 @@ def test_random_interpolation_is_bicubic_and_others_are_named():
 def test_very_long_images_are_cut_before_they_are_resized(size):
     processor = image_processor_for({"input_size": (3, 12, 12)})
     image = noise(1, size, "RGB")
-    torch.testing.assert_close(test_transform(processor)(image), official(processor, image), rtol=0, atol=0.05)
+    torch.testing.assert_close(eval_transform(processor)(image), official(processor, image), rtol=0, atol=0.05)
 
 
 def test_a_long_image_does_not_take_gigabytes(monkeypatch):
@@ -172,7 +172,7 @@ def test_a_long_image_does_not_take_gigabytes(monkeypatch):
     resized = []
     resize = processor.resize
     monkeypatch.setattr(processor, "resize", lambda *args: resized.append(resize(*args)) or resized[0])
-    assert test_transform(processor)(noise(1, (10_000, 1))).shape == (3, 224, 224)
+    assert eval_transform(processor)(noise(1, (10_000, 1))).shape == (3, 224, 224)
     assert resized[0].shape == (1, 256, 12_800)
 
 

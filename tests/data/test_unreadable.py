@@ -18,12 +18,12 @@ from filelock import FileLock
 import cdl_hf.data.cache as cache
 import cdl_hf.data.unreadable as unreadable
 from cdl_hf.data import (
-    SourceError,
+    DatasetError,
     TaskImages,
     TaskStream,
+    eval_transform,
     image_processor_for,
-    load_source,
-    test_transform,
+    load_image_dataset,
     train_transform,
 )
 
@@ -109,14 +109,14 @@ READABLE = {
 @pytest.mark.parametrize("name", READABLE)
 def test_readable_images_train(folder, name):
     READABLE[name](folder / "b" / name)
-    splits = load_source(str(folder), test_fraction=0.5)
+    splits = load_image_dataset(str(folder), test_fraction=0.5)
     stream = TaskStream(splits, 1)
     assert len(stream[0].train) + len(stream[0].test) == 9
     for view, transform in (
         (stream[0].train, train_transform(PROCESSOR)),
-        (stream[0].test, test_transform(PROCESSOR)),
+        (stream[0].test, eval_transform(PROCESSOR)),
     ):
-        for sample in TaskImages(view, stream.label_to_column, transform, seed=0):
+        for sample in TaskImages(view, stream.label_to_class_id, transform, seed=0):
             assert sample["pixels"].shape == (3, 16, 16) and sample["pixels"].dtype == torch.uint8
 
 
@@ -158,11 +158,11 @@ UNREADABLE = {
 def test_unreadable_images_stop_the_run_or_are_left_out(folder, name):
     make, reason = UNREADABLE[name]
     make(folder / "b" / name)
-    with pytest.raises(SourceError) as error:
-        load_source(str(folder))
+    with pytest.raises(DatasetError) as error:
+        load_image_dataset(str(folder))
     assert f"1 of the 9 images of '{folder}' cannot be read:\n  {folder}/b/{name}: {reason}" in str(error.value)
     assert "skip_unreadable_images" in str(error.value)
-    splits = load_source(str(folder), skip_unreadable_images=True)
+    splits = load_image_dataset(str(folder), skip_unreadable_images=True)
     assert list(splits.unreadable) == [f"{folder}/b/{name}"]
     assert sum(map(len, splits.values())) == 8 and splits["train"][3]["image"].size == (28, 28)
     assert TaskStream(splits, 1).describe()["unreadable_images_left_out"] == 1
@@ -172,7 +172,7 @@ def test_all_are_named_in_one_list(folder):
     for name, (make, _) in UNREADABLE.items():
         make(folder / "a" / name)
     with pytest.warns(UserWarning, match="cannot be read") as caught:
-        splits = load_source(str(folder), skip_unreadable_images=True)
+        splits = load_image_dataset(str(folder), skip_unreadable_images=True)
     (message,) = [str(warning.message) for warning in caught if "cannot be read" in str(warning.message)]
     named = [line for line in message.splitlines() if line.startswith("  ")]
     assert len(named) == len(splits.unreadable) == len(UNREADABLE)
@@ -187,38 +187,38 @@ def test_a_class_of_unreadable_images_is_an_error(folder):
         pytest.warns(UserWarning, match="4 of the 8 images"),
         pytest.raises(ValueError, match="No train images of 1 classes: b"),
     ):
-        TaskStream(load_source(str(folder), skip_unreadable_images=True), 1)
+        TaskStream(load_image_dataset(str(folder), skip_unreadable_images=True), 1)
 
 
 def test_second_start_opens_no_image(folder, decoded):
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     assert len(decoded) == 8
-    load_source(str(folder), seed=1)
+    load_image_dataset(str(folder), seed=1)
     assert len(decoded) == 8, "all are remembered"
     noise(7, size=(9, 9)).save(folder / "a" / GOOD[0])
     noise(7).save(folder / "b" / "new.png")
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     assert len(decoded) == 10, "one has changed, one is new"
 
 
 def test_another_division_opens_no_image(folder, decoded, tmp_path):
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     for listed in (GOOD[:3], GOOD[1:]):
         data = [f"{name}/{file}" for name in "ab" for file in listed]
         (tmp_path / "split.yaml").write_text(json.dumps({"data": data}))
-        load_source(str(folder), split_file=str(tmp_path / "split.yaml"))
+        load_image_dataset(str(folder), split_file=str(tmp_path / "split.yaml"))
     assert len(decoded) == 8
 
 
 def test_what_cannot_be_read_is_tried_again(folder, decoded):
     cut(folder / "a" / "x.jpg")
     for start in range(2):
-        with pytest.raises(SourceError, match="x.jpg: image file is truncated"):
-            load_source(str(folder))
+        with pytest.raises(DatasetError, match="x.jpg: image file is truncated"):
+            load_image_dataset(str(folder))
         assert len(decoded) == 9 + start
     noise().save(folder / "a" / "x.jpg")
-    assert sum(map(len, load_source(str(folder)).values())) == 9 and len(decoded) == 11
-    load_source(str(folder))
+    assert sum(map(len, load_image_dataset(str(folder)).values())) == 9 and len(decoded) == 11
+    load_image_dataset(str(folder))
     assert len(decoded) == 11
 
 
@@ -247,7 +247,7 @@ def test_images_stored_in_tables(tmp_path, decoded, write):
     write(stored([good, bad, good, {"bytes": b"", "path": None}, good]), tmp_path / "data")
     for opened in (4, 4 + 1):  # of the five one is empty; the second time, only the broken one
         with pytest.warns(UserWarning, match="2 of the 5 images"):
-            splits = load_source(str(tmp_path / "data"), skip_unreadable_images=True, test_fraction=0.5)
+            splits = load_image_dataset(str(tmp_path / "data"), skip_unreadable_images=True, test_fraction=0.5)
         assert len(decoded) == opened
         assert sorted(splits.unreadable.values())[0] == "empty" and "bad.png" in splits.unreadable
         assert [row["image"].size for split in splits.values() for row in split] == [(28, 28)] * 3
@@ -256,8 +256,8 @@ def test_images_stored_in_tables(tmp_path, decoded, write):
 def test_an_image_that_is_missing_from_a_table(tmp_path):
     good = {"bytes": Image().encode_example(noise())["bytes"], "path": None}
     saved(stored([good, None, good]), tmp_path / "data")
-    with pytest.raises(SourceError, match="1 of the 3 images .*\n  train, row 1: no image"):
-        load_source(str(tmp_path / "data"))
+    with pytest.raises(DatasetError, match="1 of the 3 images .*\n  train, row 1: no image"):
+        load_image_dataset(str(tmp_path / "data"))
 
 
 @pytest.fixture
@@ -275,16 +275,16 @@ def test_many_are_checked_without_processes_and_leave_randomness_alone(many, mon
     """Where processes are spawned, each would run a script without guard anew, up to here."""
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda process: pytest.fail("a process starts"))
     before = torch.get_rng_state()
-    with pytest.raises(SourceError, match="1 of the 501 images .*\n.*last.png: empty"):
-        load_source(str(many))
+    with pytest.raises(DatasetError, match="1 of the 501 images .*\n.*last.png: empty"):
+        load_image_dataset(str(many))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_cores_need_not_be_told(many, monkeypatch):
     """As on macOS and Windows."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    with pytest.raises(SourceError, match="last.png: empty"):
-        load_source(str(many))
+    with pytest.raises(DatasetError, match="last.png: empty"):
+        load_image_dataset(str(many))
 
 
 @pytest.mark.slow
@@ -294,8 +294,8 @@ def test_a_script_without_guard_ends_where_processes_are_spawned(many, tmp_path)
     script.write_text(
         "import torch.multiprocessing as mp\n"
         "mp.set_start_method('spawn', force=True)\n"
-        "from cdl_hf import load_source\n"
-        f"print(len(load_source({str(many)!r})['train']))\n"
+        "from cdl_hf import load_image_dataset\n"
+        f"print(len(load_image_dataset({str(many)!r})['train']))\n"
     )
     environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
@@ -305,7 +305,7 @@ def test_a_script_without_guard_ends_where_processes_are_spawned(many, tmp_path)
 
 
 def test_bundled_drawings_are_known_to_be_sound(decoded):
-    load_source("quickdraw100")
+    load_image_dataset("quickdraw100")
     assert not decoded
 
 
@@ -318,7 +318,7 @@ def test_data_in_memory_alone_is_checked_each_time(decoded):
 def cached(folder, tmp_path, monkeypatch):
     """The file that remembers the folder's images, in a cache of its own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     (file,) = (tmp_path / "cache" / "readable_images").glob("*.npy")
     return file
 
@@ -338,7 +338,7 @@ def cached(folder, tmp_path, monkeypatch):
 def test_a_damaged_cache_is_made_again(folder, cached, decoded, damage):
     content = cached.read_bytes()
     cached.write_bytes(damage(content))
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     assert len(decoded) == 8 and cached.read_bytes() == content
 
 
@@ -346,7 +346,7 @@ def test_a_cache_that_cannot_be_used_only_costs_time(folder, tmp_path, monkeypat
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
     for start in (1, 2):
-        assert sum(map(len, load_source(str(folder)).values())) == 8 and len(decoded) == 8 * start
+        assert sum(map(len, load_image_dataset(str(folder)).values())) == 8 and len(decoded) == 8 * start
     assert "cannot be written (Not a directory)" in caplog.text and "set HF_DATASETS_CACHE" in caplog.text
 
 
@@ -357,7 +357,7 @@ def test_a_full_disk_only_costs_time(folder, cached, decoded, monkeypatch, caplo
     monkeypatch.setattr("cdl_hf.data.cache.atomic_write", full)
     noise(7).save(folder / "b" / "new.png")
     before = cached.read_bytes()
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     assert len(decoded) == 1 and cached.read_bytes() == before and "No space left on device" in caplog.text
 
 
@@ -368,7 +368,7 @@ def test_what_another_user_holds_only_costs_time(folder, cached, decoded, what):
     theirs.unlink()
     theirs.mkdir()
     (theirs / "full").touch()
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     assert len(decoded) == (8 if what == "file" else 0)
 
 
@@ -386,6 +386,6 @@ def test_one_says_what_one_waits_for(folder, cached, monkeypatch):
     other = threading.Thread(target=hold)
     other.start()
     assert held.wait(60)
-    load_source(str(folder))
+    load_image_dataset(str(folder))
     other.join()
     assert len(told) == 1 and f"Waiting for another process to check the images of {folder}" in told[0]

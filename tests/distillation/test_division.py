@@ -7,7 +7,7 @@ import torch
 from tiny_models import PAIRS, images, labels_for, tiny_pair
 
 from cdl_hf.distillation import METHODS, processes
-from cdl_hf.training.arguments import TrainingArguments
+from cdl_hf.training.arguments import CDLConfig
 from cdl_hf.training.memory import check_division
 
 
@@ -22,7 +22,7 @@ def gradients(method, batches) -> dict[str, torch.Tensor]:
 
 def divided(method, count: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(1)
-    pixel_values, labels = images(count), labels_for(method.student, count)
+    pixel_values, labels = images(count), labels_for(method.model, count)
     return list(zip(pixel_values.chunk(parts), labels.chunk(parts), strict=True))
 
 
@@ -38,14 +38,12 @@ def test_four_parts_give_the_gradient_of_the_whole_or_are_refused(prompt_method,
     whole, parts = (gradients(method, divided(method, 8, n)) for n in (1, 4))
     if method.needs_whole_batch:
         assert any(not torch.allclose(whole[key], parts[key], rtol=1e-3, atol=1e-5) for key in whole)
-        for options in ({"gradient_accumulation_steps": 4}, {"auto_batch_size": True}):
+        for options in ({"gradient_accumulation_steps": 4}, {"auto_find_batch_size": True}):
             with pytest.raises(ValueError, match=r"loss relates all images of a batch"):
-                check_division({"student": method}, [8], TrainingArguments(batch_size=8, **options), 1)
+                check_division({"student": method}, [8], CDLConfig(batch_size=8, **options), 1)
     else:
         assert_close(whole, parts)
-        check_division(
-            {"student": method}, [8], TrainingArguments(batch_size=8, gradient_accumulation_steps=4), processes=1
-        )
+        check_division({"student": method}, [8], CDLConfig(batch_size=8, gradient_accumulation_steps=4), processes=1)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_whole_batch] + ["kd"])
@@ -87,7 +85,7 @@ def test_two_processes_have_the_gradient_of_one(monkeypatch, name):
 )
 def test_a_task_smaller_than_a_batch_must_be_shared_evenly(count, processes, parts, told):
     _, method = tiny_pair("apt", "kd")
-    args = TrainingArguments(batch_size=8, gradient_accumulation_steps=parts)
+    args = CDLConfig(batch_size=8, gradient_accumulation_steps=parts)
     if told is None:
         check_division({"student": method}, [40, count], args, processes)
     else:

@@ -19,8 +19,8 @@ DISTILLING = [name for name in METHODS if name != "none"]
 def test_the_parts_of_the_loss(name):
     """(1 - alpha) CE of the own head, alpha soft loss of the head that follows, prompt loss; current classes only."""
     teacher, method = tiny_pair("l2p", name, tasks=2)
-    method.alpha = 0.3
-    student, x = method.student.train(), images()
+    method.kd_alpha = 0.3
+    student, x = method.model.train(), images()
     labels, current = labels_for(student), slice(3, 5)
     output = method(x, labels)
     student_output = student(x)
@@ -41,8 +41,8 @@ def test_the_parts_of_the_loss(name):
 
 def test_a_single_seen_logit_of_another_task_has_no_gradient():
     _, method = tiny_pair("coda_prompt", "kdp", tasks=2)
-    method.train()(images(), labels_for(method.student))["loss"].backward()
-    for head in (method.student.head, method.student.kd_head):
+    method.train()(images(), labels_for(method.model))["loss"].backward()
+    for head in (method.model.head, method.model.kd_head):
         assert not head.weight.grad[:3].any() and head.weight.grad[3:5].any() and not head.weight.grad[5:].any()
 
 
@@ -80,7 +80,7 @@ def test_cdl_prompt_refuses_a_teacher_it_was_not_made_for():
 @torch.no_grad()
 def test_cdl_prompt_carries_its_teachers_prompts(tmp_path):
     teacher, method = tiny_pair("coda_prompt", "cdl_prompt")
-    student, x = method.student, images()
+    student, x = method.model, images()
     teacher.prompt_pool.prompts.normal_()
     assert not torch.equal(student.kd_branch.teacher_pool.prompts, teacher.prompt_pool.prompts)
     method.train()(x, labels_for(student))
@@ -107,9 +107,9 @@ def same_pair(name: str):
 @torch.no_grad()
 def test_fitnets_of_equal_models_is_zero():
     method, x = same_pair("fitnets"), images()
-    assert method.eval()(x, labels_for(method.student))["feature_loss"] == 0
+    assert method.eval()(x, labels_for(method.model))["feature_loss"] == 0
     method.projection.bias.add_(2.0)
-    assert method(x, labels_for(method.student))["feature_loss"].item() == pytest.approx(0.1 * 4, rel=1e-5)
+    assert method(x, labels_for(method.model))["feature_loss"].item() == pytest.approx(0.1 * 4, rel=1e-5)
 
 
 @torch.no_grad()
@@ -122,10 +122,10 @@ def test_reviewkd_of_equal_models_is_zero():
         if fusion.gate is not None:
             fusion.norm_fused = nn.Identity()
             fusion.norm_gate = Gates()
-    assert method.eval()(x, labels_for(method.student))["feature_loss"].item() == pytest.approx(0, abs=1e-10)
+    assert method.eval()(x, labels_for(method.model))["feature_loss"].item() == pytest.approx(0, abs=1e-10)
     for fusion in method.fusions:
         fusion.linear_out.bias.add_(3.0)
-    assert method(x, labels_for(method.student))["feature_loss"].item() == pytest.approx(0.2 * 9, rel=1e-5)
+    assert method(x, labels_for(method.model))["feature_loss"].item() == pytest.approx(0.2 * 9, rel=1e-5)
 
 
 class Gates(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, snapshot, start_task, tiny_model, tiny_pair, train
 
-from cdl_hf.distillation import METHODS, Supervised
+from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.models import PromptViTForImageClassification
 
 every_pair = pytest.mark.parametrize(("prompt_method", "method_name"), PAIRS)
@@ -13,9 +13,9 @@ every_pair = pytest.mark.parametrize(("prompt_method", "method_name"), PAIRS)
 @every_pair
 def test_two_tasks_of_training(prompt_method, method_name, tmp_path):
     teacher, method = tiny_pair(prompt_method, method_name, tasks=0)
-    student, pixel_values = method.student, images(6)
+    student, pixel_values = method.model, images(6)
     for task in range(2):
-        for model, stage in ((teacher, Supervised(teacher)), (student, method)):
+        for model, stage in ((teacher, TrainingObjective(teacher)), (student, method)):
             start_task(model)
             before, other = snapshot(model), snapshot(teacher if stage is method else student)
             losses = train(stage, pixel_values)
@@ -38,7 +38,7 @@ def check_changes(model: PromptViTForImageClassification, before: dict, task: in
     gates = {"token", "prompts", "values", "weight", "bias"}  # what must have moved; keys move where they are used
     assert {name for name in free if name.rsplit(".", 1)[1] in gates} <= changed
 
-    columns = config.current_columns
+    columns = config.current_classes
     for name in changed:
         difference = (after[name] - before[name]).abs()
         if name.startswith(("head.", "kd_head.")):
@@ -76,7 +76,7 @@ def assert_equal_states(module: torch.nn.Module, state: dict) -> None:
 def test_gradients_reach_what_is_trained_and_nothing_else(prompt_method, method_name):
     teacher, method = tiny_pair(prompt_method, method_name)
     pixel_values = images()
-    output = method.train()(pixel_values, labels_for(method.student))
+    output = method.train()(pixel_values, labels_for(method.model))
     output["loss"].backward()
     parts = {name: value for name, value in output.items() if name not in ("loss", "logits", "query")}
     assert torch.allclose(sum(parts.values()), output["loss"])
@@ -93,7 +93,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(prompt_method, method_
 @every_pair
 def test_a_prediction_depends_on_its_image_alone(prompt_method, method_name):
     _, method = tiny_pair(prompt_method, method_name, tasks=2)
-    student, pixel_values = method.student.eval(), images(64)
+    student, pixel_values = method.model.eval(), images(64)
     randomize(student)
     order = torch.randperm(64)
     with torch.no_grad():
@@ -117,9 +117,9 @@ def randomize(model: PromptViTForImageClassification) -> None:
 @every_pair
 def test_mixed_precision_is_finite(prompt_method, method_name):
     teacher, method = tiny_pair(prompt_method, method_name)
-    pixel_values, labels = images(), labels_for(method.student)
+    pixel_values, labels = images(), labels_for(method.model)
     with torch.autocast("cpu", torch.bfloat16):
-        Supervised(teacher).train()(pixel_values, labels)["loss"].backward()
+        TrainingObjective(teacher).train()(pixel_values, labels)["loss"].backward()
         output = method.train()(pixel_values, labels)
     output["loss"].backward()
     assert torch.isfinite(output["loss"])

@@ -72,9 +72,9 @@ def test_predictions_over_batches():
     models = {"even": fixed([[0.0, np.log(3)], [np.log(4), 0.0], [0.0, 0.0]]), "odd": fixed([[1.0, 0.0]] * 3)}
     answers, labels = predict(models, DataLoader(samples, batch_size=2))
     assert labels.tolist() == [0, 1, 0]
-    assert answers["even"].columns.tolist() == [1, 0, 0]
+    assert answers["even"].class_ids.tolist() == [1, 0, 0]
     assert answers["even"].confidences == pytest.approx([0.75, 0.8, 0.5])
-    assert answers["odd"].columns.tolist() == [0, 0, 0]
+    assert answers["odd"].class_ids.tolist() == [0, 0, 0]
 
 
 def test_latency_is_the_median_of_the_calls_after_the_first_three(monkeypatch):

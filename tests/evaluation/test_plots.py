@@ -44,7 +44,7 @@ def drawn(monkeypatch):
     return figures
 
 
-def colours_in(path):
+def colors_in(path):
     return len(PIL.Image.open(path).convert("RGB").getcolors(10**6))
 
 
@@ -59,7 +59,7 @@ def test_curves(tmp_path, drawn, num_tasks, seen):
     plot_accuracy_over_tasks(
         curves, tmp_path / "curves.png", "Title", classes_per_task=[5] * num_tasks, references={"nearest mean": 42}
     )
-    assert colours_in(tmp_path / "curves.png") > 10
+    assert colors_in(tmp_path / "curves.png") > 10
     (axes,) = drawn[0].axes
     for line, made in zip(axes.lines, curves.values(), strict=False):
         assert line.get_xdata().tolist() == [5 * (i + 1) for i in range(seen)]
@@ -90,7 +90,7 @@ def test_labels_stand_beside_the_data_and_apart(tmp_path, drawn):
 def test_matrices(tmp_path, drawn, num_tasks):
     matrices = {"teacher": matrix(num_tasks, 90, 1), "student": matrix(num_tasks, 60, 3, seen=(num_tasks + 1) // 2)}
     plot_accuracy_matrices(matrices, tmp_path / "matrices.png")
-    assert colours_in(tmp_path / "matrices.png") > 10
+    assert colors_in(tmp_path / "matrices.png") > 10
     *panels, bar = drawn[0].axes
     assert [axes.get_title() for axes in panels] == ["teacher", "student"] and "%" in bar.get_ylabel()
     for axes, made in zip(panels, matrices.values(), strict=True):
@@ -157,7 +157,7 @@ def test_confusion(tmp_path, drawn, sizes, ticks):
     assert shares[0, -1] == (75 if count > 1 else 100) and shares[-1, -1] == 100
     assert len(axes.get_xticks()) == len(axes.get_yticks()) == ticks
     assert len(axes.lines) == 2 * (len(sizes) - 1)
-    assert colours_in(tmp_path / "confusion.png") > 2
+    assert colors_in(tmp_path / "confusion.png") > 2
 
 
 def test_accuracy_against_cost_numbers_what_nothing_beats(tmp_path, drawn):
@@ -172,8 +172,8 @@ def test_accuracy_against_cost_numbers_what_nothing_beats(tmp_path, drawn):
     (axes,) = drawn[0].axes
     texts = {text.get_text() for text in axes.texts}
     assert texts == {"1", "2", "3", "1  small  30.0%", "2  other  45.0%", "3  large  50.0%"}
-    colours = [collection.get_facecolor()[0].tolist() for collection in axes.collections]
-    assert colours[0] == colours[1] != colours[2]
+    colors = [collection.get_facecolor()[0].tolist() for collection in axes.collections]
+    assert colors[0] == colors[1] != colors[2]
 
 
 NAMES = ["$a$", "a_b^c", "$\\frac{1}$", "\\alpha", "one $", "two\nlines", "日本", "\ud83d", "a\x00b", "{", "%", "$$"]

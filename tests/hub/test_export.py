@@ -63,7 +63,7 @@ def exported(request, tmp_path_factory) -> tuple[SavedModel, torch.Tensor, Path]
     """A model, seven images, and the folder of its files."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exported")
-    x = images(7) + 3 * torch.randn(7, 3, 1, 1)  # of a colour each
+    x = images(7) + 3 * torch.randn(7, 3, 1, 1)  # of a color each
     saved = learnt_model(*request.param, x)
     program = export_program(saved)
     save_program(program, saved, folder / "model.pt2")

@@ -46,7 +46,7 @@ RESULTS = {
     "args": {
         "prompt_method": "coda_prompt",
         "distillation": "kdp",
-        "head": "linear",
+        "classifier": "linear",
         "classifier_alignment": False,
         "output_dir": "/home/somebody/secret",
     },
@@ -65,8 +65,8 @@ def content(role="student", results=RESULTS, **args):
         results=results,
         backbones={"teacher": "vit_micro_quickdraw", "student": "vit_nano_quickdraw"},
         command=["recipes/train.py", "--prompt_method", "coda_prompt"],
-        weights_licence="cc-by-4.0",
-        data_licence="CC BY 4.0, Quick, Draw! by Google",
+        weights_license="cc-by-4.0",
+        data_license="CC BY 4.0, Quick, Draw! by Google",
     )
 
 
@@ -164,8 +164,8 @@ def test_student_alone(tmp_path):
     assert "name: quickdraw100-coda_prompt-student" in card
 
 
-def test_unknown_licences_are_said_to_be_unknown(tmp_path):
-    given = {**vars(content()), "weights_licence": None, "data_licence": None}
+def test_unknown_licenses_are_said_to_be_unknown(tmp_path):
+    given = {**vars(content()), "weights_license": None, "data_license": None}
     path = write_model_card(tmp_path, ModelCardContent(**given))
     assert path.read_text(encoding="utf-8").count("not recorded; see where") == 2
     assert "license" not in metadata_load(path)
@@ -215,8 +215,8 @@ def test_students_cite_what_taught_them(tmp_path):
 @pytest.mark.parametrize(
     ("args", "told", "cited"),
     [
-        ({"head": "ranpac"}, "ridge regression on random projections", "ranpac"),
-        ({"head": "ncm", "prompt_method": "none"}, "nearest class mean", "simplecil"),
+        ({"classifier": "ranpac"}, "ridge regression on random projections", "ranpac"),
+        ({"classifier": "ncm", "prompt_method": "none"}, "nearest class mean", "simplecil"),
         ({"classifier_alignment": True}, "trained anew on features drawn", "slca"),
     ],
 )
@@ -229,8 +229,8 @@ def test_what_predicts_in_place_of_the_heads_is_told(tmp_path, card, args, told,
 @pytest.mark.parametrize(
     ("role", "args", "name", "tags"),
     [
-        ("teacher", {"prompt_method": "none", "head": "ranpac"}, "frozen-ranpac-teacher", ["vit", "ranpac"]),
-        ("student", {"head": "ncm"}, "coda_prompt-kdp-ncm-student", ["vit", "coda-prompt", "kdp", "ncm"]),
+        ("teacher", {"prompt_method": "none", "classifier": "ranpac"}, "frozen-ranpac-teacher", ["vit", "ranpac"]),
+        ("student", {"classifier": "ncm"}, "coda_prompt-kdp-ncm-student", ["vit", "coda-prompt", "kdp", "ncm"]),
         (
             "student",
             {"prompt_method": "none", "distillation": "none", "classifier_alignment": True},
@@ -365,7 +365,7 @@ def test_names_change_neither_metadata_nor_page(tmp_path):
         **vars(content(results=results)),
         "backbones": {"teacher": HOSTILE, "student": HOSTILE},
         "command": ["train.py", "--dataset", "a\n```\n# Title\n<script>", "``````"],
-        "weights_licence": HOSTILE,
+        "weights_license": HOSTILE,
         "base_model": [HOSTILE, "/home/anna/vit", "timm/vit"],
         "hub_dataset": "../anna/images",
     }

@@ -43,7 +43,7 @@ def run_arguments(pair, drawings):
     teacher, student = pair
     return [
         *("--dataset", drawings, "--teacher", teacher, "--student", student, "--num_tasks", "3"),
-        *("--pool_size", "6", "--num_epochs", "1", "--batch_size", "8", "--distillation", "kdp"),
+        *("--pool_size", "6", "--num_train_epochs", "1", "--batch_size", "8", "--distillation", "kdp"),
     ]
 
 
@@ -211,7 +211,7 @@ def test_pictures_name_no_folder_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "plot_accuracy_matrices", lambda *_: None)
     for source in ("/home/anna/images", None):
         stream = {"source": source, "classes_per_task": [2]}
-        args = {"prompt_method": "l2p", "distillation": "kd", "head": "linear"}
+        args = {"prompt_method": "l2p", "distillation": "kd", "classifier": "linear"}
         RunFolder(tmp_path).write_pictures({"stream": stream, "args": args}, {"student": None})
     assert titles == ["images: l2p prompts, distillation kd"] * 2
 
@@ -309,9 +309,9 @@ def test_a_finished_run_that_cannot_be_pushed(run_arguments, tmp_path, monkeypat
     # Told to stop while it is pushed, it goes on with that: the same command would be refused.
     monkeypatch.setattr(push_module, "push_run", lambda *args, **settings: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, "train", "--output_dir", folder, "--resume")
+        call(monkeypatch, "train", "--output_dir", folder, "--resume_from_checkpoint")
     assert stop.value.code == os.EX_TEMPFAIL
-    assert f"Told to stop; go on with --output_dir {folder} --resume." in capsys.readouterr().err
+    assert f"Told to stop; go on with --output_dir {folder} --resume_from_checkpoint." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

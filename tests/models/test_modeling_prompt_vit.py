@@ -43,7 +43,7 @@ def test_the_logits_are_those_of_the_seen_classes(prompt_method):
         start_task(model)
         seen = sum(CLASSES_PER_TASK[: task + 1])
         assert model.config.seen_classes == seen
-        assert model.config.current_columns == slice(seen - CLASSES_PER_TASK[task], seen)
+        assert model.config.current_classes == slice(seen - CLASSES_PER_TASK[task], seen)
         assert model(x).logits.shape == (4, seen)
         assert list(model.config.id2label) == list(range(seen)) == list(model.config.label2id.values())
         assert model.config.id2label[seen - 1] == f"class {task}.{CLASSES_PER_TASK[task] - 1}"

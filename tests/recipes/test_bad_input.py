@@ -78,8 +78,8 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     # The form of arguments
     ("unknown argument", ["--learnin_rate", "1"], ("--learnin_rate", "Did you mean --learning_rate?")),
     ("unknown key", lambda w: w.yaml("seed: 1\nlearnin_rate: 1"), ("learnin_rate", "my.yaml, line 2")),
-    ("wrong type", ["--num_epochs", "many"], ("--num_epochs", "a whole number", "'many'")),
-    ("wrong type in YAML", lambda w: w.yaml("num_epochs: two"), ("num_epochs", "line 1", "'two'")),
+    ("wrong type", ["--num_train_epochs", "many"], ("--num_train_epochs", "a whole number", "'many'")),
+    ("wrong type in YAML", lambda w: w.yaml("num_train_epochs: two"), ("num_train_epochs", "line 1", "'two'")),
     ("nested YAML", lambda w: w.yaml("seed: {a: 1}"), ("seed", "line 1", "nested")),
     ("key twice in YAML", lambda w: w.yaml("seed: 1\nseed: 2"), ("seed is set twice", "line 2")),
     ("no YAML", lambda w: w.yaml("seed: [1"), ("my.yaml", "not valid YAML")),
@@ -88,13 +88,13 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("not a number", ["--learning_rate", "nan"], ("--learning_rate", "finite")),
     ("infinite", ["--learning_rate", "inf"], ("--learning_rate", "finite")),
     ("negative", ["--learning_rate", "-1"], ("--learning_rate", "at least 0")),
-    ("above its range", ["--alpha", "1.5"], ("--alpha", "from 0 to 1")),
+    ("above its range", ["--kd_alpha", "1.5"], ("--kd_alpha", "from 0 to 1")),
     ("no choice", ["--prompt_method", "l3p"], ("--prompt_method", "l2p", "Did you mean")),
     ("no distillation method", ["--distillation", "kpd"], ("--distillation", "kdp")),
     ("range turned round", ["--crop_scale", "0.9", "0.1"], ("crop_scale", "low <= high")),
     ("batch in unequal parts", ["--batch_size", "5", "--gradient_accumulation_steps", "2"], ("multiple",)),
-    ("overwrite and resume", ["--overwrite", "--resume"], ("contradict", "choose one")),
-    ("nothing to resume", ["--resume"], ("nothing to resume",)),
+    ("overwrite and resume", ["--overwrite_output_dir", "--resume_from_checkpoint"], ("contradict", "choose one")),
+    ("nothing to resume", ["--resume_from_checkpoint"], ("nothing to resume",)),
     # The data
     ("unknown data set", ["--dataset", "quikdraw100"], ("quikdraw100", "quickdraw100")),
     ("data set not on the Hub", ["--dataset", "nobody/nothing"], ("nobody/nothing", "local copy")),
@@ -150,9 +150,9 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("block of both", ["--prompt_method", "dualprompt", "--g_prompt_blocks", "2"], ("g_prompt_blocks", "[2]")),
     ("methods that do not fit", ["--prompt_method", "apt", "--distillation", "cdl_prompt"], ("cdl_prompt", "APT")),
     ("queries that do not fit", ["--distillation", "cdl_prompt", "--query", "own"], ("CDL-Prompt", "query")),
-    ("student without its teacher", ["--stages", "student"], ("kdp needs a teacher", "teacher_from")),
-    ("distillation without training", ["--num_epochs", "0"], ("num_epochs=0", "kdp cannot distil")),
-    ("teacher from nowhere", ["--stages", "student", "--teacher_from", "/nowhere"], ("/nowhere", "task 1")),
+    ("student without its teacher", ["--stages", "student"], ("kdp needs a teacher", "teacher_run")),
+    ("distillation without training", ["--num_train_epochs", "0"], ("num_train_epochs=0", "kdp cannot distil")),
+    ("teacher from nowhere", ["--stages", "student", "--teacher_run", "/nowhere"], ("/nowhere", "task 1")),
     # What is not installed, and where nothing can be written
     ("tracker not installed", ["--report_to", "wandb"], ("wandb", "pip install")),
     ("folder that cannot be", ["--output_dir", "/proc/run"], ("/proc/run", "cannot be written to")),
@@ -186,7 +186,11 @@ def test_output_folder_with_something_in_it_is_left_alone(train, command, tmp_pa
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
-    for arguments, told in (([], "--overwrite"), (["--overwrite"], "thesis.tex"), (["--resume"], "nothing to resume")):
+    for arguments, told in (
+        ([], "--overwrite_output_dir"),
+        (["--overwrite_output_dir"], "thesis.tex"),
+        (["--resume_from_checkpoint"], "nothing to resume"),
+    ):
         with pytest.raises(SystemExit):
             train(*command, "--output_dir", folder, *arguments)
         assert told in capsys.readouterr().err
@@ -228,7 +232,7 @@ def remount(disk: Path, option: str) -> None:
 
 def test_disk_that_is_read_only(train, command, small_disk, capsys, monkeypatch):
     """From the start, which is a mistake, or from the first checkpoint on: it and the files before it are left."""
-    command, run = [*command, "--num_epochs", "1", "--output_dir", small_disk / "run"], small_disk / "run"
+    command, run = [*command, "--num_train_epochs", "1", "--output_dir", small_disk / "run"], small_disk / "run"
     (small_disk / "mine").write_text("kept")
     remount(small_disk, "ro")
     with pytest.raises(SystemExit) as stop:
@@ -251,9 +255,9 @@ def test_disk_that_is_read_only(train, command, small_disk, capsys, monkeypatch)
             train(*command)
     message = capsys.readouterr().err
     assert stop.value.code == 1 and "Stopped: " in message and "Read-only file system" in message
-    assert "--resume" in message and len(list((run / "checkpoints").iterdir())) == 1
+    assert "--resume_from_checkpoint" in message and len(list((run / "checkpoints").iterdir())) == 1
     remount(small_disk, "rw")
-    train(*command, "--resume")
+    train(*command, "--resume_from_checkpoint")
     assert "Resuming in task 1, student." in capsys.readouterr().out and (run / "results.json").exists()
 
 
@@ -262,7 +266,7 @@ def test_disk_that_gets_full_during_training(command, small_disk):
     """As a user's own process: it keeps the last checkpoint that fits, and ends when there is room."""
 
     def run(*more: str) -> subprocess.CompletedProcess:
-        arguments = [*command, "--num_epochs", "1", "--output_dir", str(small_disk / "run"), *more]
+        arguments = [*command, "--num_train_epochs", "1", "--output_dir", str(small_disk / "run"), *more]
         recipe = [sys.executable, ROOT / "recipes" / "train.py", *arguments]
         return subprocess.run(recipe, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -270,9 +274,13 @@ def test_disk_that_gets_full_during_training(command, small_disk):
     filler.write_bytes(bytes(int(700e3)))
     done = run()
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "Stopped: " in done.stderr and "No space left on device" in done.stderr and "--resume" in done.stderr
+    assert (
+        "Stopped: " in done.stderr
+        and "No space left on device" in done.stderr
+        and "--resume_from_checkpoint" in done.stderr
+    )
     filler.unlink()
     remount(small_disk, "size=50m")
-    done = run("--resume")
+    done = run("--resume_from_checkpoint")
     assert done.returncode == 0, done.stderr
     assert "Resuming in task" in done.stdout and (small_disk / "run" / "results.json").exists()

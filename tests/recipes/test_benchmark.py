@@ -40,18 +40,18 @@ def test_stream(benchmark):
 )
 def test_the_plain_implementation_is_the_same_mathematics(prompt_method, method):
     teacher, ours = tiny_pair(prompt_method, method)
-    models = [PlainPromptViT.like(model) for model in (ours.student, teacher)]
+    models = [PlainPromptViT.like(model) for model in (ours.model, teacher)]
     plain = plain_method(ours, *models)
-    pixel_values, labels = images(4, 32), labels_for(ours.student, 4)
+    pixel_values, labels = images(4, 32), labels_for(ours.model, 4)
     parameters = {name: p for name, p in ours.named_parameters() if p.requires_grad}
     for module in (ours, plain):
         module.train()(pixel_values, labels)["loss"].backward()
     gradients = {name: p.grad for name, p in plain.named_parameters()}
     for name, parameter in parameters.items():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
-    assert gradients["student.backbone.blocks.0.mlp.fc1.weight"] is not None  # which ours are spared
+    assert gradients["model.backbone.blocks.0.mlp.fc1.weight"] is not None  # which ours are spared
     with torch.no_grad():
-        for model, same in zip(models, (ours.student, teacher), strict=True):
+        for model, same in zip(models, (ours.model, teacher), strict=True):
             torch.testing.assert_close(model.eval()(pixel_values).logits, same.eval()(pixel_values).logits)
 
 

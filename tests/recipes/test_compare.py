@@ -12,8 +12,8 @@ import pytest
 import yaml
 from tiny_runs import load_recipe, run_recipe
 
+from cdl_hf.cli import parse, to_dict
 from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse, to_dict
 from cdl_hf.training.run_lock import RunLock
 
 FORK = multiprocessing.get_context("fork")
@@ -28,7 +28,7 @@ grids:
     students:
       cdl_prompt: {distillation: cdl_prompt}
       kd: {distillation: kd}
-    heads: {ncm: {head: ncm}}
+    heads: {ncm: {classifier: ncm}}
 """
 
 
@@ -169,28 +169,28 @@ def test_while_it_waits_a_signal_stops_it(compare, tmp_path, monkeypatch):
 
 def test_a_finished_run_that_lacks_its_model_or_whose_results_are_damaged_is_gone_on_with(compare, tmp_path):
     compare("--only", "kd")
-    arguments = to_dict(parse(RUN, [*TEACHER, "--store_answers"]))
+    arguments = to_dict(parse(RUN, [*TEACHER, "--cache_teacher_outputs"]))
     folder = tmp_path / "runs" / "apt-teacher-seed0"
     (folder / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in arguments.items() if v is not None}))
     assert compare("--only", "kd")[0] == []  # results are enough
     (folder / "checkpoints").mkdir()
     trained, told, code = compare("--only", "kd")
-    assert trained == ["apt-teacher-seed0"] and "--resume" in told.out
+    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in told.out
     (folder / "teacher").mkdir()
     (folder / "teacher" / "config.json").touch()
     assert compare("--only", "kd")[0] == []
     (folder / "results.json").write_text("")
     trained, told, code = compare("--only", "kd")
-    assert trained == ["apt-teacher-seed0"] and "--resume" in told.out
+    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in told.out
 
 
 def test_a_begun_run_is_not_gone_on_with_under_other_arguments(compare, tmp_path):
-    """What the grid no longer says, --resume would take from the run's own arguments."""
+    """What the grid no longer says, --resume_from_checkpoint would take from the run's own arguments."""
     folder = tmp_path / "runs" / "apt-teacher-seed0"
     folder.mkdir(parents=True)
     (folder / "args.yaml").write_text("alpha: 0.75\nprompt_method: apt\nnum_tasks: 3\n")
     trained, told, code = compare("--only", "kd")
-    assert (trained, code) == ([], 1) and "it is begun, with other arguments (alpha was 0.75" in told.out
+    assert (trained, code) == ([], 1) and "it is begun, with other arguments (kd_alpha was 0.75" in told.out
 
 
 def test_a_damaged_record_of_a_begun_run_stops_no_other(compare, tmp_path):
@@ -214,10 +214,10 @@ def test_jobs(compare):
 
 def test_wrong_argument_is_told_before_anything_is_trained(compare, tmp_path):
     grid = tmp_path / "grid.yaml"
-    grid.write_text(GRID.replace("head: ncm", "heads: ncm"))
+    grid.write_text(GRID.replace("classifier: ncm", "classifiers: ncm"))
     trained, told, code = compare()
     assert (trained, code) == ([], 2)
-    assert "unknown argument --heads. Did you mean --head?" in told.err
+    assert "unknown argument --classifiers. Did you mean --classifier?" in told.err
 
 
 def test_a_call_tells_the_exit_code_and_the_last_message(capfd):

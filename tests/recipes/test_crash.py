@@ -15,7 +15,10 @@ KINDS = 10
 @pytest.mark.parametrize(
     ("kills", "more"),
     [
-        (KINDS, ["--prompt_method", "l2p", "--store_answers", "--head", "ranpac", "--ranpac_width", "24"]),
+        (
+            KINDS,
+            ["--prompt_method", "l2p", "--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"],
+        ),
         (3, ["--prompt_method", "dualprompt", "--classifier_alignment"]),
         (3, ["--prompt_method", "coda_prompt"]),
         (3, ["--prompt_method", "apt", "--distillation", "kd"]),
@@ -23,7 +26,7 @@ KINDS = 10
     ids=["l2p", "dualprompt", "coda_prompt", "apt"],
 )
 def test_killed_runs_end_as_the_uninterrupted_one(command, kills, more):
-    extra = shlex.join([*command, *more, "--num_tasks", "2", "--num_epochs", "1", "--checkpoint_every", "2"])
+    extra = shlex.join([*command, *more, "--num_tasks", "2", "--num_train_epochs", "1", "--save_steps", "2"])
     recipe = [sys.executable, ROOT / "recipes" / "crash_test.py", "--kills", str(kills), f"--extra={extra}"]
     done = subprocess.run(recipe, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,7 +89,7 @@ def test_a_run_without_states_shows_its_end(recipe, finished_run, image, tmp_pat
 def runs(pair, drawings, finished_run, tmp_path_factory):
     """A finished run of each kind, by its name."""
     folder = tmp_path_factory.mktemp("runs")
-    few = (*arguments(pair, drawings), "--num_epochs", "1", "--max_samples_per_class", "2")
+    few = (*arguments(pair, drawings), "--num_train_epochs", "1", "--max_samples_per_class", "2")
     run_recipe("train", *few, "--num_tasks", "1", "--output_dir", folder / "one task")
     for name, left_out in (("teacher", "student"), ("student", "teacher"), ("without states", "states")):
         shutil.copytree(finished_run, folder / name, ignore=shutil.ignore_patterns(left_out, "checkpoints"))

@@ -72,13 +72,13 @@ def test_mistakes_are_found(train, command, capsys):
 
 
 def test_a_given_teacher_must_be_there(train, told, command, finished_run, tmp_path_factory, capsys):
-    command = [*command, "--stages", "student", "--teacher_from"]
+    command = [*command, "--stages", "student", "--teacher_run"]
     assert "for the student" in told(*command, finished_run)
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("damaged") / "run")
     last = run / "states" / "teacher" / "task_002.safetensors"
     last.write_bytes(last.read_bytes()[:-10])
     for arguments, mistake in (
-        ([run], "task_002.safetensors of teacher_from is damaged"),
+        ([run], "task_002.safetensors of teacher_run is damaged"),
         ([finished_run, "--num_tasks", "2"], "another stream"),
         ([run / "teacher"], "task_000.safetensors is missing"),
     ):

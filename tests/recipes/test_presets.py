@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cdl_hf.cli import parse
 from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.stem != "grid")
@@ -39,6 +39,6 @@ def test_presets_of_the_papers_run_as_the_authors_did(preset):
     stream, model, distillation, training, _ = parse(RUN, ["--config", str(preset)])
     assert stream.class_order == ("split_file" if stream.dataset == "imagenet_r" else "natural")
     assert (model.normalization, model.interpolation) == ("none", "bilinear")
-    assert training.teacher_merge == "after_student" and distillation.alpha == 0.5
+    assert training.teacher_merge == "after_student" and distillation.kd_alpha == 0.5
     for stages in ("teacher", "student"):
         parse(RUN, ["--config", str(preset), "--stages", stages])  # of a model alone

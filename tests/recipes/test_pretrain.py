@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 def run(data, monkeypatch):
     def run(output, *more, model="vit_tiny_patch16_224", model_args=TINY):
         arguments = ["--dataset", data, "--model", model, "--model_args", json.dumps(model_args)]
-        arguments += ["--output_dir", str(output), "--num_epochs", "2", "--batch_size", "8", "--mixing", "0.5"]
+        arguments += ["--output_dir", str(output), "--num_train_epochs", "2", "--batch_size", "8", "--mixing", "0.5"]
         monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments, *more])
         pretrain.main()
 
@@ -78,7 +78,7 @@ def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
     monkeypatch.setattr(pretrain, "augment", augment)
-    run(tmp_path / "parts", "--resume")
+    run(tmp_path / "parts", "--resume_from_checkpoint")
     whole, parts = (load_file(tmp_path / name / "network" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
@@ -86,7 +86,7 @@ def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
 def test_a_run_goes_on_with_what_it_was_made_of_alone(run, data, tmp_path, monkeypatch, capsys):
     run(tmp_path / "run")
     (tmp_path / "moved").symlink_to(data)
-    run(tmp_path / "run", "--resume", "--dataset", str(tmp_path / "moved"))
+    run(tmp_path / "run", "--resume_from_checkpoint", "--dataset", str(tmp_path / "moved"))
     other = DatasetDict.load_from_disk(data)
     other["train"] = other["train"].select(range(23, -1, -1))
     other.save_to_disk(str(tmp_path / "other"))
@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_what_it_was_made_of_alone(run, data, tmp_path, monke
         (["--dataset", str(tmp_path / "other")], "images was"),
     ):
         with pytest.raises(SystemExit):
-            run(tmp_path / "run", "--resume", *more)
+            run(tmp_path / "run", "--resume_from_checkpoint", *more)
         assert changed in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, checksum):
     if not checksum:
         (tmp_path / "checkpoint.pt.sha256").unlink()
     with pytest.raises(SystemExit):
-        run(tmp_path, "--resume")
+        run(tmp_path, "--resume_from_checkpoint")
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint.pt is damaged" in told and "another output_dir" in told
 
@@ -135,7 +135,7 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
         (["--batch_size", "64"], "has only 24 images"),
         (["--image_size", "32"], "set img_size in model_args"),
         (["--distill_from", "nowhere"], "nowhere is not a saved network"),
-        (["--resume"], "no checkpoint.pt"),
+        (["--resume_from_checkpoint"], "no checkpoint.pt"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, more, message):

@@ -59,7 +59,9 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--store_answers", "--head", "ranpac", "--ranpac_width", "24"]], ids=["linear", "ranpac"]
+    "extra",
+    [[], ["--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"]],
+    ids=["linear", "ranpac"],
 )
 def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
     """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
@@ -67,7 +69,7 @@ def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
     An epoch is one step of 8 images, so that the losses are those of the steps.
     """
     command = [*command, "--num_tasks", "2", "--max_samples_per_class", "3", "--batch_size", "8"]
-    command += ["--num_epochs", "4", "--eval_batch_size", "6", *extra]
+    command += ["--num_train_epochs", "4", "--eval_batch_size", "6", *extra]
     for processes in (1, 2):
         process = start(processes, *command, "--output_dir", tmp_path / str(processes))
         _, err = process.communicate()
@@ -91,7 +93,7 @@ def test_backbones_in_shards_give_the_same_run(start, command, tmp_path):
         _, err = process.communicate()
         assert process.returncode == 0, err
 
-    command = [*command, "--num_tasks", "2", "--num_epochs", "1", "--classifier_alignment"]
+    command = [*command, "--num_tasks", "2", "--num_train_epochs", "1", "--classifier_alignment"]
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     run("whole")
     run("shards", **fsdp)
@@ -112,7 +114,7 @@ def test_backbones_in_shards_give_the_same_run(start, command, tmp_path):
     shutil.copytree(tmp_path / "shards", tmp_path / "resumed")
     for name in (max((tmp_path / "resumed" / "checkpoints").iterdir()), "teacher", "student"):
         shutil.rmtree(tmp_path / "resumed" / name)
-    run("resumed", "--resume", **fsdp)  # from between the last task's stages
+    run("resumed", "--resume_from_checkpoint", **fsdp)  # from between the last task's stages
     assert_same_run(tmp_path / "shards", tmp_path / "resumed")
     assert files(tmp_path / "resumed") == theirs
 
@@ -128,7 +130,7 @@ def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_path, rank):
-    process = start(2, *command, "--num_epochs", "5000", "--checkpoint_every", "5", "--output_dir", tmp_path / "run")
+    process = start(2, *command, "--num_train_epochs", "5000", "--save_steps", "5", "--output_dir", tmp_path / "run")
     while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -138,18 +140,18 @@ def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_pa
     _, err = process.communicate(timeout=MINUTE)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in err  # torchrun's word
-    assert "Stopped: another process of this run has ended" in err and "--resume" in err
+    assert "Stopped: another process of this run has ended" in err and "--resume_from_checkpoint" in err
     assert "recipes/train.py" not in "".join(line for line in err.splitlines() if line.startswith("  File"))
     assert load_newest_checkpoint(tmp_path / "run" / "checkpoints")["steps"] >= 5
 
 
 HEADS = {
-    "linear": ["--distillation", "dist", "--store_answers"],  # whose loss relates all images of a batch
-    "ncm": ["--head", "ncm"],
+    "linear": ["--distillation", "dist", "--cache_teacher_outputs"],  # whose loss relates all images of a batch
+    "ncm": ["--classifier", "ncm"],
     # on the same features: its regression makes much of the rounding of trained prompts
     "ranpac": [
-        *("--head", "ranpac", "--ranpac_width", "24", "--prompt_method", "none"),
-        *("--distillation", "none", "--num_epochs", "0"),
+        *("--classifier", "ranpac", "--ranpac_width", "24", "--prompt_method", "none"),
+        *("--distillation", "none", "--num_train_epochs", "0"),
     ],
     "aligned": ["--classifier_alignment"],
 }
@@ -158,7 +160,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS)
 def test_two_and_three_processes_give_every_head_as_one_does(start, command, tmp_path, head):
     """128 test images at a time, by default, and 14 training images a task are no multiples of 3."""
-    command = [*command, "--num_epochs", "1", "--batch_size", "6", *HEADS[head]]
+    command = [*command, "--num_train_epochs", "1", "--batch_size", "6", *HEADS[head]]
     for processes in (1, 2, 3):
         process = start(processes, *command, "--output_dir", tmp_path / str(processes))
         _, err = process.communicate(timeout=5 * MINUTE)
@@ -183,10 +185,10 @@ def test_a_run_saves_and_ends_with_its_launcher(command, tmp_path, launcher, num
     folder = tmp_path / "runs" / "run"
     if launcher == "accelerate":
         program = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", ROOT / "recipes" / "train.py"]
-        program += [*command, "--num_epochs", "5000", "--output_dir", folder]
+        program += [*command, "--num_train_epochs", "5000", "--output_dir", folder]
     else:
         pairs = zip(command[::2], command[1::2], strict=True)
-        given = {name.removeprefix("--"): value for name, value in pairs} | {"num_epochs": "5000"}
+        given = {name.removeprefix("--"): value for name, value in pairs} | {"num_train_epochs": "5000"}
         grid = {"all": {"teachers": {"prompts": {"coda": {}}}, "students": {"kd": {"distillation": "kd"}}}}
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"arguments": given, "seeds": [0], "grids": grid}))
         program = [ROOT / "recipes" / "compare.py", tmp_path / "grid.yaml", "--output_dir", tmp_path / "runs"]
@@ -216,7 +218,7 @@ def test_a_run_saves_and_ends_with_its_launcher(command, tmp_path, launcher, num
 
 
 def test_a_run_in_the_background_outlives_its_shell(command, tmp_path):
-    line = shlex.join(map(str, [sys.executable, ROOT / "recipes" / "train.py", *command, "--num_epochs", "1"]))
+    line = shlex.join(map(str, [sys.executable, ROOT / "recipes" / "train.py", *command, "--num_train_epochs", "1"]))
     line += f" --output_dir {shlex.quote(str(tmp_path / 'run'))} >/dev/null 2>&1 & echo $!"
     shell = subprocess.run(
         ["sh", "-c", f"nohup {line}"], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import load_recipe
 
+from cdl_hf.cli import parse, to_dict
 from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.training.arguments import RUN
-from cdl_hf.training.parser import parse, to_dict
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
@@ -61,10 +61,10 @@ def runs(tmp_path) -> Path:
         write_run(folder, "l2p-none", seed, 30 + noise, *student, "none")
         write_run(folder, "l2p-kd", seed, 31 + 2 * noise, *student, "kd")
         write_run(folder, "l2p-kdp", seed, 50 + noise * 1.1, *student, "kdp")
-        write_run(folder, "l2p-teacher-ncm", seed, 62 + noise * 1.1, *teacher, "--head", "ncm")
-        write_run(folder, "l2p-kdp-ncm", seed, 49 + 2 * noise, *student, "kdp", "--head", "ncm")
+        write_run(folder, "l2p-teacher-ncm", seed, 62 + noise * 1.1, *teacher, "--classifier", "ncm")
+        write_run(folder, "l2p-kdp-ncm", seed, 49 + 2 * noise, *student, "kdp", "--classifier", "ncm")
         write_run(folder, "frozen-teacher", seed, 20, *frozen)
-        write_run(folder, "frozen-teacher-ncm", seed, 54.3, *frozen, "--head", "ncm")
+        write_run(folder, "frozen-teacher-ncm", seed, 54.3, *frozen, "--classifier", "ncm")
         write_run(folder, "l2p-once-teacher", seed, 70 + noise, *teacher, "--num_tasks", "1")
         write_run(folder, "l2p-once-kdp", seed, 55 + noise, *student, "kdp", "--num_tasks", "1")
     return folder

@@ -1,4 +1,4 @@
-"""What --resume, --overwrite and a run's own args.yaml do, and what damage they notice, on the command line."""
+"""Resuming and overwriting on the command line, a run's own args.yaml, and the damage that is noticed."""
 
 import os
 import shlex
@@ -13,8 +13,8 @@ from tiny_runs import assert_same_run, metrics_without_times
 
 from cdl_hf.training import trainer as trainer_module
 from cdl_hf.training.checkpointing import save_checkpoint
+from cdl_hf.training.interruptions import Stopped
 from cdl_hf.training.run_lock import RunLock
-from cdl_hf.training.signals import Stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +76,9 @@ def test_the_hint_after_a_stop_works_as_printed(train, command, finished_run, tm
     assert_same_run(finished_run, folder)
     assert yaml.safe_load((folder / "args.yaml").read_text())["num_tasks"] == 3
     card = (folder / "student" / "README.md").read_text()
-    assert "--learning_rate 0.01" in card and "--resume" not in card  # the command that makes the model
+    assert (
+        "--learning_rate 0.01" in card and "--resume_from_checkpoint" not in card
+    )  # the command that makes the model
 
 
 def test_a_runs_args_yaml_says_nothing_of_the_call(command, refused, copied_run):
@@ -95,8 +97,8 @@ def test_damaged_states_are_named_on_resume_and_by_students(command, refused, co
     path = copied_run / "states" / "teacher" / "task_001.safetensors"
     damage(path, kind)
     before = files(copied_run)
-    assert f"{path} is damaged" in refused("--output_dir", copied_run, "--resume")
-    student = ["--stages", "student", "--teacher_from", copied_run, "--output_dir", copied_run.parent / "student"]
+    assert f"{path} is damaged" in refused("--output_dir", copied_run, "--resume_from_checkpoint")
+    student = ["--stages", "student", "--teacher_run", copied_run, "--output_dir", copied_run.parent / "student"]
     message = refused(*command, *student)
     assert "task_001.safetensors" in message and "is damaged" in message
     assert files(copied_run) == before and not (copied_run.parent / "student").exists()
@@ -107,15 +109,17 @@ def test_with_no_whole_checkpoint_nothing_is_started_over(refused, copied_run):
         damage(path, "cut")
     before = files(copied_run)
     with pytest.warns(UserWarning, match="damaged"):
-        message = refused("--output_dir", copied_run, "--resume")
-    assert "no checkpoint in" in message and "--overwrite" in message
+        message = refused("--output_dir", copied_run, "--resume_from_checkpoint")
+    assert "no checkpoint in" in message and "--overwrite_output_dir" in message
     assert files(copied_run) == before
 
 
 def test_a_finished_run_without_checkpoints_keeps_its_metrics(refused, copied_run):
     shutil.rmtree(copied_run / "checkpoints")
     before = files(copied_run)
-    assert "is finished, and its checkpoints are gone" in refused("--output_dir", copied_run, "--resume")
+    assert "is finished, and its checkpoints are gone" in refused(
+        "--output_dir", copied_run, "--resume_from_checkpoint"
+    )
     assert files(copied_run) == before
 
 
@@ -131,7 +135,7 @@ def test_results_come_last(train, command, finished_run, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             train(*command, "--output_dir", tmp_path / "run")
     assert (tmp_path / "run" / "accuracy.png").is_file() and not (tmp_path / "run" / "results.json").exists()
-    train("--output_dir", tmp_path / "run", "--resume")
+    train("--output_dir", tmp_path / "run", "--resume_from_checkpoint")
     assert_same_run(finished_run, tmp_path / "run")
     mask = os.umask(0)
     os.umask(mask)
@@ -144,16 +148,26 @@ def test_a_home_folder_is_put_in_everywhere(train, command, tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     config = tmp_path / "mine.yaml"
     config.write_text("output_dir: ~/run\nstages: teacher\nnum_epochs: 1\ndistillation: none\n")
-    train(*command, "--config", "~/mine.yaml", "--prompt_method", "none", "--num_epochs", "0", "--head", "ncm")
+    train(
+        *command,
+        "--config",
+        "~/mine.yaml",
+        "--prompt_method",
+        "none",
+        "--num_train_epochs",
+        "0",
+        "--classifier",
+        "ncm",
+    )
     assert (tmp_path / "run" / "results.json").is_file()
     assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["output_dir"] == str(tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+@pytest.mark.parametrize("how", ["--resume_from_checkpoint", "--overwrite_output_dir"])
 def test_a_run_that_is_under_way_is_left_alone_until_it_is_killed(command, tmp_path, how):
     run = [sys.executable, ROOT / "recipes" / "train.py", *command, "--output_dir", tmp_path / "run"]
-    with subprocess.Popen([*run, "--num_epochs", "500", "--num_workers", "1"]) as process:
+    with subprocess.Popen([*run, "--num_train_epochs", "500", "--dataloader_num_workers", "1"]) as process:
         try:
             while not metrics(tmp_path / "run"):
                 assert process.poll() is None
@@ -163,7 +177,11 @@ def test_a_run_that_is_under_way_is_left_alone_until_it_is_killed(command, tmp_p
         finally:
             process.kill()
     assert not RunLock(tmp_path / "run").is_taken()
-    more = ["--overwrite", "--num_epochs", "1"] if how == "--overwrite" else ["--resume", "--dry_run"]
+    more = (
+        ["--overwrite_output_dir", "--num_train_epochs", "1"]
+        if how == "--overwrite_output_dir"
+        else ["--resume_from_checkpoint", "--dry_run"]
+    )
     assert subprocess.run([*run, *more]).returncode == 0
 
 

@@ -17,5 +17,12 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("--dataset", "--teacher", "--prompt_method", "--distillation", "--learning_rate", "--resume"):
+    for name in (
+        "--dataset",
+        "--teacher",
+        "--prompt_method",
+        "--distillation",
+        "--learning_rate",
+        "--resume_from_checkpoint",
+    ):
         assert name in done.stdout

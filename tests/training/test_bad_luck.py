@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import assert_same_run, metrics_without_times
 
-from cdl_hf.distillation import Supervised
+from cdl_hf.distillation import TrainingObjective
 from cdl_hf.training import checkpointing
 
 
@@ -32,14 +32,14 @@ def stopped(train, capsys):
 
 
 def fail_in_calls(monkeypatch, function, fails) -> None:
-    """Lets the n-th call of `Supervised.forward`, counted from 1, go through `function` if `fails(n, images)`."""
-    forward, calls = Supervised.forward, itertools.count(1)
+    """Lets the n-th call of an objective's `forward`, counted from 1, go through `function` if `fails(n, images)`."""
+    forward, calls = TrainingObjective.forward, itertools.count(1)
 
     def failing(self, pixel_values, labels, **known):
         output = forward(self, pixel_values, labels, **known)
         return function(output) if fails(next(calls), len(pixel_values)) else output
 
-    monkeypatch.setattr(Supervised, "forward", failing)
+    monkeypatch.setattr(TrainingObjective, "forward", failing)
 
 
 def not_finite(output):
@@ -61,7 +61,7 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_step(train, stopped, c
     for told in ("teacher's loss", "task 2/3", "epoch 1, step 2", "learning rate 0.01", "--learning_rate"):
         assert told in message
     assert str(tmp_path / "run" / "checkpoints") in message
-    train(*command, "--output_dir", tmp_path / "run", "--resume")
+    train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint")
     assert metrics_without_times(tmp_path / "run") == metrics_without_times(tmp_path / "whole")
 
 
@@ -75,12 +75,12 @@ def test_student_whose_loss_is_not_finite_takes_back_the_teachers_step(train, st
     assert "student's loss" in message and "task 2/3" in message and "epoch 1, step 2" in message
     saved = checkpointing.load_newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert saved["task"] == 1 and saved["state"]["step"] == 1
-    train(*command, "--output_dir", tmp_path / "run", "--resume")
+    train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_full_disk_stops_the_run_and_keeps_what_it_saved(train, stopped, command, tmp_path, monkeypatch):
-    command = [*command, "--num_epochs", 1]
+    command = [*command, "--num_train_epochs", 1]
     train(*command, "--output_dir", tmp_path / "whole")
     write, written = Path.write_bytes, itertools.count(1)
 
@@ -93,9 +93,9 @@ def test_full_disk_stops_the_run_and_keeps_what_it_saved(train, stopped, command
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fill_up)
         message = stopped(*command, "--output_dir", tmp_path / "run")
-    assert "No space left on device" in message and "--resume" in message
+    assert "No space left on device" in message and "--resume_from_checkpoint" in message
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
-    train(*command, "--output_dir", tmp_path / "run", "--resume")
+    train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -103,10 +103,15 @@ def test_full_memory_is_told_with_the_batch_to_try_next(train, stopped, command,
     command = [*command, "--stages", "teacher", "--output_dir", tmp_path / "run"]
     with monkeypatch.context() as patch:
         fail_in_calls(patch, out_of_memory, lambda call, images: call > 10 and images > 2)
-        message = stopped(*command, "--checkpoint_every", 5)
-        for told in ("task 2/3 teacher", "4 images at a time", "--gradient_accumulation_steps 2", "--auto_batch_size"):
+        message = stopped(*command, "--save_steps", 5)
+        for told in (
+            "task 2/3 teacher",
+            "4 images at a time",
+            "--gradient_accumulation_steps 2",
+            "--auto_find_batch_size",
+        ):
             assert told in message
-        train(*command, "--resume", "--gradient_accumulation_steps", 2)
+        train(*command, "--resume_from_checkpoint", "--gradient_accumulation_steps", 2)
         assert (tmp_path / "run" / "results.json").exists()
     message = stopped_in_evaluation(monkeypatch, stopped, command, tmp_path)
     assert "evaluation after task 1" in message and "--eval_batch_size" in message
@@ -127,12 +132,12 @@ def stopped_in_evaluation(monkeypatch, stopped, command, tmp_path) -> str:
 
 
 def test_auto_batch_size_keeps_the_batch_and_computes_it_in_parts(train, stopped, command, tmp_path, monkeypatch):
-    command = [*command, "--stages", "teacher", "--num_epochs", 1]
+    command = [*command, "--stages", "teacher", "--num_train_epochs", 1]
     train(*command, "--output_dir", tmp_path / "plenty")
-    command += ["--auto_batch_size", "--output_dir", tmp_path / "run"]
+    command += ["--auto_find_batch_size", "--output_dir", tmp_path / "run"]
     train(*command)  # where there is room, trying leaves no trace
     assert metrics_without_times(tmp_path / "run") == metrics_without_times(tmp_path / "plenty")
-    command += ["--overwrite"]
+    command += ["--overwrite_output_dir"]
     with monkeypatch.context() as patch:
         fail_in_calls(patch, out_of_memory, lambda call, images: images > 1)
         train(*command)
@@ -149,22 +154,22 @@ def test_auto_batch_size_keeps_the_batch_and_computes_it_in_parts(train, stopped
 def test_an_image_that_goes_during_the_run_is_named(stopped, command, drawings, tmp_path, monkeypatch):
     images = tmp_path / "drawings"
     shutil.copytree(drawings, images)
-    evaluated = Supervised.eval
+    evaluated = TrainingObjective.eval
 
     def remove(self):  # between the first stage and the second
         (images / "train" / "class_1" / "0.png").unlink(missing_ok=True)
         return evaluated(self)
 
-    monkeypatch.setattr(Supervised, "eval", remove)
+    monkeypatch.setattr(TrainingObjective, "eval", remove)
     message = stopped(*command, "--dataset", images, "--output_dir", tmp_path / "run")
-    assert "class_1/0.png" in message and "--resume" in message
+    assert "class_1/0.png" in message and "--resume_from_checkpoint" in message
 
 
 def test_token_is_in_no_file_and_in_no_message(train, command, tmp_path, monkeypatch, capsys):
     token = "hf_" + "NeverWriteThisToken".ljust(34, "x")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.setenv(name, token)
-    train(*command, "--num_epochs", 1, "--output_dir", tmp_path / "run")
+    train(*command, "--num_train_epochs", 1, "--output_dir", tmp_path / "run")
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [path for path in files if token.encode() in path.read_bytes()]
     printed = capsys.readouterr()

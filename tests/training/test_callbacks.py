@@ -7,10 +7,10 @@ import torch
 from tiny_models import tiny_backbone, tiny_model
 from tiny_runs import drawings
 
-from cdl_hf import ContinualDistillationTrainer, TaskStream, load_source
+from cdl_hf import ContinualDistillationTrainer, TaskStream, load_image_dataset
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import METHODS
-from cdl_hf.training import ShowAccuracy, Stopped, TrainerCallback, TrainingArguments
+from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped
 
 __all__ = ["drawings"]
 
@@ -18,12 +18,12 @@ __all__ = ["drawings"]
 @pytest.fixture
 def make_trainer(drawings, tmp_path):
     def make(*callbacks, class_order="natural", **args):
-        stream = TaskStream(load_source(str(drawings)), num_tasks=3, class_order=class_order)
+        stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3, class_order=class_order)
         torch.manual_seed(0)  # the same weights each time
         backbone = tiny_backbone()
         config = {"tasks": 0, "backbone": backbone, "classes_per_task": stream.classes_per_task}
         student, teacher = (tiny_model("l2p", **config) for _ in range(2))
-        args = TrainingArguments(**{"num_epochs": 1, "batch_size": 4, "output_dir": str(tmp_path / "run"), **args})
+        args = CDLConfig(**{"num_train_epochs": 1, "batch_size": 4, "output_dir": str(tmp_path / "run"), **args})
         processor = image_processor_for({"input_size": (3, 32, 32)})
         method = METHODS["kd"](student, teacher)
         return ContinualDistillationTrainer(stream, method, teacher, processor, args, callbacks=callbacks)
@@ -31,7 +31,7 @@ def make_trainer(drawings, tmp_path):
     return make
 
 
-class Diary(TrainerCallback):
+class Diary(ContinualCallback):
     def __init__(self):
         self.events = []
 
@@ -60,7 +60,7 @@ def test_events_in_order(make_trainer, capsys):
 
 
 def test_a_callback_stops_the_run_which_can_be_resumed(make_trainer):
-    class StopAfterTheSecondTask(TrainerCallback):
+    class StopAfterTheSecondTask(ContinualCallback):
         def on_evaluation(self, trainer, task):
             if task.index == 1:
                 trainer.stop()
@@ -71,7 +71,7 @@ def test_a_callback_stops_the_run_which_can_be_resumed(make_trainer):
         trainer.train()
     assert diary.events == events_of(0) + events_of(1)
     later = Diary()
-    resumed = make_trainer(later, resume=True)
+    resumed = make_trainer(later, resume_from_checkpoint=True)
     resumed.resume()
     resumed.train()
     assert later.events == events_of(2)
@@ -84,7 +84,7 @@ def test_a_trainer_trains_once(make_trainer):
     with pytest.raises(Stopped):
         trainer.train()
     before = {path: path.read_bytes() for path in trainer.folder.path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="has trained already: make a new one, with resume=True"):
+    with pytest.raises(ValueError, match="has trained already: make a new one, with resume_from_checkpoint=True"):
         trainer.train()
     assert before == {path: path.read_bytes() for path in trainer.folder.path.rglob("*") if path.is_file()}
 
@@ -93,15 +93,15 @@ def test_what_cannot_run_overwrites_nothing(make_trainer):
     folder = make_trainer().folder
     folder.write_results({})
     folder.close()
-    with pytest.raises(ValueError, match="teacher_from has no teacher of task 1"):
-        make_trainer(overwrite=True, stages="student", teacher_from=str(folder.path / "nowhere"))
+    with pytest.raises(ValueError, match="teacher_run has no teacher of task 1"):
+        make_trainer(overwrite_output_dir=True, stages="student", teacher_run=str(folder.path / "nowhere"))
     assert folder.is_finished
-    make_trainer(overwrite=True)
+    make_trainer(overwrite_output_dir=True)
     assert not folder.is_finished
 
 
 def test_a_callback_alters_the_next_stage(make_trainer):
-    class LowerRate(TrainerCallback):
+    class LowerRate(ContinualCallback):
         def on_task_end(self, trainer, task):
             trainer.args.learning_rate /= 10
 
@@ -119,10 +119,10 @@ def test_a_resumed_run_goes_on_by_itself_with_its_own_arguments_alone(make_train
         trainer.train()
     with pytest.raises(ValueError, match="is not empty"):
         make_trainer()
-    for changed in ({"learning_rate": 0.5}, {"seed": 7}, {"num_epochs": 3}, {"class_order": "seeded"}):
+    for changed in ({"learning_rate": 0.5}, {"seed": 7}, {"num_train_epochs": 3}, {"class_order": "seeded"}):
         with pytest.raises(ValueError, match="cannot go on"):
-            make_trainer(resume=True, **changed).train()
-    resumed = make_trainer(resume=True)
+            make_trainer(resume_from_checkpoint=True, **changed).train()
+    resumed = make_trainer(resume_from_checkpoint=True)
     resumed.train()
     lines = [json.loads(line) for line in (resumed.folder.path / "metrics.jsonl").read_text().splitlines()]
     stages = [(line["task"], line["stage"]) for line in lines if line["event"] == "epoch"]

@@ -109,7 +109,10 @@ def test_damaged_ones_with_higher_numbers_do_not_push_new_ones_out(tmp_path):
 def test_where_none_is_whole_nothing_is_started_over(tmp_path):
     for number in (10, 12):
         damage(save_checkpoint(tmp_path, number, {}))
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="000000000010.*--overwrite"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="000000000010.*--overwrite_output_dir"),
+    ):
         load_newest_checkpoint(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 

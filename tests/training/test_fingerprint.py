@@ -12,13 +12,12 @@ from datasets import Dataset, Features, Image, Value
 from tiny_models import tiny_model
 
 from cdl_hf.data import image_processor_for
-from cdl_hf.distillation import Supervised
-from cdl_hf.training.arguments import ModelArguments, StreamArguments, TrainingArguments
+from cdl_hf.distillation import TrainingObjective
+from cdl_hf.training.arguments import CDLConfig, ModelArguments, StreamArguments
 from cdl_hf.training.build import build_stream
 from cdl_hf.training.fingerprint import VERSION, compare, fingerprint
-from cdl_hf.training.given_model import check_states
-from cdl_hf.training.task_states import TaskStates, describe, describe_stream
-from cdl_hf.training.versions import code_commit, versions
+from cdl_hf.training.task_checkpoints import TaskCheckpoints, check_states, describe, describe_stream
+from cdl_hf.utils import code_commit, versions
 
 
 def noise(seed: int) -> PIL.Image.Image:
@@ -48,9 +47,9 @@ def found(model):
     def find(dataset: Path, stream=(), models=(), training=()) -> dict:
         stream_args = StreamArguments(str(dataset), num_tasks=2, **dict(stream))
         return fingerprint(
-            (stream_args, ModelArguments(**dict(models)), TrainingArguments(**dict(training))),
+            (stream_args, ModelArguments(**dict(models)), CDLConfig(**dict(training))),
             build_stream(stream_args),
-            {"teacher": Supervised(model)},
+            {"teacher": TrainingObjective(model)},
             image_processor_for({"input_size": (3, 32, 32)}),
             Accelerator(cpu=True),
         )
@@ -162,9 +161,9 @@ def test_a_copied_teacher_is_the_same_and_another_is_not(folder, found, tmp_path
     for name in ("run", "copy"):
         (tmp_path / name / "states" / "teacher").mkdir(parents=True)
         (tmp_path / name / "states" / "teacher" / "task_000.safetensors").write_bytes(b"state")
-    given = {"stages": "student", "teacher_from": str(tmp_path / "run")}
+    given = {"stages": "student", "teacher_run": str(tmp_path / "run")}
     before = found(folder, training=given)
-    assert compare(before, found(folder, training=given | {"teacher_from": f"{tmp_path / 'copy'}/"})) == []
+    assert compare(before, found(folder, training=given | {"teacher_run": f"{tmp_path / 'copy'}/"})) == []
     (tmp_path / "run" / "states" / "teacher" / "task_000.safetensors").write_bytes(b"another")
     with pytest.raises(ValueError, match="states of the teacher was"):
         compare(before, found(folder, training=given))
@@ -172,8 +171,8 @@ def test_a_copied_teacher_is_the_same_and_another_is_not(folder, found, tmp_path
 
 def test_a_teacher_of_other_images_is_refused(folder, model, tmp_path):
     args = StreamArguments(str(folder), num_tasks=2)
-    states = TaskStates(tmp_path / "run", "teacher")
-    about = describe(model, build_stream(args), TrainingArguments(), image_processor_for({}))
+    states = TaskCheckpoints(tmp_path / "run", "teacher")
+    about = describe(model, build_stream(args), CDLConfig(), image_processor_for({}))
     for task in range(2):
         states.save(task, model, [(1, 2)], about)
     assert not check_states(states, describe_stream(build_stream(args)))
@@ -186,8 +185,8 @@ def test_a_teacher_of_other_images_is_refused(folder, model, tmp_path):
 
 def test_a_teacher_that_kept_no_digests_serves_with_a_warning(folder, model, tmp_path):
     stream = build_stream(StreamArguments(str(folder), num_tasks=2))
-    states = TaskStates(tmp_path / "run", "teacher")
-    about = describe(model, stream, TrainingArguments(), image_processor_for({}))
+    states = TaskCheckpoints(tmp_path / "run", "teacher")
+    about = describe(model, stream, CDLConfig(), image_processor_for({}))
     del about["stream"]["images"]
     for task in range(2):
         states.save(task, model, [(1, 2)], about)

@@ -5,8 +5,8 @@ import torch
 from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, tiny_pair
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdl_hf.distillation import Supervised
-from cdl_hf.training.footprint import CPU_ATTENTION, FakeSteps
+from cdl_hf.distillation import TrainingObjective
+from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def fake_steps(prompt_method, method):
     with torch.device("meta"):
         teacher, student = tiny_pair(prompt_method, method)
-    return FakeSteps({"teacher": Supervised(teacher), "student": student}, side=32, device=CPU)
+    return FakeSteps({"teacher": TrainingObjective(teacher), "student": student}, side=32, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def fake_steps(prompt_method, method):
 def test_a_real_step_computes_as_much(prompt_method, method):
     _, student = tiny_pair(prompt_method, method)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        student.train()(images(4), labels_for(student.student, 4))["loss"].backward()
+        student.train()(images(4), labels_for(student.model, 4))["loss"].backward()
     assert fake_steps(prompt_method, method).training(["student"], 4).flops == counter.get_total_flops() > 0
 
 
@@ -51,7 +51,7 @@ def test_memory_grows_by_the_activations_of_an_image():
 def test_half_precision_halves_what_is_kept_for_the_backward_pass():
     with torch.device("meta"):
         teacher, student = tiny_pair("coda_prompt", "kdp")
-    steps = FakeSteps({"teacher": Supervised(teacher), "student": student}, 32, CPU, "bf16")
+    steps = FakeSteps({"teacher": TrainingObjective(teacher), "student": student}, 32, CPU, "bf16")
     full = fake_steps("coda_prompt", "kdp")
     halved, kept = (
         each.training(["teacher"], 48).peak_bytes - each.training(["teacher"], 16).peak_bytes for each in (steps, full)
@@ -65,6 +65,6 @@ def test_the_last_task_takes_no_more_than_the_first():
         with torch.device("meta"):
             teacher, student = tiny_pair("l2p", "kd", tasks)
         peaks.append(
-            FakeSteps({"teacher": Supervised(teacher), "student": student}, 32, CPU).training(["student"], 16)
+            FakeSteps({"teacher": TrainingObjective(teacher), "student": student}, 32, CPU).training(["student"], 16)
         )
     assert peaks[1].peak_bytes == pytest.approx(peaks[0].peak_bytes, rel=0.01)

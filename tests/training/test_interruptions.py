@@ -12,32 +12,33 @@ from tiny_runs import arguments, assert_same_run, run_recipe
 
 from cdl_hf.evaluation.evaluator import Evaluator
 from cdl_hf.models import PromptViTForImageClassification
-from cdl_hf.training import build, interruptions, memory, refit
-from cdl_hf.training.answers import TeacherAnswers
-from cdl_hf.training.interruptions import EX_TEMPFAIL, interruptible
-from cdl_hf.training.signals import StopRequest
+from cdl_hf.training import build, classifier_fitting, interruptions, memory
+from cdl_hf.training.interruptions import EX_TEMPFAIL, StopRequest, interruptible
+from cdl_hf.training.output_cache import TeacherOutputCache
 
 HEADS = {
-    "ranpac": ["--head", "ranpac", "--ranpac_width", "24", "--store_answers", "--auto_batch_size"],
+    "ranpac": ["--classifier", "ranpac", "--ranpac_width", "24", "--cache_teacher_outputs", "--auto_find_batch_size"],
     "aligned": ["--classifier_alignment"],
 }
 # What is called once for each batch of what may last, or once for each trial.
 PLACES = {
-    "storing answers": ("ranpac", TeacherAnswers, "_ask"),
+    "storing answers": ("ranpac", TeacherOutputCache, "_ask"),
     "evaluating": ("ranpac", Evaluator, "_predict"),
     "reading features": ("ranpac", PromptViTForImageClassification, "head_features"),
     "trying batch sizes": ("ranpac", memory, "_fits"),
-    "aligning heads": ("aligned", refit.F, "cross_entropy"),
+    "aligning heads": ("aligned", classifier_fitting.F, "cross_entropy"),
 }
 
 
 @pytest.fixture(scope="module")
 def whole_runs(pair, drawings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    short = [*arguments(pair, drawings), "--num_epochs", "1", "--num_tasks", "2"]
+    short = [*arguments(pair, drawings), "--num_train_epochs", "1", "--num_tasks", "2"]
     short = [word for i, word in enumerate(short) if word != "--num_tasks" and short[i - 1] != "--num_tasks"]
-    short = [word for i, word in enumerate(short) if word != "--num_epochs" and short[i - 1] != "--num_epochs"]
-    short += ["--num_tasks", "2", "--num_epochs", "1", "--eval_batch_size", "3"]
+    short = [
+        word for i, word in enumerate(short) if word != "--num_train_epochs" and short[i - 1] != "--num_train_epochs"
+    ]
+    short += ["--num_tasks", "2", "--num_train_epochs", "1", "--eval_batch_size", "3"]
     commands = {head: [*short, *options] for head, options in HEADS.items()}
     for head, command in commands.items():
         run_recipe("train", *command, "--output_dir", folder / head)
@@ -65,7 +66,7 @@ def test_a_run_stops_within_a_batch_and_goes_on_to_the_same_end(whole_runs, tmp_
             run_recipe("train", *command)
     assert stop.value.code == EX_TEMPFAIL and len(calls) == at
     assert "The run is saved; go on with" in capsys.readouterr().err
-    run_recipe("train", *command, "--resume")
+    run_recipe("train", *command, "--resume_from_checkpoint")
     assert_same_run(whole / head, tmp_path / "run")
 
 
@@ -73,7 +74,7 @@ def test_a_run_stops_within_a_batch_and_goes_on_to_the_same_end(whole_runs, tmp_
 def test_before_the_training_a_signal_ends_the_run_in_a_sentence(
     command, train, tmp_path, monkeypatch, capsys, number
 ):
-    monkeypatch.setattr(build, "load_source", lambda *args, **settings: signal.raise_signal(number))
+    monkeypatch.setattr(build, "load_image_dataset", lambda *args, **settings: signal.raise_signal(number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         train(*command, "--output_dir", tmp_path / "run")
@@ -94,7 +95,7 @@ def test_signals_sent_twice_are_one_and_a_later_ctrl_c_is_another(monkeypatch):
     with StopRequest(type("One", (), {"num_processes": 1})) as request:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # the third asks for no time
             signal.raise_signal(number)
-        assert request.made()
+        assert request.stop_requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -104,7 +105,7 @@ def test_a_ctrl_c_that_the_shell_ignores_for_a_background_job_stays_ignored():
     try:
         with StopRequest(type("One", (), {"num_processes": 1})) as request:
             signal.raise_signal(signal.SIGINT)
-            assert not request.made()
+            assert not request.stop_requested()
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -160,7 +161,13 @@ def test_a_divergence_in_a_classifier_and_its_kinds_are_told_in_a_sentence(whole
     commands, _ = whole_runs
     not_finite = torch.full((), torch.nan)
     kinds = [
-        ("ranpac", TeacherAnswers, "_ask", lambda answers: {n: v * not_finite for n, v in answers.items()}, "answers"),
+        (
+            "ranpac",
+            TeacherOutputCache,
+            "_ask",
+            lambda answers: {n: v * not_finite for n, v in answers.items()},
+            "answers",
+        ),
         ("ranpac", Evaluator, "_predict", lambda columns: columns * 0 - 1, "test images of task 1 are not numbers"),
         (
             "ranpac",
@@ -170,7 +177,7 @@ def test_a_divergence_in_a_classifier_and_its_kinds_are_told_in_a_sentence(whole
             "classifier after task",
         ),
         ("ranpac", PromptViTForImageClassification, "fit_classifier", raising(torch.linalg.LinAlgError), "classifier"),
-        ("ranpac", TeacherAnswers, "_ask", raising(torch.OutOfMemoryError), "--gradient_accumulation_steps"),
+        ("ranpac", TeacherOutputCache, "_ask", raising(torch.OutOfMemoryError), "--gradient_accumulation_steps"),
         ("ranpac", Evaluator, "_predict", raising(MemoryError), "--eval_batch_size"),
         (
             "ranpac",
@@ -218,6 +225,6 @@ def test_weights_that_are_not_finite_after_the_last_step_are_told(command, train
 
     monkeypatch.setattr(torch.optim.Adam, "step", explode)
     with pytest.raises(SystemExit) as stop:
-        train(*command, "--batch_size", "14", "--num_epochs", "1", "--output_dir", tmp_path / "run")
+        train(*command, "--batch_size", "14", "--num_train_epochs", "1", "--output_dir", tmp_path / "run")
     message = capsys.readouterr().err
     assert stop.value.code == 1 and "Stopped: the teacher's weights are not finite after task 1/3 teacher" in message

@@ -199,7 +199,7 @@ def test_what_a_link_leads_to_is_not_removed(run, tmp_path):
 
 def test_a_resumed_run_keeps_the_arguments_as_they_were_given_first(run):
     with begin(run, resume=True) as folder:
-        folder.write_arguments({"command_line": ["--resume"]}, ARGUMENTS + "seed: 1\n")
+        folder.write_arguments({"command_line": ["--resume_from_checkpoint"]}, ARGUMENTS + "seed: 1\n")
         assert folder.given() == {"command_line": []} and "seed" in (run / "args.yaml").read_text()
 
 
@@ -208,8 +208,8 @@ def test_a_damaged_record_of_the_command_is_told_and_replaced(run, record):
     (run / "args_given.json").write_text(record)
     with begin(run, resume=True) as folder:
         with pytest.warns(UserWarning, match="args_given.json is damaged"):
-            folder.write_arguments({"command_line": ["--resume"]}, ARGUMENTS)
-        assert folder.given() == {"command_line": ["--resume"]}
+            folder.write_arguments({"command_line": ["--resume_from_checkpoint"]}, ARGUMENTS)
+        assert folder.given() == {"command_line": ["--resume_from_checkpoint"]}
 
 
 def test_a_lock_that_cannot_be_signed_is_a_lock(run, monkeypatch, another_process):

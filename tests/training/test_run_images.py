@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cdl_hf.data import load_source
+from cdl_hf.cli import parse, to_yaml
+from cdl_hf.data import load_image_dataset
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.build import build_stream
-from cdl_hf.training.parser import parse, to_yaml
 from cdl_hf.training.run_images import NAME, RunImages, own_test_images, run_of, unseen_images
 
 CLASSES = ["class_0", "class_1"]
@@ -71,7 +71,7 @@ def test_lost_test_images_are_counted_and_none_is_refused(run, tmp_path):
 
 def test_of_another_folder_all_that_is_new_is_tested(run, tmp_path):
     save_images(tmp_path / "other", range(5, 15))
-    whole = load_source(str(tmp_path / "other"), test_fraction=None)
+    whole = load_image_dataset(str(tmp_path / "other"), test_fraction=None)
     assert list(whole) == ["test"] and whole.split_list() is None
     trained = RunImages.load(run).digests["train"]
     assert len(trained) == 16
@@ -82,7 +82,7 @@ def test_of_another_folder_all_that_is_new_is_tested(run, tmp_path):
     assert len(view) == 10 + len(contents([own]) & contents([whole["test"]]))
     shutil.rmtree(tmp_path / "other")
     save_images(tmp_path / "other", range(20, 22))
-    view, notes = unseen_images(load_source(str(tmp_path / "other"), test_fraction=None)["test"], "other", run)
+    view, notes = unseen_images(load_image_dataset(str(tmp_path / "other"), test_fraction=None)["test"], "other", run)
     assert len(view) == 4 and not notes
 
 
@@ -91,13 +91,13 @@ def test_a_model_that_was_trained_on_all_of_them_is_not_tested(run, tmp_path):
     for name in (name.removeprefix("- ").strip('"') for name in names):
         (tmp_path / "seen" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tmp_path / "data" / name, tmp_path / "seen" / name)
-    view = load_source(str(tmp_path / "seen"), test_fraction=None)["test"]
+    view = load_image_dataset(str(tmp_path / "seen"), test_fraction=None)["test"]
     with pytest.raises(ValueError, match="trained on all 16 images of seen"):
         unseen_images(view, "seen", run)
 
 
 def test_what_is_not_known_is_said(run, tmp_path):
-    view = load_source(str(tmp_path / "data"), test_fraction=None)["test"]
+    view = load_image_dataset(str(tmp_path / "data"), test_fraction=None)["test"]
     shutil.copytree(run / "student", tmp_path / "elsewhere" / "student")
     assert run_of(tmp_path / "elsewhere" / "student") is None and run_of(run) == run
     same, (note,) = unseen_images(view, "data", None)
@@ -123,7 +123,7 @@ def test_a_bit_in_the_directory_of_the_list_is_damage_too(tmp_path, field, bit):
 
 def test_runs_of_earlier_versions_go_by_their_list(run, tmp_path):
     before, _ = own_test_images(run, CLASSES, skip_unreadable_images=False)
-    view = load_source(str(tmp_path / "data"), test_fraction=None)["test"]
+    view = load_image_dataset(str(tmp_path / "data"), test_fraction=None)["test"]
     (run / NAME).unlink()
     after, (note,) = own_test_images(run, CLASSES, skip_unreadable_images=False)
     assert contents(after) == contents(before) and "no digests" in note

@@ -9,7 +9,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from cdl_hf.training.sharding import shard_transformers
+from cdl_hf.training.distributed import shard_transformers
 
 
 @pytest.fixture

@@ -69,11 +69,11 @@ def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt
 
 
 def test_loaded_models_reach_the_accuracy_of_results(train, command, tmp_path, drawings):
-    from cdl_hf.data import load_source
+    from cdl_hf.data import load_image_dataset
 
     train(*command, "--output_dir", tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    test = load_source(str(drawings))["test"]
+    test = load_image_dataset(str(drawings))["test"]
     for role in ("teacher", "student"):
         model = PromptViTForImageClassification.from_pretrained(tmp_path / "run" / role)
         processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / role)
@@ -95,21 +95,24 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
     [
         ([], (1, 8, 11)),
         (["--classifier_alignment"], (11,)),
-        (["--head", "ranpac", "--ranpac_width", "24"], (11,)),
-        (["--prompt_method", "none", "--distillation", "none", "--head", "ncm", "--num_epochs", "0"], (3,)),
+        (["--classifier", "ranpac", "--ranpac_width", "24"], (11,)),
+        (
+            ["--prompt_method", "none", "--distillation", "none", "--classifier", "ncm", "--num_train_epochs", "0"],
+            (3,),
+        ),
     ],
     ids=["linear", "aligned", "ranpac", "nothing trained"],
 )
 def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint, extra, checkpoints):
     """Checkpoints every 2 steps and after each stage: 1 in a teacher's stage, 8 before an evaluation, 11 in one."""
-    command = [*command, "--checkpoint_every", "2", *extra]
+    command = [*command, "--save_steps", "2", *extra]
     train(*command, "--output_dir", tmp_path / "whole")
     for checkpoint in checkpoints:
         kill_after_checkpoint(checkpoint)
         with pytest.raises(Killed):
-            train(*command, "--output_dir", tmp_path / "killed", "--overwrite")
+            train(*command, "--output_dir", tmp_path / "killed", "--overwrite_output_dir")
         kill_after_checkpoint(0)
-        train(*command, "--output_dir", tmp_path / "killed", "--resume")
+        train(*command, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint")
         assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -128,20 +131,20 @@ def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_pa
     assert stop.value.code == os.EX_TEMPFAIL
     assert not (tmp_path / "stopped" / "results.json").exists()
     monkeypatch.setattr(stage_module, "_show", show)
-    train(*command, "--output_dir", tmp_path / "stopped", "--resume")
+    train(*command, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_tensorboard_shows_a_resumed_run_once(train, command, tmp_path, kill_after_checkpoint):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
-    command = [*command, "--num_epochs", "1", "--report_to", "tensorboard", "--output_dir", tmp_path / "run"]
+    command = [*command, "--num_train_epochs", "1", "--report_to", "tensorboard", "--output_dir", tmp_path / "run"]
     kill_after_checkpoint(4)  # after the first stage of the second task; its student then is not logged yet
     with pytest.raises(Killed):
         train(*command)
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     shutil.rmtree(checkpoints[-1])  # from the end of the first task, then
     kill_after_checkpoint(0)
-    train(*command, "--resume")
+    train(*command, "--resume_from_checkpoint")
     events = accumulator(str(tmp_path / "run" / "logs" / "cdl_hf")).Reload()
     shown = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert shown["teacher/loss"] == [3, 9, 15] and shown["student/loss"] == [6, 12, 18]
@@ -153,15 +156,24 @@ def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_
     train(*command, "--output_dir", tmp_path / "run")
     before = results_without_times(tmp_path / "run")
     with pytest.raises(SystemExit) as stop:
-        train(*command, "--output_dir", tmp_path / "run", "--resume", "--learning_rate", "0.02", "--seed", "3")
+        train(
+            *command,
+            "--output_dir",
+            tmp_path / "run",
+            "--resume_from_checkpoint",
+            "--learning_rate",
+            "0.02",
+            "--seed",
+            "3",
+        )
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert "learning_rate was 0.01, is now 0.02; seed was 0, is now 3" in message and "eval_batch_size" not in message
 
-    further = ("--eval_batch_size", "5", "--checkpoint_every", "7", "--gradient_accumulation_steps", "2")
-    train(*command, "--output_dir", tmp_path / "run", "--resume", *further)
+    further = ("--eval_batch_size", "5", "--save_steps", "7", "--gradient_accumulation_steps", "2")
+    train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", *further)
     told = capsys.readouterr().out
-    assert "no effect on the result: eval_batch_size was 128, is now 5; checkpoint_every was 1000, is now 7." in told
+    assert "no effect on the result: eval_batch_size was 128, is now 5; save_steps was 1000, is now 7." in told
     assert "rounding: gradient_accumulation_steps was 1, is now 2." in told
     after = results_without_times(tmp_path / "run")
     assert before.pop("gradient_accumulation_steps") and after.pop("gradient_accumulation_steps")
@@ -169,15 +181,23 @@ def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_
 
 
 def test_checkpoints_of_another_run_are_refused(train, command, tmp_path, capsys):
-    train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run")
+    train(*command, "--num_train_epochs", "1", "--output_dir", tmp_path / "run")
     train(
-        *command, "--num_epochs", "1", "--stream_seed", "5", "--class_order", "seeded", "--output_dir", tmp_path / "b"
+        *command,
+        "--num_train_epochs",
+        "1",
+        "--stream_seed",
+        "5",
+        "--class_order",
+        "seeded",
+        "--output_dir",
+        tmp_path / "b",
     )
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(tmp_path / "b" / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(SystemExit) as stop:
-        train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run", "--resume")
+        train(*command, "--num_train_epochs", "1", "--output_dir", tmp_path / "run", "--resume_from_checkpoint")
     message = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and "stream_seed was 5, is now 0" in message and "class_names was" in message
     assert all(path.read_bytes() == content for path, content in files.items())
@@ -192,7 +212,7 @@ def test_checkpoints_do_not_grow_with_the_tasks_finished(train, command, tmp_pat
         sizes.append((path / "state.pt").stat().st_size)
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", measure)
-    train(*command, "--num_epochs", "1", "--output_dir", tmp_path / "run")
+    train(*command, "--num_train_epochs", "1", "--output_dir", tmp_path / "run")
     assert len(sizes) == 9 and max(sizes) - min(sizes) < 0.02 * min(sizes)
 
 
@@ -200,7 +220,7 @@ def test_one_teacher_serves_further_students(train, command, tmp_path):
     train(*command, "--distillation", "kd", "--output_dir", tmp_path / "both")
     train(
         *(*command, "--distillation", "kd", "--stages", "student"),
-        *("--teacher_from", tmp_path / "both", "--output_dir", tmp_path / "student"),
+        *("--teacher_run", tmp_path / "both", "--output_dir", tmp_path / "student"),
     )
     one, other = (results_without_times(tmp_path / name) for name in ("both", "student"))
     assert one == other
@@ -259,13 +279,21 @@ def test_validation_images_replace_the_test_images(train, command, tmp_path):
 def test_images_are_resized_as_asked(train, command, tmp_path):
     train(*command, "--dry_run")  # the backbone's own
     train(
-        *command, "--stages", "teacher", "--interpolation", "bilinear", "--num_epochs", "1", "--output_dir", tmp_path
+        *command,
+        "--stages",
+        "teacher",
+        "--interpolation",
+        "bilinear",
+        "--num_train_epochs",
+        "1",
+        "--output_dir",
+        tmp_path,
     )
     assert AutoImageProcessor.from_pretrained(tmp_path / "teacher").resample == 2
 
 
 def test_only_apts_saved_teacher_cannot_be_merged_later(train, command, tmp_path, capsys):
-    given = ("--stages", "student", "--teacher_from", tmp_path, "--teacher_merge", "after_student", "--dry_run")
+    given = ("--stages", "student", "--teacher_run", tmp_path, "--teacher_merge", "after_student", "--dry_run")
     with pytest.raises(SystemExit):
         train(*command, *given, "--prompt_method", "apt")
     assert "take teacher_merge=own_stage" in capsys.readouterr().err
@@ -280,7 +308,7 @@ def test_resume_takes_what_moved_and_refuses_what_changed(train, pair, drawings,
     for path, role in zip(pair, ("teacher", "student"), strict=True):
         shutil.copytree(path, tmp_path / role)
     monkeypatch.chdir(tmp_path)
-    short = ("--stages", "student", "--distillation", "none", "--num_tasks", "2", "--num_epochs", "1")
+    short = ("--stages", "student", "--distillation", "none", "--num_tasks", "2", "--num_train_epochs", "1")
     run = (*short, "--batch_size", "4", "--pool_size", "6", "--output_dir", tmp_path / "run")
     named = ("--dataset", tmp_path / "data", "--teacher", tmp_path / "teacher", "--student", tmp_path / "student")
     train(*named, *run)
@@ -288,14 +316,14 @@ def test_resume_takes_what_moved_and_refuses_what_changed(train, pair, drawings,
     (tmp_path / "data").rename("elsewhere")
     (tmp_path / "student").rename("other_student")
     named = ("--dataset", "elsewhere/", "--teacher", "teacher", "--student", "other_student/")
-    train(*named, *run, "--resume")
+    train(*named, *run, "--resume_from_checkpoint")
     assert "was finished" in capsys.readouterr().out
     one, other = (tmp_path / "elsewhere" / split / "class_3" / "0.png" for split in ("train", "test"))
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
     with pytest.raises(SystemExit) as stop:
-        train(*named, *run, "--resume")
+        train(*named, *run, "--resume_from_checkpoint")
     message = capsys.readouterr().err
     assert stop.value.code == 2 and "the training images of task 2 are others" in message
     assert "the test images of task 2 are others" in message

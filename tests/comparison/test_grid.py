@@ -4,24 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from cdl_hf.training.grid import read_grid
+from cdl_hf.comparison.grid import read_grid
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GRID = """
-arguments: {num_epochs: 2}
+arguments: {num_train_epochs: 2}
 seeds: [0, 5]
 grids:
   one:
     teachers:
       prompts: {l2p: {prompt_method: l2p}, apt: {prompt_method: apt, prompt_blocks: [0, 1]}}
       order: {natural: {}, drawn: {class_order: seeded}}
-    students: {none: {distillation: none}, kd: {distillation: kd, alpha: 0.7}}
+    students: {none: {distillation: none}, kd: {distillation: kd, kd_alpha: 0.7}}
   two:
     teachers:
       prompts: {l2p: {prompt_method: l2p}}
       order: {natural: {}}
-    students: {kd: {distillation: kd, alpha: 0.7}}
-    heads: {ncm: {head: ncm}}
+    students: {kd: {distillation: kd, kd_alpha: 0.7}}
+    heads: {ncm: {classifier: ncm}}
 """
 
 
@@ -50,19 +50,19 @@ def test_command_lines(grid):
     runs = {run.name: run for group in read_grid(grid()).values() for run in group}
     line = " ".join(runs["apt-drawn-teacher-seed5"].command_line(Path("all")))
     assert line == (
-        "--num_epochs 2 --prompt_method apt --prompt_blocks 0 1 --class_order seeded --seed 5 --stages teacher "
-        "--store_answers true"
+        "--num_train_epochs 2 --prompt_method apt --prompt_blocks 0 1 --class_order seeded --seed 5 --stages teacher "
+        "--cache_teacher_outputs true"
     )
     line = " ".join(runs["l2p-natural-kd-seed0"].command_line(Path("all")))
     assert line == (
-        "--num_epochs 2 --prompt_method l2p --distillation kd --alpha 0.7 --seed 0 --stages student "
-        "--teacher_from all/l2p-natural-teacher-seed0"
+        "--num_train_epochs 2 --prompt_method l2p --distillation kd --kd_alpha 0.7 --seed 0 --stages student "
+        "--teacher_run all/l2p-natural-teacher-seed0"
     )
     line = " ".join(runs["l2p-natural-kd-ncm-seed0"].command_line(Path("all")))
-    assert line.endswith("--head ncm --seed 0 --stages student --student_from all/l2p-natural-kd-seed0")
+    assert line.endswith("--classifier ncm --seed 0 --stages student --student_run all/l2p-natural-kd-seed0")
     line = " ".join(runs["l2p-natural-teacher-ncm-seed0"].command_line(Path("all")))
-    assert line.endswith("--head ncm --seed 0 --stages teacher --teacher_from all/l2p-natural-teacher-seed0")
-    assert runs["apt-drawn-kd-seed5"].resolved(Path("all"))["alpha"] == 0.7
+    assert line.endswith("--classifier ncm --seed 0 --stages teacher --teacher_run all/l2p-natural-teacher-seed0")
+    assert runs["apt-drawn-kd-seed5"].resolved(Path("all"))["kd_alpha"] == 0.7
 
 
 def test_values_to_keep(grid):
@@ -82,11 +82,11 @@ def test_values_to_keep(grid):
         ("seeds: [0, 5]", "seed: 0", "unknown entry 'seed'"),
         ("seeds: [0, 5]", "seeds: [a]", "seeds must be a list of whole numbers"),
         ("students: {none: {distillation: none}", "students: {teacher: {distillation: none}", "named teacher"),
-        ("head: ncm", "head: {a: b}", "two, heads, ncm must be arguments"),
-        ("head: ncm", "seed: 3", "sets seed"),
+        ("classifier: ncm", "head: {a: b}", "two, heads, ncm must be arguments"),
+        ("classifier: ncm", "seed: 3", "sets seed"),
         (
-            "kd, alpha: 0.7}}\n    heads",
-            "kd, alpha: 0.5}}\n    heads",
+            "kd, kd_alpha: 0.7}}\n    heads",
+            "kd, kd_alpha: 0.5}}\n    heads",
             "l2p-natural-kd-seed0, with different arguments",
         ),
         ("heads: {ncm", "head: {ncm", "unknown entry 'head'"),

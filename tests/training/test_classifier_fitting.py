@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from cdl_hf.models import PromptViTForImageClassification, load_backbone
-from cdl_hf.training.refit import RANK, SHRINKAGE, ClassifierAlignment
+from cdl_hf.training.classifier_fitting import RANK, SHRINKAGE, ClassifierAlignment
 
 
 def results_of(folder: Path, role: str = "student") -> dict:
@@ -105,13 +105,13 @@ def test_aligned_heads_tell_classes_of_different_tasks_apart(prompt_method):
 
 
 def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_path):
-    from cdl_hf import TaskStream, load_source
-    from cdl_hf.data import Batches, TaskImages, image_processor_for, test_transform
+    from cdl_hf import TaskStream, load_image_dataset
+    from cdl_hf.data import Batches, TaskImages, eval_transform, image_processor_for
 
-    extra = ("--prompt_method", "none", "--distillation", "none", "--head", "ncm", "--num_epochs", "0")
+    extra = ("--prompt_method", "none", "--distillation", "none", "--classifier", "ncm", "--num_train_epochs", "0")
     train(*command, *extra, "--output_dir", tmp_path / "run")
-    stream = TaskStream(load_source(str(drawings)), num_tasks=3)
-    transform = test_transform(
+    stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
+    transform = eval_transform(
         image_processor_for(load_backbone(str(pair[1])).pretrained_cfg | {"input_size": (3, 16, 16)})
     )
     for role, folder in zip(("teacher", "student"), pair, strict=True):
@@ -120,7 +120,7 @@ def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_
             unit, labels = [], []
             for split in ("train", "test"):
                 views = (getattr(task, split) for task in stream)
-                images = [TaskImages(view, stream.label_to_column, transform) for view in views]
+                images = [TaskImages(view, stream.label_to_class_id, transform) for view in views]
                 batches = [next(iter(Batches(torch.utils.data.DataLoader(each, 99), each))) for each in images]
                 features = [backbone.forward_features(batch["pixel_values"])[:, 0] for batch in batches]
                 unit.append(torch.nn.functional.normalize(torch.cat(features), dim=1))
@@ -135,7 +135,7 @@ def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_
 @pytest.mark.parametrize("head", ["ncm", "ranpac"])
 def test_a_computed_head_is_saved_and_changes_no_training(train, command, tmp_path, head):
     train(*command, "--output_dir", tmp_path / "linear")
-    train(*command, "--head", head, "--ranpac_width", "24", "--output_dir", tmp_path / "computed")
+    train(*command, "--classifier", head, "--ranpac_width", "24", "--output_dir", tmp_path / "computed")
     linear, computed = (weights_of(tmp_path / name) for name in ("linear", "computed"))
     assert all(torch.equal(tensor, computed[name]) for name, tensor in linear.items())
     extra = computed.keys() - linear.keys()
@@ -148,12 +148,12 @@ def test_a_computed_head_is_saved_and_changes_no_training(train, command, tmp_pa
     assert torch.allclose(model(torch.zeros(2, 3, 16, 16)).logits, mixed, atol=1e-5)
 
 
-@pytest.mark.parametrize("extra", [["--head", "ranpac", "--ranpac_width", "24"], ["--classifier_alignment"]])
+@pytest.mark.parametrize("extra", [["--classifier", "ranpac", "--ranpac_width", "24"], ["--classifier_alignment"]])
 def test_a_finished_run_gets_another_head(train, command, tmp_path, extra):
     """Without training again, and the same as if it had been trained with it."""
     train(*command, "--output_dir", tmp_path / "linear")
     train(*command, *extra, "--output_dir", tmp_path / "trained")
-    given = ("--stages", "student", "--teacher_from", tmp_path / "linear", "--student_from", tmp_path / "linear")
+    given = ("--stages", "student", "--teacher_run", tmp_path / "linear", "--student_run", tmp_path / "linear")
     train(*command, *extra, *given, "--output_dir", tmp_path / "given")
     for role in ("teacher", "student"):
         assert results_of(tmp_path / "given", role) == results_of(tmp_path / "trained", role)
@@ -163,9 +163,9 @@ def test_a_finished_run_gets_another_head(train, command, tmp_path, extra):
 
 
 def test_a_kept_teacher_is_neither_fitted_nor_evaluated_again(train, command, tmp_path):
-    head = ("--head", "ncm")
+    head = ("--classifier", "ncm")
     train(*command, *head, "--output_dir", tmp_path / "both")
-    given = ("--stages", "student", "--teacher_from", tmp_path / "both")
+    given = ("--stages", "student", "--teacher_run", tmp_path / "both")
     train(*command, *head, *given, "--output_dir", tmp_path / "student")
     for role in ("teacher", "student"):
         assert results_of(tmp_path / "both", role) == results_of(tmp_path / "student", role)
@@ -176,8 +176,6 @@ def test_a_kept_teacher_is_neither_fitted_nor_evaluated_again(train, command, tm
 def test_aligned_heads_cannot_be_taken_back(train, command, tmp_path, capsys):
     train(*command, "--classifier_alignment", "--output_dir", tmp_path / "aligned")
     with pytest.raises(SystemExit) as stop:
-        train(
-            *command, "--stages", "student", "--teacher_from", tmp_path / "aligned", "--output_dir", tmp_path / "new"
-        )
+        train(*command, "--stages", "student", "--teacher_run", tmp_path / "aligned", "--output_dir", tmp_path / "new")
     assert stop.value.code == 2
     assert "are aligned" in capsys.readouterr().err

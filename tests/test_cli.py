@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from cdl_hf.training.parser import ParsedArguments, parse, refuse, to_dict, to_yaml
+from cdl_hf.cli import ParsedArguments, cli_error, parse, to_dict, to_yaml
 
 
 @dataclass
@@ -283,14 +283,14 @@ def test_required_argument(tmp_path, capsys):
 def test_one_message_a_node(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit) as stop:
-        refuse("anything")
+        cli_error("anything")
     assert stop.value.code == 2
     assert capsys.readouterr().err == ""
 
 
 def test_a_list_stays_a_list(capsys):
     with pytest.raises(SystemExit):
-        refuse("2 images cannot be read:\n  a.png: empty;\n  b.png: truncated.")
+        cli_error("2 images cannot be read:\n  a.png: empty;\n  b.png: truncated.")
     assert capsys.readouterr().err.splitlines()[1:] == ["  a.png: empty;", "  b.png: truncated."]
 
 
@@ -410,7 +410,7 @@ def test_unusable_annotation_is_the_programmers_mistake():
 
 
 def test_imports_nothing_heavy():
-    origin = importlib.util.find_spec("cdl_hf.training.parser").origin
+    origin = importlib.util.find_spec("cdl_hf.cli").origin
     script = (
         f"import runpy, sys; runpy.run_path({origin!r});"
         "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'accelerate', 'numpy'})"

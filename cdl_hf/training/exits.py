@@ -10,16 +10,15 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from .interruptions import EX_TEMPFAIL
-from .memory import NotEnoughMemory, is_memory_shortage
-from .parser import PATIENCE
+from ..cli import PATIENCE
+from .interruptions import EX_TEMPFAIL, Stopped
+from .memory import OutOfMemory, is_oom
 from .run_folder import RunFolder
-from .signals import Stopped
 from .stage import StageError
 
 
 @contextmanager
-def ended_plainly(folder: RunFolder | None, accelerator: Accelerator) -> Iterator[None]:
+def exit_on_failure(folder: RunFolder | None, accelerator: Accelerator) -> Iterator[None]:
     """Ends the process where what stopped the run is no fault of the program: with code 75 on a signal, else 1.
 
     Args:
@@ -28,47 +27,47 @@ def ended_plainly(folder: RunFolder | None, accelerator: Accelerator) -> Iterato
     try:
         yield
     except Stopped:
-        _leave_together(accelerator, f"Told to stop. The run is saved; {_again(folder)}.", EX_TEMPFAIL)
+        _exit_all_ranks(accelerator, f"Told to stop. The run is saved; {_again(folder)}.", EX_TEMPFAIL)
     except KeyboardInterrupt:  # before the training, after it, or a second Ctrl-C
         _leave(f"Told to stop; {_again(folder)}.", EX_TEMPFAIL)
     except (StageError, FloatingPointError, torch.linalg.LinAlgError) as error:
         saved = f"What was learnt before that step is in {folder.checkpoints}"
-        _leave_together(
+        _exit_all_ranks(
             accelerator, f"Stopped: {_first_line(error)}. {saved}; start another run with a lower --learning_rate."
         )
-    except NotEnoughMemory as error:
+    except OutOfMemory as error:
         _leave(f"Stopped: {error}. Then {_again(folder)}.")
     except (OSError, SafetensorError) as error:  # a full disk, a file that is gone
         reason = str(error).strip().splitlines()[-1]  # a loader process sends its traceback along
         _leave(f"Stopped: {reason}. What was saved before is whole; when this is mended, {_again(folder)}.")
     except (RuntimeError, MemoryError) as error:
-        if is_memory_shortage(error):
+        if is_oom(error):
             _leave(f"Stopped: there is not enough memory ({_first_line(error)}). When there is, {_again(folder)}.")
         if _tells_of_a_lost_loader(error):
             _leave(
                 "Stopped: a process that reads images was killed, as happens where memory is short: take fewer "
-                f"--num_workers. Then {_again(folder)}."
+                f"--dataloader_num_workers. Then {_again(folder)}."
             )
-        if not _tells_of_a_lost_process(error):
+        if not _is_peer_failure(error):
             raise
         told = f"Stopped: another process of this run has ended, and says why. Then {_again(folder)}."
         if accelerator.process_index == 1:  # the main process may be the one that has ended
             _leave(told)
-        _leave_together(accelerator, told)
+        _exit_all_ranks(accelerator, told)
 
 
 def _again(folder: RunFolder | None) -> str:
     """What to do next."""
     if folder is None:
         return "start it again with the same command"
-    return f"go on with --output_dir {shlex.quote(str(folder.path))} --resume"
+    return f"go on with --output_dir {shlex.quote(str(folder.path))} --resume_from_checkpoint"
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
 
 
-def _leave_together(accelerator: Accelerator, message: str, code: int = 1) -> None:
+def _exit_all_ranks(accelerator: Accelerator, message: str, code: int = 1) -> None:
     """Ends this process as all others end; one of them tells why."""
     if not accelerator.is_main_process:
         time.sleep(PATIENCE)  # a launcher kills all when the first one ends: the one that tells must be it
@@ -86,7 +85,7 @@ def _tells_of_a_lost_loader(error: Exception) -> bool:
     return "DataLoader worker (pid" in str(error)
 
 
-def _tells_of_a_lost_process(error: Exception) -> bool:
+def _is_peer_failure(error: Exception) -> bool:
     """NCCL has an error of its own for it, gloo only texts."""
     texts = ("Connection closed by peer", "Connection reset by peer")
     return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in texts)

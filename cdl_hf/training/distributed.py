@@ -1,24 +1,42 @@
-"""The Accelerator of a run, and its trackers."""
+"""Accelerator and processes: trackers, errors and counts that all ranks share, frozen weights in shards (FSDP2).
+
+With shards, a block of a frozen transformer gathers its weights when it runs, and frees them after it. What is trained
+is small: every process holds it whole, and DistributedDataParallel keeps it the same, as without shards.
+"""
 
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env, patch_environment
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    gather_object,
+    model_has_dtensor,
+    parse_flag_from_env,
+    patch_environment,
+)
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, share_comm_ctx
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..utils import num_cores
-from . import sharding
-from .arguments import TrainingArguments
+from .arguments import CDLConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
+def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
     """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
 
     On a CPU each process takes its share of the cores: launchers leave it one thread.
@@ -31,9 +49,9 @@ def build_accelerator(args: TrainingArguments, folder: Path) -> Accelerator:
         raise ValueError(f"report_to={args.report_to} needs a package that is missing: pip install {args.report_to}")
     if args.report_to == "wandb":
         _check_wandb()
-    if sharding.is_asked_for():
-        sharding.check_options(args.auto_batch_size)
-    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is learnt is not sharded, see sharding.py
+    if uses_fsdp():
+        check_fsdp_options(args.auto_find_batch_size)
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is learnt is not sharded, see `shard_transformers`
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
@@ -125,7 +143,7 @@ def lacks_bf16() -> bool:
     return not words & {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, the latter of ARM
 
 
-def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: dict[str, Any], steps: int) -> None:
+def start_trackers(accelerator: Accelerator, args: CDLConfig, config: dict[str, Any], steps: int) -> None:
     """Starts the tracker that `report_to` names, with the arguments as its configuration; its files are in `logs/`.
 
     Args:
@@ -137,3 +155,100 @@ def start_trackers(accelerator: Accelerator, args: TrainingArguments, config: di
         logs.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere if it is not there
         how = {"tensorboard": {"purge_step": steps + 1}, "wandb": {"dir": str(logs)}}
         accelerator.init_trackers("cdl_hf", config=plain, init_kwargs=how)
+
+
+@contextmanager
+def raise_on_all_ranks() -> Iterator[None]:
+    """A user's mistake that any process meets within is raised by all of them after it.
+
+    Without it the others would wait for the one that has stopped. Processes must not wait for each other within.
+
+    Raises:
+        ValueError: The first process's that met one.
+    """
+    mistake = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        mistake = str(error)
+    for found in gather_object([mistake]):
+        if found is not None:
+            raise ValueError(found)
+
+
+class AsyncReduce:
+    """A sum over all processes. Only reading it waits, and for no more than the device was given before it was asked.
+
+    A sum asked for between two passes is there while the device is busy with the second, which need not stop for it.
+
+    Args:
+        value: A scalar on the accelerator's device, from each process.
+    """
+
+    def __init__(self, accelerator: Accelerator, value: Tensor):
+        self._count = accelerator.reduce(value).to("cpu", non_blocking=True)
+        self._there = None
+        if accelerator.device.type != "cpu":
+            self._there = torch.Event(accelerator.device)
+            self._there.record()
+
+    def __int__(self) -> int:
+        if self._there is not None:
+            self._there.synchronize()
+        return int(self._count)
+
+
+def uses_fsdp() -> bool:
+    """Whether the launcher's configuration is one of FSDP."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def check_fsdp_options(auto_find_batch_size: bool) -> None:
+    """Refuses what does not go with shards of frozen weights.
+
+    Raises:
+        ValueError: The launcher's configuration, or the run, asks for it.
+    """
+    plugin = FullyShardedDataParallelPlugin()  # reads what the launcher has set
+    ours = "as in accelerate_configs/fsdp.yaml"
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"FSDP 1 is not supported: set fsdp_version to 2, {ours}")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError(f"fsdp_offload_params is not supported: set it to false, {ours}")
+    if auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size does not go with FSDP: a process that finds no room would leave the others "
+            "waiting for its shards; set gradient_accumulation_steps by hand"
+        )
+
+
+def shard_transformers(module: nn.Module, accelerator: Accelerator) -> None:
+    """Leaves each process its share of the frozen transformers of `module`, block by block, on its device."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    reshard = FullyShardedDataParallelPlugin().reshard_after_forward
+    for child in list(module.modules()):
+        if isinstance(child, VisionTransformer):
+            blocks = [fully_shard(block, mesh=mesh, reshard_after_forward=reshard) for block in child.blocks]
+            share_comm_ctx(blocks)
+            for block in blocks:  # their memory must not come from an inference mode that is the first to need it
+                block.unshard()
+                block.reshard()
+
+
+def prepare_module(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """As `Accelerator.prepare`, which would refuse a module with shards: they need no gradients, nor DDP."""
+    if not model_has_dtensor(module):
+        return accelerator.prepare(module)
+    shards = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shards)
+    module = accelerator.prepare_model(module, evaluation_mode=True)  # mixed precision alone
+    return DistributedDataParallel(module, **accelerator.ddp_handler.to_kwargs())
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """The state of `module` with its transformers whole, on the main process's CPU; to be asked by all together."""
+    if not model_has_dtensor(module):
+        return module.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # takes half a second
+
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

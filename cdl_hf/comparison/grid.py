@@ -1,6 +1,6 @@
 """Which runs of recipes/train.py a comparison is made of, from a YAML file of axes.
 
-    arguments: {num_epochs: 4}                       # of every run
+    arguments: {num_train_epochs: 4}                       # of every run
     seeds: [0, 1, 2]
     grids:
       distillation:                                  # a name for the reader
@@ -22,15 +22,24 @@ from typing import Any
 
 import yaml
 
-from .arguments import RUN
-from .parser import parse, to_dict
+from ..cli import parse, to_dict
+from ..training.arguments import RUN
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, HEADS = "students", "heads"  # axes that teachers do not depend on
 _KEYS = {"arguments", "seeds", "grids"}
 _GRID_KEYS = {"teachers", "students", "heads"}
 # What the plan itself says of a run
-_PLANNED = {"seed", "stages", "teacher_from", "student_from", "store_answers", "output_dir", "overwrite", "resume"}
+_PLANNED = {
+    "seed",
+    "stages",
+    "teacher_run",
+    "student_run",
+    "cache_teacher_outputs",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+}
 
 Values = dict[str, str | list[str]]
 
@@ -66,9 +75,9 @@ class PlannedRun:
         """
         values = {**self.arguments, "seed": str(self.seed), "stages": self.role}
         if self.source is None:
-            values["store_answers"] = "true"
+            values["cache_teacher_outputs"] = "true"
         else:
-            values[f"{self.source.role}_from"] = str(runs / self.source.name)
+            values[f"{self.source.role}_run"] = str(runs / self.source.name)
         return [token for name, value in values.items() for token in (f"--{name}", *_listed(value))]
 
     def resolved(self, runs: Path) -> dict[str, Any]:
@@ -172,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
         named |= {f"{title}, {name}": grid[name] for name in (STUDENTS, HEADS) if name in grid}
         for name, axis in named.items():
             if not isinstance(axis, dict) or not axis:
-                raise ValueError(f"{path}: {name} must be values with their arguments, as in a: {{alpha: 0.5}}")
+                raise ValueError(f"{path}: {name} must be values with their arguments, as in a: {{kd_alpha: 0.5}}")
             for value, arguments in axis.items():
                 _check_values(arguments, path, f"{name}, {value}")
         if strange := sorted(grid["teachers"].keys() & {"seeds", STUDENTS, HEADS}):
@@ -196,6 +205,6 @@ def _check_values(arguments: Any, path: Path, place: str) -> None:
         isinstance(value, str) or isinstance(value, list) and all(isinstance(each, str) for each in value)
         for value in arguments.values()
     ):
-        raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{alpha: 0.5}}")
+        raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{kd_alpha: 0.5}}")
     if planned := sorted(arguments.keys() & _PLANNED):
         raise ValueError(f"{path}: {place} sets {planned[0]}, which follows from the grid itself")

@@ -5,7 +5,8 @@
 Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
 each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a list. Its metadata hold
 "help" and, where they apply, "choices", "min" and "max" (both inclusive). With "positional" its value may come without
-its name, before all arguments with one; a list, the last, takes the rest.
+its name, before all arguments with one; a list, the last, takes the rest. "aliases" are earlier names, which are
+still read on the command line and in files.
 What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
 
 Only the standard library and yaml are imported, so that `--help` answers at once.
@@ -89,7 +90,7 @@ def parse(
     if record is not None and (path := record(values)) is not None:
         earlier = _read_yaml(path, arguments, header="")
         if not any(f.name in earlier for f in fields(argument_classes[-1])):
-            refuse(f"{path} is empty or cut off: put back a copy of it, or delete it and give all arguments")
+            cli_error(f"{path} is empty or cut off: put back a copy of it, or delete it and give all arguments")
         values = {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
 
     instances = []
@@ -98,11 +99,11 @@ def parse(
         for name in names:
             if name not in values and arguments[name].default is MISSING:
                 option = name if arguments[name].positional else f"--{name}"
-                refuse(f"{option} is required: {arguments[name].help}.")
+                cli_error(f"{option} is required: {arguments[name].help}.")
         try:
             instances.append(argument_class(**{name: values[name] for name in names if name in values}))
         except ValueError as error:
-            refuse(f"{_one_line(error)}{_origins(str(error), arguments, earlier | written | typed, values)}")
+            cli_error(f"{_one_line(error)}{_origins(str(error), arguments, earlier | written | typed, values)}")
     config = {name: entry.raw for name, entry in written.items()} if config_file is not None else None
     return ParsedArguments(tuple(instances), command_line, config_file, config)
 
@@ -123,7 +124,7 @@ def to_yaml(instances: Iterable[Any]) -> str:
     return "\n".join(map(section, instances))
 
 
-def refuse(message: str) -> NoReturn:
+def cli_error(message: str) -> NoReturn:
     """Ends the process as every mistake of the user's does: a message on stderr, exit code 2, no traceback.
 
     The message is one line, unless it has lines of its own, such as a list of files.
@@ -150,6 +151,7 @@ class _Argument:
     max: float | None = None
     positional: bool = False
     of_call: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def is_switch(self) -> bool:
@@ -189,6 +191,17 @@ def _collect(argument_classes: tuple[type, ...]) -> dict[str, _Argument]:
     return arguments
 
 
+def _present_name(name: str, arguments: dict[str, _Argument]) -> str:
+    """The argument's name now, where `name` is an earlier one or its `no_` form; else `name`."""
+    bare = name.removeprefix("no_")
+    for present, argument in arguments.items():
+        if name in argument.aliases:
+            return present
+        if bare in argument.aliases:
+            return f"no_{present}"
+    return name
+
+
 def _take_apart(hint: Any) -> tuple[type, bool, bool, bool, tuple[Any, ...] | None]:
     """An annotation as (type of a single value, may it be a list, a single value, None; choices)."""
     hints = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
@@ -215,6 +228,7 @@ def _read_command_line(
     for token in command_line[first_named:]:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
+            name = _present_name(name, arguments)
             given.append((name, [value] if equals else []))
         else:
             given[-1][1].append(token)
@@ -224,24 +238,24 @@ def _read_command_line(
         opposite = name.removeprefix("no_")
         if name == "config":
             if len(values) != 1 or not values[0]:
-                refuse("--config needs the path of one YAML file.")
+                cli_error("--config needs the path of one YAML file.")
             config_file = values[0]
         elif name in arguments:
             argument = arguments[name]
             values = values or ["true"] * argument.is_switch
             if not values:
-                refuse(f"--{name} needs a value: {argument.help}.")
+                cli_error(f"--{name} needs a value: {argument.help}.")
             if len(values) > 1 and not argument.is_list:
-                refuse(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}.")
+                cli_error(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}.")
             is_list = argument.is_list and not (argument.is_single and len(values) == 1)
             entries[name] = _Entry(name, values if is_list else values[0])
         elif opposite != name and opposite in arguments and arguments[opposite].is_switch:
             if values:
-                refuse(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone.")
+                cli_error(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone.")
             entries[opposite] = _Entry(opposite, "false")
         else:
             nearest = _nearest(name, (*arguments, "config"), prefix="--")
-            refuse(f"unknown argument --{name}.{nearest} --help lists all arguments.")
+            cli_error(f"unknown argument --{name}.{nearest} --help lists all arguments.")
     return config_file, entries
 
 
@@ -254,7 +268,7 @@ def _by_position(values: list[str], arguments: dict[str, _Argument]) -> list[tup
             given.append((name, rest[:taken]))
             rest = rest[taken:]
     if rest:
-        refuse(f"{rest[0]!r} is not an argument: write --name value. --help lists all arguments.")
+        cli_error(f"{rest[0]!r} is not an argument: write --name value. --help lists all arguments.")
     return given
 
 
@@ -271,28 +285,28 @@ def _read_yaml(path: str, arguments: dict[str, _Argument], header: str) -> dict[
             file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
-        refuse(f"{told}: cannot read this file ({error.strerror}).")
+        cli_error(f"{told}: cannot read this file ({error.strerror}).")
     except UnicodeDecodeError:
-        refuse(f"{told}: this file is not a text in UTF-8.")
+        cli_error(f"{told}: this file is not a text in UTF-8.")
     except yaml.YAMLError as error:
-        refuse(f"{told}: this file is not valid YAML ({_one_line(error)}).")
+        cli_error(f"{told}: this file is not valid YAML ({_one_line(error)}).")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        refuse(f"{told}: this file must consist of lines 'name: value'.")
+        cli_error(f"{told}: this file must consist of lines 'name: value'.")
 
     entries: dict[str, _Entry] = {}
     for key, node in root.value:
-        name, place = str(key.value), f"{path}, line {key.start_mark.line + 1}"
+        name, place = _present_name(str(key.value), arguments), f"{path}, line {key.start_mark.line + 1}"
         if name == "config":
-            refuse(f"config ({place}): a YAML file cannot name another one; give --config on the command line.")
+            cli_error(f"config ({place}): a YAML file cannot name another one; give --config on the command line.")
         if name not in arguments:
-            refuse(f"unknown key {name!r} ({place}).{_nearest(name, arguments)} --help lists all arguments.")
+            cli_error(f"unknown key {name!r} ({place}).{_nearest(name, arguments)} --help lists all arguments.")
         if name in entries:
-            refuse(f"{name} is set twice ({entries[name].place} and {place}): keep one of them.")
+            cli_error(f"{name} is set twice ({entries[name].place} and {place}): keep one of them.")
         values = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(value, yaml.ScalarNode) for value in values):
-            refuse(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it.")
+            cli_error(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it.")
         raw = [value.value for value in values]
         if not (is_record and arguments[name].of_call):
             entries[name] = _Entry(name, raw if isinstance(node, yaml.SequenceNode) else raw[0], place)
@@ -310,7 +324,7 @@ def _convert(entry: _Entry, argument: _Argument) -> Any:
             raise ValueError(f"must be {wanted}, but is {raw!r}.")
         return [_convert_one(text, argument) for text in raw] if isinstance(raw, list) else _convert_one(raw, argument)
     except ValueError as error:
-        refuse(f"{entry.label} {error}")
+        cli_error(f"{entry.label} {error}")
 
 
 def _means_none(raw: str | list[str], argument: _Argument) -> bool:

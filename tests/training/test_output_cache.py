@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import cdl_hf.training.answers as answers_module
+import cdl_hf.training.output_cache as answers_module
 import cdl_hf.training.trainer as trainer_module
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
-from cdl_hf.training import report
-from cdl_hf.training.answers import QueryStore, TeacherAnswers
-from cdl_hf.training.ending import ended_plainly
+from cdl_hf.training import results
+from cdl_hf.training.exits import exit_on_failure
+from cdl_hf.training.output_cache import QueryCache, TeacherOutputCache
 from cdl_hf.training.run_folder import RunFolder
 from cdl_hf.utils import atomic_write
 
@@ -36,7 +36,7 @@ def asked(monkeypatch) -> dict[str, int]:
 
     monkeypatch.setattr(PromptViTForImageClassification, "query", counted_query)
     monkeypatch.setattr(KD, "_teach", counted_teach)
-    monkeypatch.setattr(report, "latency", lambda model, image: 0.0)  # asks, too
+    monkeypatch.setattr(results, "latency", lambda model, image: 0.0)  # asks, too
     return calls
 
 
@@ -80,9 +80,9 @@ def test_stored_answers_spare_a_student_its_teacher(
 ):
     command = [*command, "--prompt_method", prompt_method, "--distillation", distillation]
     train(*command, "--output_dir", tmp_path / "both")
-    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
+    train(*command, "--stages", "teacher", "--cache_teacher_outputs", "--output_dir", tmp_path / "teacher")
     asked.update(query=0, teacher=0)
-    arguments = ("--stages", "student", "--teacher_from", tmp_path / "teacher")
+    arguments = ("--stages", "student", "--teacher_run", tmp_path / "teacher")
     train(*command, *arguments, "--output_dir", tmp_path / "student")
     of_the_tests = 0 if prompt_method == "apt" else 3
     assert asked == {"query": of_the_tests, "teacher": teaching}
@@ -92,14 +92,14 @@ def test_stored_answers_spare_a_student_its_teacher(
 def test_stored_answers_serve_their_own_run_too(train, command, tmp_path, asked):
     train(*command, "--output_dir", tmp_path / "asking")
     asked["teacher"] = 0
-    train(*command, "--store_answers", "--output_dir", tmp_path / "stored")
+    train(*command, "--cache_teacher_outputs", "--output_dir", tmp_path / "stored")
     assert asked["teacher"] == 0
     assert_same_student(tmp_path / "asking", tmp_path / "stored")
 
 
 def test_answers_to_other_images_are_not_taken(train, command, tmp_path, asked):
-    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
-    arguments = ("--stages", "student", "--teacher_from", tmp_path / "teacher", "--seed", "1")
+    train(*command, "--stages", "teacher", "--cache_teacher_outputs", "--output_dir", tmp_path / "teacher")
+    arguments = ("--stages", "student", "--teacher_run", tmp_path / "teacher", "--seed", "1")
     train(*command, *arguments, "--output_dir", tmp_path / "student")
     assert asked["teacher"] == 3 * 2 * 3
 
@@ -118,7 +118,7 @@ def test_another_teacher_is_refused(train, command, pair, tmp_path, capsys, chan
     change = [str(pair[0]) if word == "TEACHER" else word for word in change]
     with pytest.raises(SystemExit) as stop:
         train(
-            *(*command, "--stages", "student", "--teacher_from", tmp_path / "teacher"),
+            *(*command, "--stages", "student", "--teacher_run", tmp_path / "teacher"),
             *(*change, "--output_dir", tmp_path / "student"),
         )
     assert stop.value.code == 2
@@ -128,12 +128,19 @@ def test_another_teacher_is_refused(train, command, pair, tmp_path, capsys, chan
 def test_a_student_with_another_batch_size_finds_an_answer_for_every_image(train, command, tmp_path, asked):
     """14 images a task: batches of 8 leave out 6 of them, batches of 4 only 2, and others."""
     train(
-        *command, "--batch_size", "8", "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher"
+        *command,
+        "--batch_size",
+        "8",
+        "--stages",
+        "teacher",
+        "--cache_teacher_outputs",
+        "--output_dir",
+        tmp_path / "teacher",
     )
     for file in (tmp_path / "teacher" / "states" / "teacher").glob("*.npy"):
         rows = np.load(file)
         assert rows.shape[:2] == (2, 14) and np.isfinite(rows).all() and rows.any(2).all()
-    student = (*command, "--stages", "student", "--teacher_from", tmp_path / "teacher", "--output_dir")
+    student = (*command, "--stages", "student", "--teacher_run", tmp_path / "teacher", "--output_dir")
     asked.update(query=0, teacher=0)
     train(*student, tmp_path / "stored")
     assert asked == {"query": 3, "teacher": 0}
@@ -146,7 +153,7 @@ def test_a_student_with_another_batch_size_finds_an_answer_for_every_image(train
 
 def test_answers_that_an_earlier_version_left_out_are_computed_again(train, command, tmp_path, asked):
     train(*command, "--output_dir", tmp_path / "both")
-    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
+    train(*command, "--stages", "teacher", "--cache_teacher_outputs", "--output_dir", tmp_path / "teacher")
     for name in ("query", "teacher_logits"):
         file = tmp_path / "teacher" / "states" / "teacher" / f"task_001.{name}.npy"
         answers = np.load(file)
@@ -154,7 +161,7 @@ def test_answers_that_an_earlier_version_left_out_are_computed_again(train, comm
         np.save(file, answers)
         file.with_name(f"{file.name}.sha256").unlink()  # which that version did not write
     asked.update(query=0, teacher=0)
-    arguments = ("--stages", "student", "--teacher_from", tmp_path / "teacher")
+    arguments = ("--stages", "student", "--teacher_run", tmp_path / "teacher")
     with pytest.warns(UserWarning, match="lacks the answers to some images in 1 of 2 epochs"):
         train(*command, *arguments, "--output_dir", tmp_path / "student")
     assert asked == {"query": 3 + 3, "teacher": 3}  # one epoch of three steps
@@ -173,7 +180,7 @@ def test_answers_that_an_earlier_version_left_out_are_computed_again(train, comm
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, content, message):
-    answers = TeacherAnswers(tmp_path / "task_000")
+    answers = TeacherOutputCache(tmp_path / "task_000")
     file = answers.files["query"]
     np.save(file, content if isinstance(content, np.ndarray) else np.ones((2, 14, 3), np.float32))
     whole = file.read_bytes()
@@ -185,12 +192,12 @@ def test_files_that_do_not_fit_are_refused(tmp_path, content, message):
 
 
 def test_damaged_answers_are_refused_before_anything_is_trained(train, command, tmp_path, capsys):
-    train(*command, "--stages", "teacher", "--store_answers", "--output_dir", tmp_path / "teacher")
+    train(*command, "--stages", "teacher", "--cache_teacher_outputs", "--output_dir", tmp_path / "teacher")
     file = tmp_path / "teacher" / "states" / "teacher" / "task_002.query.npy"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(SystemExit) as stop:
         train(
-            *(*command, "--stages", "student", "--teacher_from", tmp_path / "teacher"),
+            *(*command, "--stages", "student", "--teacher_run", tmp_path / "teacher"),
             *("--output_dir", tmp_path / "student"),
         )
     assert stop.value.code == 2 and f"{file} is damaged" in capsys.readouterr().err
@@ -199,7 +206,7 @@ def test_damaged_answers_are_refused_before_anything_is_trained(train, command, 
 
 @pytest.mark.parametrize("left", [0, 40, -4])
 def test_damaged_answers_of_ones_own_end_a_resumed_run_in_a_sentence(tmp_path, capsys, left):
-    answers = TeacherAnswers(tmp_path / "task_000")
+    answers = TeacherOutputCache(tmp_path / "task_000")
     with atomic_write(answers.files["query"], checksum=True) as file:
         np.save(file, np.ones((1, 4, 3), np.float32))
     file = answers.files["query"]
@@ -207,7 +214,7 @@ def test_damaged_answers_of_ones_own_end_a_resumed_run_in_a_sentence(tmp_path, c
     for checksum in (True, False):  # such as an earlier version's
         if not checksum:
             file.with_name(f"{file.name}.sha256").unlink()
-        with pytest.raises(SystemExit) as stop, ended_plainly(RunFolder(tmp_path), None):
+        with pytest.raises(SystemExit) as stop, exit_on_failure(RunFolder(tmp_path), None):
             answers.read(1, 4)
         message = capsys.readouterr().err
         assert stop.value.code == 1 and f"Stopped: {file} is damaged: " in message
@@ -215,16 +222,16 @@ def test_damaged_answers_of_ones_own_end_a_resumed_run_in_a_sentence(tmp_path, c
 
 
 def test_queries_of_images_that_another_process_had_are_not_known():
-    store = QueryStore(num_images=4)
+    store = QueryCache(num_images=4)
     store.add(0, torch.tensor([0, 2]), torch.ones(2, 3))
     (rows,) = store.epochs
     assert np.isnan(rows[[1, 3]]).all() and (rows[[0, 2]] == 1).all()
 
 
 def test_queries_of_another_division_are_computed_again(train, command, tmp_path, asked, monkeypatch):
-    """As --auto_batch_size may find 2 parts for the teacher and 1 for the student."""
+    """As --auto_find_batch_size may find 2 parts for the teacher and 1 for the student."""
     parts = itertools.cycle([2, 1])
-    monkeypatch.setattr(trainer_module, "parts_that_fit", lambda *_: next(parts))
-    train(*command, "--auto_batch_size", "--distillation", "kd", "--output_dir", tmp_path / "run")
+    monkeypatch.setattr(trainer_module, "find_accumulation_steps", lambda *_: next(parts))
+    train(*command, "--auto_find_batch_size", "--distillation", "kd", "--output_dir", tmp_path / "run")
     steps = 3 * 2 * 3  # tasks, epochs, steps
     assert asked["query"] == 2 * steps + steps + 3

@@ -5,16 +5,16 @@ from typing import Any
 import torch
 
 from ..evaluation.speed import latency
+from ..utils import versions
 from .build import Learners
 from .trainer import ContinualDistillationTrainer
-from .versions import versions
 
 
 def describe_models(learners: Learners) -> str:
     """Which backbones learn, how large they are, what is trained and how images come in."""
     lines = []
     for role, backbone in learners.backbones.items():
-        model = learners.teacher if role == "teacher" else learners.method.student
+        model = learners.teacher if role == "teacher" else learners.method.model
         total = sum(p.numel() for p in model.parameters())
         learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines.append(f"{role}: {backbone.source}, {total:,} parameters, {learnt:,} of them learnt")

@@ -24,7 +24,7 @@ from .stage import StageSettings, training_loader
 MEMORY_LIMIT = 2**30  # bytes of queries that a process keeps; the rest is computed again
 
 
-class QueryStore:
+class QueryCache:
     """The queries that a teacher's stage computes, for the student's stage: each process keeps those of its images.
 
     Args:
@@ -50,7 +50,7 @@ class QueryStore:
             self.epochs[epoch][index.cpu().numpy()] = query.float().cpu().numpy()
 
 
-class TeacherAnswers:
+class TeacherOutputCache:
     """Files with a teacher's answers to every training image of a task in every epoch.
 
     Args:
@@ -64,7 +64,7 @@ class TeacherAnswers:
         """Whether [`write`] has ended, for a teacher whose prompts take a query or do not."""
         return all(file.is_file() for name, file in self.files.items() if needs_query or name != "query")
 
-    def open(self, num_epochs: int, num_images: int) -> dict[str, np.ndarray]:
+    def open(self, num_train_epochs: int, num_images: int) -> dict[str, np.ndarray]:
         """The arrays that are there, mapped into memory: (E, n, D) by name.
 
         Raises:
@@ -83,15 +83,15 @@ class TeacherAnswers:
                 raise DamagedFile(file, f"{error.reason}; {remedy}") from error
             except (ValueError, EOFError) as error:  # cut short, or not of this format
                 raise DamagedFile(file, f"{error}; {remedy}") from error
-            if array.shape[:-1] != (num_epochs, num_images) or array.dtype != np.float32:
+            if array.shape[:-1] != (num_train_epochs, num_images) or array.dtype != np.float32:
                 raise ValueError(
-                    f"{file} holds {array.dtype} values of shape {array.shape}, not float32 answers of {num_epochs} "
-                    f"epochs to {num_images} images: {remedy}"
+                    f"{file} holds {array.dtype} values of shape {array.shape}, not float32 answers of "
+                    f"{num_train_epochs} epochs to {num_images} images: {remedy}"
                 )
             arrays[name] = array
         return arrays
 
-    def read(self, num_epochs: int, num_images: int) -> dict[str, list[np.ndarray | None]]:
+    def read(self, num_train_epochs: int, num_images: int) -> dict[str, list[np.ndarray | None]]:
         """Of each epoch the answers (n, D), by name; `None` where some are missing: they must be computed again.
 
         Runs of earlier versions have stored rows of zeros for the images that their batches left out.
@@ -99,13 +99,13 @@ class TeacherAnswers:
         Raises:
             DamagedFile, ValueError: As [`open`].
         """
-        arrays = {name: list(array) for name, array in self.open(num_epochs, num_images).items()}
+        arrays = {name: list(array) for name, array in self.open(num_train_epochs, num_images).items()}
         for name, epochs in arrays.items():
             complete = [bool((np.isfinite(rows).all(1) & rows.any(1)).all()) for rows in epochs]
             if not all(complete):
                 warnings.warn(
-                    f"{self.files[name]} lacks the answers to some images in {complete.count(False)} of {num_epochs} "
-                    "epochs, which are computed again",
+                    f"{self.files[name]} lacks the answers to some images in {complete.count(False)} of "
+                    f"{num_train_epochs} epochs, which are computed again",
                     stacklevel=2,
                 )
                 arrays[name] = [rows if whole else None for rows, whole in zip(epochs, complete, strict=True)]
@@ -133,10 +133,10 @@ class TeacherAnswers:
         """
         teacher.eval()
         sampler, loader = training_loader(accelerator, images, settings, every_image=True)
-        bar = tqdm(total=settings.num_epochs * len(loader), desc=settings.name, unit="batch", leave=False)
+        bar = tqdm(total=settings.num_train_epochs * len(loader), desc=settings.name, unit="batch", leave=False)
         files = {}
         with ExitStack() as unfinished:
-            for epoch in range(settings.num_epochs):
+            for epoch in range(settings.num_train_epochs):
                 loader.set_epoch(epoch)
                 images.set_epoch(epoch)
                 rows: dict[str, np.ndarray] = {}
@@ -157,7 +157,7 @@ class TeacherAnswers:
                     if accelerator.is_main_process:
                         if epoch == 0:
                             files[name] = unfinished.enter_context(atomic_write(self.files[name], checksum=True))
-                            _write_header(files[name], (settings.num_epochs, *values.shape))
+                            _write_header(files[name], (settings.num_train_epochs, *values.shape))
                         files[name].write(values.tobytes())
         bar.close()
         accelerator.wait_for_everyone()
@@ -166,7 +166,7 @@ class TeacherAnswers:
     @staticmethod
     def _ask(teacher: PromptViTForImageClassification, pixel_values: Tensor) -> dict[str, Tensor]:
         query = teacher.query(pixel_values)
-        logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_columns]
+        logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_classes]
         answers = {"query": query, "teacher_logits": logits}
         return {name: values.float() for name, values in answers.items() if values is not None}
 

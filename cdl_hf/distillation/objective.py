@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..models import PromptViTForImageClassification, PromptViTOutput
 
 
-class Supervised(nn.Module):
+class TrainingObjective(nn.Module):
     """No distillation: cross-entropy over the current task's classes plus the prompt loss.
 
     This trains a teacher, and a student without one.
@@ -24,20 +24,20 @@ class Supervised(nn.Module):
 
     def __init__(self, student: PromptViTForImageClassification):
         super().__init__()
-        self.student = student
+        self.model = student
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        query = self.student.query(pixel_values) if query is None else query
-        logits, parts = self._hard_loss(self.student(pixel_values, query=query), labels)
+        query = self.model.query(pixel_values) if query is None else query
+        logits, parts = self._hard_loss(self.model(pixel_values, query=query), labels)
         return self._answer(parts, logits, query)
 
     def _answer(self, parts: dict[str, Tensor], logits: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         return {"loss": sum(parts.values()), "logits": logits, **parts, **({} if query is None else {"query": query})}
 
     def _hard_loss(self, output: PromptViTOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        current = self.student.config.current_columns
+        current = self.model.config.current_classes
         logits = output.logits[:, current]
         parts = {"cross_entropy": F.cross_entropy(logits.float(), labels - current.start)}
         if output.prompt_loss is not None:

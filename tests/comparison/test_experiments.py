@@ -2,13 +2,19 @@
 
 import pytest
 
+from cdl_hf.comparison.experiments import settings_of
 from cdl_hf.evaluation.pareto import pareto_front
-from cdl_hf.evaluation.settings import settings_of
 
 
 def run(seed=0, **args):
     defaults = {
-        **{"stages": "student", "prompt_method": "l2p", "distillation": "kdp", "head": "linear", "alpha": 0.5},
+        **{
+            "stages": "student",
+            "prompt_method": "l2p",
+            "distillation": "kdp",
+            "classifier": "linear",
+            "kd_alpha": 0.5,
+        },
         **{"classifier_alignment": False, "class_order": "natural", "stream_seed": 0, "teacher": "a", "student": "b"},
         **{"output_dir": f"somewhere/{seed}", "learning_rate": 0.1},
     }
@@ -38,8 +44,14 @@ def test_a_run_of_both_models_is_two_settings():
 
 
 def test_what_is_called_the_same_is_told_apart_by_its_arguments():
-    settings = settings_of({"a-seed0": run(), "b-seed0": run(alpha=0.7), "c-seed0": run(head="ncm", alpha=0.7)})
-    assert [s.learner for s in settings] == ["student, kdp (alpha 0.5)", "student, kdp (alpha 0.7)", "student, kdp"]
+    settings = settings_of(
+        {"a-seed0": run(), "b-seed0": run(kd_alpha=0.7), "c-seed0": run(classifier="ncm", kd_alpha=0.7)}
+    )
+    assert [s.learner for s in settings] == [
+        "student, kdp (kd alpha 0.5)",
+        "student, kdp (kd alpha 0.7)",
+        "student, kdp",
+    ]
 
 
 def test_what_the_teacher_had_seen_is_told():
@@ -50,8 +62,8 @@ def test_what_the_teacher_had_seen_is_told():
         (False, "student, kdp"),
         (True, "student, kdp (teacher saw all classes)"),
     ]
-    varied = settings_of({"a-seed0": at_once, "b-seed0": {**at_once, "args": {**at_once["args"], "alpha": 0.7}}})
-    assert varied[1].learner == "student, kdp (teacher saw all classes, alpha 0.7)"
+    varied = settings_of({"a-seed0": at_once, "b-seed0": {**at_once, "args": {**at_once["args"], "kd_alpha": 0.7}}})
+    assert varied[1].learner == "student, kdp (teacher saw all classes, kd alpha 0.7)"
 
 
 def test_runs_of_a_name_that_differ_are_refused():

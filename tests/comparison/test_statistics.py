@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cdl_hf.evaluation.statistics import T_QUANTILES, Difference, Spread, clear_best, paired_difference
+from cdl_hf.comparison.statistics import T_QUANTILES, Difference, Spread, clear_best, paired_difference
 
 
 def test_spread():

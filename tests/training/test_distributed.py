@@ -9,15 +9,15 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from cdl_hf.training import accelerators
-from cdl_hf.training.arguments import TrainingArguments
+from cdl_hf.training import distributed
+from cdl_hf.training.arguments import CDLConfig
 
 
 def test_deepspeed_is_refused(monkeypatch, tmp_path):
     deepspeed = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-    monkeypatch.setattr(accelerators, "Accelerator", lambda **settings: deepspeed)
+    monkeypatch.setattr(distributed, "Accelerator", lambda **settings: deepspeed)
     with pytest.raises(ValueError, match=r"DeepSpeed is not supported.*multi_gpu\.yaml.*fsdp\.yaml"):
-        accelerators.build_accelerator(TrainingArguments(), tmp_path)
+        distributed.build_accelerator(CDLConfig(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -25,23 +25,23 @@ def test_deepspeed_is_refused(monkeypatch, tmp_path):
     [
         ("VERSION", "1", {}, "fsdp_version to 2"),
         ("OFFLOAD_PARAMS", "true", {}, "fsdp_offload_params"),
-        ("VERSION", "2", {"auto_batch_size": True}, "auto_batch_size does not go with FSDP"),
+        ("VERSION", "2", {"auto_find_batch_size": True}, "auto_find_batch_size does not go with FSDP"),
     ],
 )
 def test_options_that_shards_do_not_have_are_refused(monkeypatch, tmp_path, option, value, args, told):
     for name, given in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", f"FSDP_{option}": value}.items():
         monkeypatch.setenv(name, given)
     with pytest.raises(ValueError, match=told):
-        accelerators.build_accelerator(TrainingArguments(**args), tmp_path)
+        distributed.build_accelerator(CDLConfig(**args), tmp_path)
 
 
 def test_a_batch_must_divide_over_processes_and_parts(monkeypatch, tmp_path):
     three = SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, num_processes=3, device=torch.device("cuda"))
-    monkeypatch.setattr(accelerators, "Accelerator", lambda **settings: three)
-    args = TrainingArguments(batch_size=16, gradient_accumulation_steps=2)
+    monkeypatch.setattr(distributed, "Accelerator", lambda **settings: three)
+    args = CDLConfig(batch_size=16, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match=r"batch_size \(16\) must be a multiple of 6: of the 3 processes times"):
-        accelerators.build_accelerator(args, tmp_path)
-    assert accelerators.build_accelerator(TrainingArguments(batch_size=18), tmp_path) is three
+        distributed.build_accelerator(args, tmp_path)
+    assert distributed.build_accelerator(CDLConfig(batch_size=18), tmp_path) is three
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def wandb(monkeypatch):
     module.__spec__ = ModuleSpec("wandb", None)
     module.api = SimpleNamespace(api_key=None)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(accelerators, "get_available_trackers", lambda: [SimpleNamespace(value="wandb")])
+    monkeypatch.setattr(distributed, "get_available_trackers", lambda: [SimpleNamespace(value="wandb")])
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return module
 
@@ -67,11 +67,11 @@ def test_wandb_without_a_key_is_refused_before_anything_is_made(train, command, 
 def test_wandbs_files_are_in_the_runs_folder(wandb, tmp_path, monkeypatch):
     started = {}
     monkeypatch.setenv("WANDB_MODE", "offline")
-    accelerators._check_wandb()
+    distributed._check_wandb()
     accelerator = SimpleNamespace(
         project_dir=str(tmp_path / "logs"), init_trackers=lambda name, **how: started.update(how)
     )
-    accelerators.start_trackers(accelerator, TrainingArguments(report_to="wandb"), {}, 0)
+    distributed.start_trackers(accelerator, CDLConfig(report_to="wandb"), {}, 0)
     assert started["init_kwargs"]["wandb"] == {"dir": str(tmp_path / "logs")} and (tmp_path / "logs").is_dir()
 
 
@@ -99,7 +99,7 @@ def test_a_gpu_that_is_not_used_is_told(monkeypatch, tmp_path, cuda, environment
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    told = accelerators.describe_devices(on("cpu", processes=2)).splitlines()
+    told = distributed.describe_devices(on("cpu", processes=2)).splitlines()
     assert told[0].startswith("2 processes, on cpu (") and told[0].endswith(" threads each), in float32")
     if reason is None:
         assert len(told) == 1
@@ -123,10 +123,10 @@ def test_a_gpu_that_is_not_used_is_told(monkeypatch, tmp_path, cuda, environment
     ],
 )
 def test_bf16_on_a_processor_without_it_is_warned_of(monkeypatch, tmp_path, device, precision, flags, warned):
-    monkeypatch.setattr(accelerators, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(distributed, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(flags)
-    told = accelerators.describe_devices(on(device, precision))
+    told = distributed.describe_devices(on(device, precision))
     assert told.count("no bf16 instructions") == warned
     assert told.startswith(f"1 process, on {device}") and f"in {'float32' if precision == 'no' else 'bf16'}" in told

@@ -10,7 +10,7 @@ from tiny_runs import arguments, assert_same_run, run_recipe
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.training import trainer as trainer_module
 
-AT_ONCE = ("--num_tasks", "1", "--num_epochs", "1")
+AT_ONCE = ("--num_tasks", "1", "--num_train_epochs", "1")
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,11 @@ def at_once(pair, drawings, tmp_path_factory):
 
 @pytest.mark.parametrize("prompt_method", ["coda_prompt", "dualprompt", "apt"])
 def test_it_stays_as_it_is(train, command, at_once, tmp_path, capsys, prompt_method):
-    command = [*command, "--prompt_method", prompt_method, "--num_epochs", "1"]
+    command = [*command, "--prompt_method", prompt_method, "--num_train_epochs", "1"]
     if prompt_method != "coda_prompt":
         at_once = tmp_path / "at_once"
         train(*command, *AT_ONCE, "--stages", "teacher", "--output_dir", at_once)
-    train(*command, "--stages", "student", "--teacher_from", at_once, "--output_dir", tmp_path / "run")
+    train(*command, "--stages", "student", "--teacher_run", at_once, "--output_dir", tmp_path / "run")
     before, after = (load_file(run / "teacher" / "model.safetensors") for run in (at_once, tmp_path / "run"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -43,9 +43,9 @@ def test_it_stays_as_it_is(train, command, at_once, tmp_path, capsys, prompt_met
 
 
 def test_its_student_follows_it_and_resumes_to_the_same_end(train, command, at_once, tmp_path, monkeypatch):
-    command = [*command, "--distillation", "kd", "--checkpoint_every", "2"]
+    command = [*command, "--distillation", "kd", "--save_steps", "2"]
     train(*command, "--output_dir", tmp_path / "along")
-    command += ["--stages", "student", "--teacher_from", at_once]
+    command += ["--stages", "student", "--teacher_run", at_once]
     train(*command, "--output_dir", tmp_path / "whole")
     along, whole = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("along", "whole"))
     assert along.keys() == whole.keys() and not torch.equal(along["head.weight"], whole["head.weight"])
@@ -63,12 +63,12 @@ def test_its_student_follows_it_and_resumes_to_the_same_end(train, command, at_o
         train(*command, "--output_dir", tmp_path / "killed")
     assert not (tmp_path / "killed" / "results.json").exists()
     monkeypatch.setattr(trainer_module, "save_checkpoint", save)
-    train(*command, "--output_dir", tmp_path / "killed", "--resume")
+    train(*command, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_dry_run_knows_it(train, command, at_once, capsys):
-    train("--dry_run", *command, "--stages", "student", "--teacher_from", at_once)
+    train("--dry_run", *command, "--stages", "student", "--teacher_run", at_once)
     assert "evaluating" in capsys.readouterr().out
 
 
@@ -76,7 +76,7 @@ def test_dry_run_knows_it(train, command, at_once, capsys):
     ("change", "message"),
     [
         (["--distillation", "cdl_prompt"], "learns task by task"),
-        (["--head", "ncm"], "take its --head"),
+        (["--classifier", "ncm"], "take its --classifier"),
         (["--class_order", "5,4,3,2,1,0"], "another stream"),
         (["--max_samples_per_class", "5"], "another stream"),
     ],
@@ -84,7 +84,7 @@ def test_dry_run_knows_it(train, command, at_once, capsys):
 def test_what_does_not_go_with_it(train, command, at_once, tmp_path, capsys, change, message):
     with pytest.raises(SystemExit) as stop:
         train(
-            *(*command, "--stages", "student", "--teacher_from", at_once),
+            *(*command, "--stages", "student", "--teacher_run", at_once),
             *(*change, "--output_dir", tmp_path / "run"),
         )
     assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_what_does_not_go_with_it(train, command, at_once, tmp_path, capsys, cha
 def test_a_student_of_all_classes_is_none_of_a_stream(train, command, at_once, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train(
-            *(*command, "--stages", "student", "--student_from", at_once),
-            *("--head", "ncm", "--output_dir", tmp_path / "run"),
+            *(*command, "--stages", "student", "--student_run", at_once),
+            *("--classifier", "ncm", "--output_dir", tmp_path / "run"),
         )
     assert stop.value.code == 2 and "another stream" in capsys.readouterr().err

@@ -5,21 +5,30 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from .accuracy_matrix import AccuracyMatrix
+from ..evaluation.accuracy_matrix import AccuracyMatrix
 from .statistics import BySeed
 
 # Arguments that say how a run was carried out, and those that a setting's other properties tell
 _HOW = {
-    *("seed", "stages", "teacher_from", "student_from", "store_answers", "output_dir", "overwrite", "resume"),
-    *("dry_run", "num_workers", "eval_batch_size", "checkpoint_every", "report_to", "auto_batch_size"),
+    *(
+        "seed",
+        "stages",
+        "teacher_run",
+        "student_run",
+        "cache_teacher_outputs",
+        "output_dir",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+    ),
+    *("dry_run", "dataloader_num_workers", "eval_batch_size", "save_steps", "report_to", "auto_find_batch_size"),
     *("gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private", "hub_task_revisions"),
 }
 _TOLD = {
     *("dataset", "num_tasks", "classes_per_task", "first_task_classes", "class_order", "stream_seed"),
-    *("teacher", "student", "prompt_method", "distillation", "head", "classifier_alignment"),
+    *("teacher", "student", "prompt_method", "distillation", "classifier", "classifier_alignment"),
 }
 TAUGHT_AT_ONCE = "teacher saw all classes"  # before the student's first task
-_OF_STUDENTS = {"alpha", "temperature", "kd_prompt_length", "kd_prompt_blocks"}
+_OF_STUDENTS = {"kd_alpha", "temperature", "kd_prompt_length", "kd_prompt_blocks"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,8 @@ class Setting:
     @property
     def head(self) -> str:
         """`linear`, `aligned`, or a classifier that is computed."""
-        aligned = self.args["classifier_alignment"] and self.args["head"] == "linear"
-        return "aligned" if aligned else self.args["head"]
+        aligned = self.args["classifier_alignment"] and self.args["classifier"] == "linear"
+        return "aligned" if aligned else self.args["classifier"]
 
     @property
     def at_once(self) -> bool:
