@@ -52,6 +52,7 @@ def test_a_finished_run_writes_its_results_again(runs, train, capsys):
 def test_its_teacher_and_cached_outputs_serve_further_students(runs, train):
     given = "--dataset drawings --teacher teacher_backbone --student student_backbone --num_tasks 3 --pool_size 6"
     given += " --prompt_length 4 --prompt_blocks 0 1 --num_epochs 2 --batch_size 4 --learning_rate 0.01"
-    given += " --head linear --ranpac_width 32 --classifier_alignment --stages student --teacher_from finished --output_dir again"
+    given += " --head linear --ranpac_width 32 --classifier_alignment --stages student --teacher_from finished"
+    given += " --output_dir again"
     train(*given.split())  # with the names that its flags had then
     assert matrices(runs / "again" / "results.json") == matrices(runs / "finished" / "results.json")
