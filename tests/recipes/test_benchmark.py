@@ -10,7 +10,7 @@ import torch
 from tiny_models import images, labels_for, tiny_pair
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
+sys.path.append(str(RECIPES))
 
 from benchmarks.plain import PlainPromptViT, plain_method  # noqa: E402
 

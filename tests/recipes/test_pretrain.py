@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "recipes"))  # last: recipes/evaluate.py must not hide the package
+sys.path.append(str(ROOT / "recipes"))
 
 import pretrain  # noqa: E402
 from probe import probe  # noqa: E402

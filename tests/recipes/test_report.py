@@ -14,7 +14,7 @@ from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.training.arguments import RUN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.append(str(RECIPES))  # last: recipes/evaluate.py must not hide the package
+sys.path.append(str(RECIPES))
 
 from reports.page import as_page  # noqa: E402
 from reports.papers import reported_figures  # noqa: E402

@@ -38,7 +38,7 @@ def test_it_stays_as_it_is(train, command, at_once, tmp_path, capsys, prompt_met
     assert alone["average_accuracy"] == pytest.approx(results["teacher"]["average_accuracy"])
     teacher = PromptViTForImageClassification.from_pretrained(tmp_path / "run" / "teacher")
     assert teacher(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 6)
-    run_recipe("evaluate", tmp_path / "run")
+    run_recipe("evaluate_run", tmp_path / "run")
     assert "3  class_4, class_5" in capsys.readouterr().out  # by the student's tasks
 
 

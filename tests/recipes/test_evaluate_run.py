@@ -1,4 +1,4 @@
-"""recipes/evaluate.py on a tiny run."""
+"""recipes/evaluate_run.py on a tiny run."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ from tiny_runs import run_recipe
 
 def refusal(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as stop:
-        run_recipe("evaluate", *arguments)
+        run_recipe("evaluate_run", *arguments)
     assert stop.value.code == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     return message
 
 
 def test_a_run_is_judged_as_it_judged_itself(finished_run, tmp_path, capsys):
-    run_recipe("evaluate", finished_run, "--output_dir", tmp_path / "evaluation", "--batch_size", "5")
+    run_recipe("evaluate_run", finished_run, "--output_dir", tmp_path / "evaluation", "--batch_size", "5")
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     results = json.loads((finished_run / "results.json").read_text())
     table = capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_a_model_on_a_data_set_that_has_other_classes_too(finished_run, drawings
     shutil.copytree(drawings / "test" / "class_1", folder / "test" / "class_1")
     shutil.copytree(drawings / "test" / "class_0", folder / "test" / "another")
     shutil.copytree(folder / "test", folder / "train")
-    run_recipe("evaluate", finished_run / "student", "--dataset", folder, "--output_dir", tmp_path / "out")
+    run_recipe("evaluate_run", finished_run / "student", "--dataset", folder, "--output_dir", tmp_path / "out")
     assert "4 images of classes that the model has not seen are left out: another" in capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]["model"]
     confusion = np.array(told["confusion"])
@@ -53,7 +53,7 @@ def test_images_that_were_trained_on_are_left_out_of_other_data(finished_run, dr
     for k, file in enumerate((drawings / "test" / "class_1").iterdir()):
         shutil.copy(file, tmp_path / "images" / "class_1" / f"another_{k}.png")
     run_recipe(
-        "evaluate", finished_run / "student", "--dataset", tmp_path / "images", "--output_dir", tmp_path / "out"
+        "evaluate_run", finished_run / "student", "--dataset", tmp_path / "images", "--output_dir", tmp_path / "out"
     )
     assert "7 of the 15 images of" in capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())

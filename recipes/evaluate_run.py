@@ -1,7 +1,7 @@
 """How good a saved model is: accuracy by task and class, confusion, calibration, latency and throughput.
 
-    python recipes/evaluate.py runs/my_run                              # teacher and student on their own test images
-    python recipes/evaluate.py my_run/student --dataset my_images/ --output_dir evaluation
+    python recipes/evaluate_run.py runs/my_run             # teacher and student on their own test images
+    python recipes/evaluate_run.py my_run/student --dataset my_images/ --output_dir evaluation
 
 Classes of a data set are matched by their names. All classes that the model has seen compete; no task is given.
 Images that the run was trained on are told by their files' content, which its folder remembers, and are left out: of
