@@ -1,13 +1,29 @@
-"""What a checkpoint is: configuration, model, prompt pools and KD branches. Imported when first used."""
+"""Configuration, model, prompt pools, classifiers and KD branches: what a checkpoint is made of."""
+
+from typing import TYPE_CHECKING
 
 from ..lazy import lazy_attributes
 
-_HOME = {
-    "PretrainedBackbone": "backbones",
-    "PromptViTConfig": "configuration_prompt_vit",
-    "PromptViTForImageClassification": "modeling_prompt_vit",
-    "PromptViTOutput": "modeling_prompt_vit",
-    "load_backbone": "backbones",
-}
-__all__ = list(_HOME)
-__getattr__ = lazy_attributes(__name__, _HOME)
+if TYPE_CHECKING:
+    from .backbones import PretrainedBackbone, load_backbone
+    from .configuration_prompt_vit import PromptViTConfig
+    from .modeling_prompt_vit import PromptViTForImageClassification, PromptViTOutput
+else:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "PretrainedBackbone": "backbones",
+            "PromptViTConfig": "configuration_prompt_vit",
+            "PromptViTForImageClassification": "modeling_prompt_vit",
+            "PromptViTOutput": "modeling_prompt_vit",
+            "load_backbone": "backbones",
+        },
+    )
+
+__all__ = [
+    "PretrainedBackbone",
+    "PromptViTConfig",
+    "PromptViTForImageClassification",
+    "PromptViTOutput",
+    "load_backbone",
+]
