@@ -345,7 +345,7 @@ def write_space(run: Path, folder: Path) -> None:
         raise ValueError("gradio is not installed, whose version a Space names: pip install 'cdl_hf[demo]'")
     folder.mkdir(parents=True)
     package = Path(cdl_hf.__file__).parent
-    unwanted = shutil.ignore_patterns("__pycache__", "quickdraw100", "backbones", "*.png", "checkpoints")
+    unwanted = shutil.ignore_patterns("__pycache__", "assets", "*.png", "checkpoints")
     shutil.copytree(package, folder / "cdl_hf", ignore=unwanted)
     (folder / "run").mkdir()
     for part in (*demo.saved, "states"):

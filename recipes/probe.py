@@ -1,6 +1,6 @@
 """How good are a frozen backbone's features on a data set, without any prompts?
 
-    python recipes/probe.py --backbone cdl_hf/data/backbones/vit_micro_quickdraw --dataset quickdraw100
+    python recipes/probe.py --backbone cdl_hf/assets/backbones/vit_micro_quickdraw --dataset quickdraw100
 
 Trains a linear classifier and a nearest-class-mean classifier on the class tokens of the training images, with all
 classes at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.

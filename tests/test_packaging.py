@@ -65,6 +65,16 @@ def test_extras_that_are_named_are_there():
     assert {"demo", "export", "report", "tests"} <= named <= EXTRAS.keys()
 
 
+def test_the_wheel_holds_all_files_of_the_package():
+    """CI runs this on the installed package too, where each pattern must have found something."""
+    patterns = SETUP["options.package_data"]["cdl_hf"].split()
+    packed = {pattern: set(PACKAGE.glob(pattern)) for pattern in patterns}
+    assert all(packed.values()), packed
+    files = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files - {PACKAGE / "README.md"} == set().union(*packed.values())
+    assert not [file for file in files if file.parent in (PACKAGE / "data", PACKAGE / "models")]
+
+
 def test_the_tests_need_what_the_extras_need():
     tested = [EXTRAS[name] for name in ("export", "report", "tensorboard")]
     assert all(EXTRAS["tests"].items() >= extra.items() for extra in tested)

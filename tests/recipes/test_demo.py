@@ -208,6 +208,7 @@ def browser():
 
 
 @pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (Debian: chromium-driver)")
 @pytest.mark.skipif(
     not (find_spec("gradio") and find_spec("selenium")), reason="needs both: pip install '.[demo]' selenium"

@@ -19,7 +19,7 @@ from probe import probe  # noqa: E402
 from cdl_hf.models.backbones import load_backbone  # noqa: E402
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
-BACKBONES = [ROOT / "cdl_hf" / "data" / "backbones" / f"vit_{size}_quickdraw" for size in ("micro", "nano")]
+BACKBONES = [ROOT / "cdl_hf" / "assets" / "backbones" / f"vit_{size}_quickdraw" for size in ("micro", "nano")]
 
 
 @pytest.fixture(scope="module")
