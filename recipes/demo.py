@@ -258,8 +258,8 @@ def build_page(demo: Demo):
     import gradio as gr
 
     from cdl_hf.data import open_image
+    from cdl_hf.data.decoding import DECODING_ERRORS, decoding_problem
     from cdl_hf.data.sketch import as_drawing, draw
-    from cdl_hf.data.unreadable import FAILURES, explain
 
     def on_task(image, number: int):
         try:
@@ -274,8 +274,8 @@ def build_page(demo: Demo):
     def on_image(path: str | None, number: int):
         try:
             image = None if path is None else open_image(path)
-        except FAILURES as error:
-            raise gr.Error(f"This image cannot be read: {explain(error)}") from error
+        except DECODING_ERRORS as error:
+            raise gr.Error(f"This image cannot be read: {decoding_problem(error)}") from error
         if image is not None and demo.takes_drawings:
             image = as_drawing(image)
         return image, on_task(image, number)

@@ -61,7 +61,7 @@ def main() -> None:
     from torch.utils.data import DataLoader
 
     from cdl_hf.data import Batches, eval_transform
-    from cdl_hf.data.known_classes import known_classes
+    from cdl_hf.data.task_images import known_classes
     from cdl_hf.evaluation.figures import figures
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model

@@ -55,7 +55,7 @@ def main() -> None:
     from torch.utils.data import DataLoader
 
     from cdl_hf.data import Batches, eval_transform, load_image_dataset
-    from cdl_hf.data.known_classes import known_classes
+    from cdl_hf.data.task_images import known_classes
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.evaluation.speed import latency
     from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program

@@ -42,7 +42,7 @@ def main() -> None:
     (args,) = parse((PredictArguments,), description=__doc__)
 
     from cdl_hf.data import eval_transform
-    from cdl_hf.data.files import ImageFiles, find_image_files
+    from cdl_hf.data.image_files import ImageFiles, find_image_files
     from cdl_hf.hub.saved_models import load_saved_model
 
     try:

@@ -36,13 +36,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cdl_hf.cli import cli_error, parse, to_dict
-from cdl_hf.data.batches import Batches
-from cdl_hf.data.image_digests import image_digests, ordered_digest
-from cdl_hf.data.images import TaskImages
+from cdl_hf.data.errors import DatasetError
 from cdl_hf.data.labels import read_labels
-from cdl_hf.data.sources import DatasetError, load_image_dataset
+from cdl_hf.data.loading import load_image_dataset
 from cdl_hf.data.splits import Splits
+from cdl_hf.data.task_images import Batches, TaskImages
 from cdl_hf.data.transforms import eval_transform, image_processor_for
+from cdl_hf.data.views import image_digests, ordered_digest
 from cdl_hf.models.backbones import backbone_digest
 from cdl_hf.models.prefix_attention import check_backbone, check_images
 from cdl_hf.training.arguments import DatasetArguments

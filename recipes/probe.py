@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cdl_hf.cli import cli_error, parse
-from cdl_hf.data.batches import Batches
-from cdl_hf.data.images import TaskImages
-from cdl_hf.data.sources import load_image_dataset
+from cdl_hf.data.loading import load_image_dataset
+from cdl_hf.data.task_images import Batches, TaskImages
 from cdl_hf.data.transforms import eval_transform, image_processor_for
 from cdl_hf.models.backbones import load_backbone
 from cdl_hf.training.arguments import DatasetArguments

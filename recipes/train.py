@@ -49,7 +49,7 @@ def main() -> None:
 
 def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
     """All else, while no other run can get into the folder."""
-    from cdl_hf.data import source_of
+    from cdl_hf.data import dataset_spec
     from cdl_hf.hub.model_card import ModelCardContent, complete_model_folder
     from cdl_hf.hub.push import PushError, push_run
     from cdl_hf.training import ContinualDistillationTrainer, build, distributed
@@ -114,7 +114,7 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
         trainer.save_models()
         accelerator.end_training()
         if accelerator.is_main_process:
-            source, words = source_of(stream_args.dataset), folder.given()["command_line"]
+            source, words = dataset_spec(stream_args.dataset), folder.given()["command_line"]
             for role, model in trainer.models.items():
                 backbone = learners.backbones[role]
                 networks = [backbone] if model.query_backbone is None else [backbone, learners.query_backbone]

@@ -1,23 +1,25 @@
-"""What is learnt from: sources, streams of tasks, images."""
+"""Data sets, streams of tasks, and the images of a task."""
 
-from .batches import Batches
-from .dataset_error import DatasetError
 from .decoding import open_image
-from .images import TaskImages
-from .sources import load_image_dataset, source_of
+from .errors import DatasetError
+from .loading import load_image_dataset
+from .sources import DATASETS, DatasetSpec, dataset_spec
 from .stream import Task, TaskStream
+from .task_images import Batches, TaskImages
 from .transforms import eval_transform, image_processor_for, train_transform
 
 __all__ = [
+    "DATASETS",
     "Batches",
     "DatasetError",
+    "DatasetSpec",
     "Task",
     "TaskImages",
     "TaskStream",
+    "dataset_spec",
+    "eval_transform",
     "image_processor_for",
     "load_image_dataset",
     "open_image",
-    "source_of",
-    "eval_transform",
     "train_transform",
 ]

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..utils import atomic_write
 
-PATIENCE = 5  # seconds that one waits for another process without a word
+SILENT_WAIT = 5  # seconds that one waits for another process without a word
 
 # of writing; what is not there is the data, not the cache
 _FAILURES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
@@ -40,7 +40,7 @@ def one_at_a_time(file: Path, work: str) -> Iterator[None]:
     lock = FileLock(f"{file}.lock")
     try:
         try:
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=SILENT_WAIT)
         except Timeout:
             logger.warning("Waiting for another process to %s (it holds %s)", work, lock.lock_file)
             lock.acquire()
@@ -68,7 +68,7 @@ def write_cache(file: Path, content: bytes | memoryview, *, checksum: bool = Fal
     return True
 
 
-def is_to_blame(error: BaseException) -> bool:
+def is_cache_error(error: BaseException) -> bool:
     """Whether `datasets` fails because it cannot write to its cache."""
     while error is not None:
         if isinstance(error, OSError) and (error.errno in _FAILURES or str(error).startswith("Not enough disk space")):

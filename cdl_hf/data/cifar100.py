@@ -13,7 +13,7 @@ from datasets.table import InMemoryTable
 
 from ..utils import verify
 from .cache import cache_file, one_at_a_time, write_cache
-from .dataset_error import DatasetError
+from .errors import DatasetError
 
 # Name -> size and MD5 of the file as published
 FILES = {

@@ -1,9 +1,16 @@
-"""Which columns of a data set hold its images and its classes."""
+"""Columns of a data set: which hold its images and classes, and arrays of pixels as images."""
 
-from datasets import Array2D, Array3D, ClassLabel, Features, Image, LargeList, List, Value
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, Image, LargeList, List, Value
 from datasets.features.features import FeatureType
 
-from .dataset_error import DatasetError
+from .errors import DatasetError
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
 USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
@@ -24,7 +31,15 @@ LABEL_COLUMNS = (
 )
 
 
-def image_column(features: Features, given: str | None, name: str) -> str:
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that the user named."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+def find_image_column(features: Features, given: str | None, name: str) -> str:
     """The column given, else the one of type Image, else the one with a usual name.
 
     Raises:
@@ -39,7 +54,7 @@ def image_column(features: Features, given: str | None, name: str) -> str:
     return column
 
 
-def label_column(features: Features, given: str | None, name: str) -> str:
+def find_label_column(features: Features, given: str | None, name: str) -> str:
     """The column given, else the only ClassLabel, else the one with a usual name.
 
     Raises:
@@ -100,3 +115,50 @@ def _kind(feature: FeatureType) -> str:
         inner = feature.feature
         return "lists of images" if isinstance(inner, Image) else "lists"
     return f"values of type {feature.dtype}" if isinstance(feature, Value) else f"a {type(feature).__name__}"
+
+
+def is_array(feature) -> bool:
+    """Whether a column holds pixel values: (height, width) or (height, width, channels) of each image."""
+    return isinstance(feature, List | LargeList | Array2D | Array3D)
+
+
+def encode_arrays(dataset: Dataset, column: str) -> Dataset:
+    """The data set with the arrays of a column as PNG files; `datasets` itself would cut values to their lower 8 bits.
+
+    Values are 8-bit ones if that is their type, or if those of all images are whole and from 0 to 255.
+
+    Raises:
+        ValueError: They are not, or an array has not the shape of an image.
+    """
+    rows = dataset.with_format("arrow")[column][:]
+    chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in rows.chunks]
+    _check_values(chunks)
+    files = pa.array((_as_png(row.as_py()) for chunk in chunks for row in chunk), pa.binary())
+    images = pa.StructArray.from_arrays([files, pa.nulls(len(files), pa.string())], ["bytes", "path"])
+    return dataset.remove_columns(column).add_column(column, images, feature=Image())
+
+
+def _check_values(chunks: list[pa.Array]) -> None:
+    flat = []
+    for chunk in chunks:
+        while pa.types.is_nested(chunk.type):
+            chunk = chunk.flatten()
+        flat.append(chunk)
+    values = pa.chunked_array(flat)
+    if values.type == pa.uint8():
+        return
+    low, high = pc.min_max(values).as_py().values()
+    if not pa.types.is_integer(values.type) or low is None or low < 0 or not 1 < high <= 255:
+        raise ValueError(f"arrays of {values.type} with values of {low} to {high}; store them as uint8, 255 for white")
+
+
+def _as_png(row: list | None) -> bytes | None:
+    if row is None:
+        return None
+    pixels = np.array(row, np.uint8)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if not pixels.size or (pixels.ndim, *pixels.shape[2:]) not in ((2,), (3, 3), (3, 4)):
+        raise ValueError(f"an array of shape {pixels.shape}; expected (height, width) with 1, 3 or 4 channels last")
+    stream = BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from .dataset_error import DatasetError, listed
-from .image_search import find_images, has_own_images, holds_images, own_images, subfolders
-from .labels import one_name
-from .split_names import find_splits, is_neutral, is_unlabelled, of_split, split_in, split_of
+from .errors import DatasetError, listed
+from .image_files import check_name, find_images, has_own_images, holds_images, own_images, subfolders
+from .labels import normalized_name
+from .splits import find_splits, is_neutral, is_unlabelled, of_split, split_in, split_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Layout:
     @property
     def classes(self) -> set[str]:
         """Names of the folders that hold images."""
-        return {one_name(name) for root in self.roots.values() for name in _imaged(root)} - self.left_out
+        return {normalized_name(name) for root in self.roots.values() for name in _imaged(root)} - self.left_out
 
 
 def find_layout(path: Path, train_split: str | None = None, test_split: str | None = None) -> Layout:
@@ -98,19 +98,6 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     return DatasetDict({split: Dataset.from_dict(rows, features=features) for split, rows in splits.items()})
 
 
-def check_name(path: str) -> str:
-    """The path, if it is a text.
-
-    Raises:
-        DatasetError: It is not.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"The file {path!r} has a name that is not UTF-8; rename it.") from error
-    return path
-
-
 def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, list]:
     """Each image and its class, the first folder below `root`; without a class, where there are no such folders."""
     folders = {name: folder for name, folder in subfolders(root).items() if name not in left_out}
@@ -118,7 +105,7 @@ def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, li
     for name, folder in folders.items():
         found = list(find_images(folder, others))
         if holds_images(folder):  # not only files without suffixes that are no images
-            files += [(check_name(file), one_name(name)) for file in found]
+            files += [(check_name(file), normalized_name(name)) for file in found]
     files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 
-from .dataset_error import DatasetError
+from .errors import DatasetError
 from .views import image_paths
 
 RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # art_0.jpg

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .image_digests import image_digests
-from .labels import one_name, rank_in_class, read_labels, share
+from .errors import listed
+from .labels import normalized_name, rank_in_class, read_labels, stratified_sizes
 from .splits import Splits
-from .views import select_rows
+from .views import image_digests, select_rows
 
 SPLITS = ("train", "validation", "test")
 
@@ -218,16 +218,18 @@ def _class_order(names: list[str], class_order: str | Sequence[int] | Sequence[s
 
 def _labels_of(entries: list, names: list[str]) -> list[int]:
     """The label that each entry means, be it a label or a name; of texts, names are preferred to numbers."""
-    label_of = {one_name(name): label for label, name in enumerate(names)}
+    label_of = {normalized_name(name): label for label, name in enumerate(names)}
     texts = [entry for entry in entries if isinstance(entry, str)]
-    found = [one_name(text) if one_name(text) in label_of else one_name(text.strip()) for text in texts]
+    found = [
+        normalized_name(text) if normalized_name(text) in label_of else normalized_name(text.strip()) for text in texts
+    ]
     unknown = [text.strip() for text, name in zip(texts, found, strict=True) if name not in label_of]
     as_labels = [int(text) for text in texts if text.strip().isdecimal() and text.isascii()]
     if unknown and len(as_labels) == len(entries):
         return as_labels
     if unknown:
         raise ValueError(
-            f"class_order has names that are not in the data: {_listed(unknown)}; "
+            f"class_order has names that are not in the data: {listed(unknown)}; "
             "a name with a comma in it can be given as an entry of a list."
         )
     strange = [e for e in entries if not isinstance(e, str | numbers.Integral) or isinstance(e, bool)]
@@ -278,7 +280,7 @@ def _rows_by_task(
     empty = [name for name, size in zip(names, sizes, strict=True) if not size]
     if empty:
         raise ValueError(
-            f"No {split} images of {len(empty)} classes: {_listed(empty)}; add some, or remove them "
+            f"No {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove them "
             "(drop_empty_classes leaves out those that have no images at all)."
         )
     # one small code a row (its task; plus num_tasks if for validation; 2 num_tasks if left out), sorted once
@@ -291,17 +293,13 @@ def _rows_by_task(
             single = [name for name, size in zip(names, kept, strict=True) if size < 2]
             if single:
                 raise ValueError(
-                    f"No validation images of {len(single)} classes, which have one image: {_listed(single)}; "
+                    f"No validation images of {len(single)} classes, which have one image: {listed(single)}; "
                     "add some, or leave out validation_fraction."
                 )
-            code[rank < share(validation_fraction, kept)[labels]] += num_tasks
+            code[rank < stratified_sizes(validation_fraction, kept)[labels]] += num_tasks
         code[rank >= kept[labels]] = 2 * num_tasks
         del rank
     del labels
     rows = np.argsort(code, kind="stable")
     groups = np.split(rows, np.cumsum(np.bincount(code, minlength=2 * num_tasks + 1))[:-1])
     return groups[:num_tasks], groups[num_tasks:-1]
-
-
-def _listed(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -18,12 +17,10 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dat
 from datasets.exceptions import DatasetGenerationError
 
 from . import cache
-from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, USUAL_IMAGE_COLUMNS, usual_column
-from .dataset_error import DatasetError, listed, reason
-from .image_folder import check_name
-from .image_search import find_images
-from .named_files import split_of_path, with_whole_paths
-from .split_names import split_in, split_of
+from .columns import IMAGE_COLUMNS, LABEL_COLUMNS, USUAL_IMAGE_COLUMNS, ColumnNames, usual_column
+from .errors import DatasetError, listed, reason
+from .image_files import check_name, find_images, split_of_path, with_whole_paths
+from .splits import split_in, split_of
 
 KINDS = {
     **dict.fromkeys((".parquet", ".parq", ".pq"), "parquet"),
@@ -33,14 +30,6 @@ KINDS = {
 }
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "data set", "dataset")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's image folders
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The columns that the user named."""
-
-    image: str | None = None
-    label: str | None = None
 
 
 def kind_of(path: Path) -> str | None:
@@ -56,10 +45,10 @@ def column_names(path: Path) -> list[str]:
     if kind_of(path) == "parquet":
         with _explained(path):
             return pq.read_schema(path).names
-    return _load([path], kind_of(path), Wanted()).column_names
+    return _load([path], kind_of(path), ColumnNames()).column_names
 
 
-def holds_image_column(path: Path, wanted: Wanted) -> bool | None:
+def holds_image_column(path: Path, wanted: ColumnNames) -> bool | None:
     """Whether a Parquet or Arrow file has a column of images; None if it cannot be read."""
     try:
         schema = pq.read_schema(path) if kind_of(path) == "parquet" else _arrow_schema(path)
@@ -70,7 +59,7 @@ def holds_image_column(path: Path, wanted: Wanted) -> bool | None:
     return any(_is_image_type(field.type) for field in schema)
 
 
-def names_images(path: Path, wanted: Wanted) -> bool:
+def names_images(path: Path, wanted: ColumnNames) -> bool:
     """Whether a table has a column of the names of image files, and one of their classes."""
     try:
         columns = column_names(path)
@@ -103,7 +92,7 @@ def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
     return {split or "train": files for split, files in found.items()}
 
 
-def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
+def read_tables(files: dict[str, list[Path]], wanted: ColumnNames) -> DatasetDict:
     """Tables of images by split; paths in them are relative to the folder of the table.
 
     Raises:
@@ -122,7 +111,7 @@ def read_tables(files: dict[str, list[Path]], wanted: Wanted) -> DatasetDict:
     return _by_column(splits)
 
 
-def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict | None:
+def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> DatasetDict | None:
     """Image files with the table that Hugging Face's image folders have beside them; None if it tells no classes.
 
     `file_name` is relative to the folder of the table. As there, folders and files that have the name of a split are
@@ -165,12 +154,12 @@ def read_metadata(files: list[Path], root: Path, wanted: Wanted) -> DatasetDict 
     return _by_column(together)
 
 
-def _file_columns(table: Dataset, wanted: Wanted) -> list[str]:
+def _file_columns(table: Dataset, wanted: ColumnNames) -> list[str]:
     names = (wanted.image, "file_name", "file_names")
     return [c for c in table.column_names if c in names or c.endswith(("_file_name", "_file_names"))]
 
 
-def _with_images(table: Dataset, file: Path, image: str, wanted: Wanted) -> Dataset:
+def _with_images(table: Dataset, file: Path, image: str, wanted: ColumnNames) -> Dataset:
     """The table with whole paths in the column `image`, from `file_name` or, as in `datasets`, `<name>_file_name`."""
     names = [c for c in _file_columns(table, wanted) if c == wanted.image or not c.endswith("s")]
     given = [column for column in names if wanted.image and column in (wanted.image, f"{wanted.image}_file_name")]
@@ -224,11 +213,11 @@ def _tell_of_others(root: Path, named: set[str]) -> None:
         )
 
 
-def _path_column(columns: list[str], wanted: Wanted) -> str | None:
+def _path_column(columns: list[str], wanted: ColumnNames) -> str | None:
     return usual_column(columns, wanted.image, IMAGE_COLUMNS)
 
 
-def _class_column(columns: list[str], wanted: Wanted) -> str | None:
+def _class_column(columns: list[str], wanted: ColumnNames) -> str | None:
     return usual_column(columns, wanted.label, LABEL_COLUMNS)
 
 
@@ -245,7 +234,7 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
         raise DatasetError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
 
 
-def _load(files: list[Path], kind: str, wanted: Wanted) -> Dataset:
+def _load(files: list[Path], kind: str, wanted: ColumnNames) -> Dataset:
     """The files as `datasets` reads them, from its cache where it has read them before."""
     for file in files:
         check_name(str(file))
@@ -272,7 +261,7 @@ def _rows(file: Path) -> int:
         return pq.read_metadata(file).num_rows
 
 
-def _csv_options(file: Path, wanted: Wanted) -> dict:
+def _csv_options(file: Path, wanted: ColumnNames) -> dict:
     """How a CSV file is to be read: only an empty cell is a missing one, as `NA` and `None` may be names of classes,
     and what names images is a text, as 007 is another file than 7."""
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
@@ -295,14 +284,14 @@ def _explained(file: Path):
     try:
         yield
     except (OSError, ValueError, TypeError, NotImplementedError, KeyError, DatasetGenerationError) as error:
-        raise explain(error, file) from error
+        raise read_error(error, file) from error
     finally:
         log.setLevel(level)
 
 
-def explain(error: BaseException, file: Path | str) -> DatasetError:
+def read_error(error: BaseException, file: Path | str) -> DatasetError:
     """What is wrong with a file that `datasets` or Arrow cannot read: the cache that it is copied to, or itself."""
-    if cache.is_to_blame(error):
+    if cache.is_cache_error(error):
         folder = datasets.config.HF_DATASETS_CACHE
         return DatasetError(
             f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-from ..data.hub import hub_answers
+from ..data.sources import is_hub_reachable
 from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.architecture_args import shortened
 from ..utils import verify
@@ -68,7 +68,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"there is no model in {source}: it has no config.json")
     is_folder = Path(source).is_dir()
-    here = {"local_files_only": is_folder or not hub_answers()}
+    here = {"local_files_only": is_folder or not is_hub_reachable()}
     try:
         for weights in Path(source).glob("*.safetensors") if is_folder else ():
             verify(weights)
@@ -76,7 +76,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
         kind = fields.get("model_type")
         if kind == PromptViTConfig.model_type:
             if PromptViTConfig.from_dict(fields).left_out and is_folder:  # of which the weights may be on the Hub
-                here["local_files_only"] = not hub_answers()
+                here["local_files_only"] = not is_hub_reachable()
             processor = image_processor_of(_read_object(source, "preprocessor_config.json", **here))
             if _find(source, SAFE_WEIGHTS_INDEX_NAME, optional=True, **here) is not None:
                 _check_shards(_read_object(source, SAFE_WEIGHTS_INDEX_NAME, **here))

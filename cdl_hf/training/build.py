@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream, image_processor_for, load_image_dataset
-from ..data.split_list import class_order
+from ..data.splits import class_order
 from ..distillation import METHODS, TrainingObjective
 from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 
 from ..cli import to_dict
 from ..data import TaskStream
-from ..data.image_digests import ordered_digest
+from ..data.views import ordered_digest
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest

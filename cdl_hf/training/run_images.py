@@ -11,10 +11,9 @@ from datasets import Dataset
 
 from ..cli import parse
 from ..data import TaskStream, load_image_dataset
-from ..data.image_digests import image_digests
 from ..data.labels import read_labels
 from ..data.stream import SPLITS
-from ..data.views import select_rows
+from ..data.views import image_digests, select_rows
 from .arguments import RUN, StreamArguments
 from .build import build_stream
 from .run_folder import ARGUMENTS

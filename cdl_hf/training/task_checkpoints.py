@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from transformers import BaseImageProcessor
 
 from ..data import TaskStream
-from ..data.image_digests import ordered_digest, unordered_digest
+from ..data.views import ordered_digest, unordered_digest
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify

@@ -38,6 +38,18 @@ def labelled(labels, names, images=None):
     return datasets.Dataset.from_dict(rows, features=features)
 
 
+def cifar_like():
+    """CIFAR-100 in small as the Hub has it: two columns of classes; and one more of images."""
+    features = datasets.Features(
+        img=datasets.Image(),
+        fine_label=datasets.ClassLabel(names=["x", "y"]),
+        coarse=datasets.ClassLabel(names=["z"]),
+        mask=datasets.Image(),
+    )
+    rows = {"img": [noise(1)] * 10, "fine_label": [0, 1] * 5, "coarse": [0] * 10, "mask": [noise(2)] * 10}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
 @pytest.fixture(scope="session")
 def drawings():
     """Some of the bundled drawings as PIL images."""

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from datasets.exceptions import DatasetGenerationError
 
-from cdl_hf.data import DatasetError, hub, load_image_dataset, tables
+from cdl_hf.data import DatasetError, load_image_dataset, sources, tables
 
 from .conftest import labelled
 
@@ -42,8 +42,8 @@ def test_the_cache_is_named_not_the_data(stored, monkeypatch, where, error, told
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr(tables if where == "local" else hub, "load_dataset", load)
-    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    monkeypatch.setattr(tables if where == "local" else sources, "load_dataset", load)
+    monkeypatch.setattr(sources, "is_hub_reachable", lambda: False)
     with pytest.raises(DatasetError) as found:
         load_image_dataset(stored if where == "local" else "owner/data")
     assert "cannot be copied to the cache" in str(found.value) and told in str(found.value)

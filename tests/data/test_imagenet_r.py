@@ -109,7 +109,7 @@ def test_hub_copy(monkeypatch, drawings, tmp_path):
         asked.append(name)
         return hub_copy(drawings)
 
-    monkeypatch.setattr("cdl_hf.data.hub.load_dataset", hub)
+    monkeypatch.setattr("cdl_hf.data.sources.load_dataset", hub)
     splits = load_image_dataset("imagenet_r")
     assert asked == ["axiong/imagenet-r"]
     assert len(splits["train"]) == 800 and splits["train"].features["label"].names[0] == "goldfish"

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from cdl_hf.data import DatasetError, load_image_dataset
 
 from .conftest import labelled, noise, save_images
-from .test_sources import counts
+from .test_loading import counts
 
 A5_B5 = ["ab"[number % 2] for number in range(10)]
 

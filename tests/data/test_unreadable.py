@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from filelock import FileLock
 
 import cdl_hf.data.cache as cache
-import cdl_hf.data.unreadable as unreadable
+import cdl_hf.data.decoding as decoding
 from cdl_hf.data import (
     DatasetError,
     TaskImages,
@@ -52,8 +52,8 @@ def decoded(monkeypatch):
         count.append(image)
         return decode(image)
 
-    decode = unreadable.decode
-    monkeypatch.setattr(unreadable, "decode", counting)
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", counting)
     return count
 
 
@@ -130,7 +130,7 @@ def bomb(path, side=50_000):
     noise(mode="RGB").save(path)
     data = bytearray(path.read_bytes())
     data[16:24] = side.to_bytes(4) * 2
-    data[29:33] = unreadable.zlib.crc32(data[12:29]).to_bytes(4)
+    data[29:33] = decoding.zlib.crc32(data[12:29]).to_bytes(4)
     path.write_bytes(data)
 
 
@@ -265,7 +265,7 @@ def many(tmp_path):
     """As many images as make a progress bar worthwhile, and the last of them is none."""
     (tmp_path / "many" / "a").mkdir(parents=True)
     content = Image().encode_example(noise(size=(2, 2)))["bytes"]
-    for number in range(unreadable.FEW):
+    for number in range(decoding.MIN_FOR_PROGRESS_BAR):
         (tmp_path / "many" / "a" / f"{number:04}.png").write_bytes(content)
     (tmp_path / "many" / "a" / "last.png").touch()
     return tmp_path / "many"
@@ -311,7 +311,7 @@ def test_bundled_drawings_are_known_to_be_sound(decoded):
 
 def test_data_in_memory_alone_is_checked_each_time(decoded):
     data = labelled([0, 0], ["x"]).cast_column("image", Image())
-    assert unreadable.find_unreadable(data, "it") == {} and len(decoded) == 2
+    assert decoding.find_unreadable(data, "it") == {} and len(decoded) == 2
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def test_what_another_user_holds_only_costs_time(folder, cached, decoded, what):
 
 def test_one_says_what_one_waits_for(folder, cached, monkeypatch):
     """The other lets go as soon as this one has said that it waits."""
-    monkeypatch.setattr(cache, "PATIENCE", 0)
+    monkeypatch.setattr(cache, "SILENT_WAIT", 0)
     held, said, told = threading.Event(), threading.Event(), []
 
     def hold():

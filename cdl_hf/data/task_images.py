@@ -1,15 +1,18 @@
-"""A task's images as bytes, each sample's augmentation fixed by seed, task, epoch and index."""
+"""Images of a task as samples and batches, with randomness fixed by seed, task, epoch and index."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
 
 from .decoding import decode
-from .labels import read_labels
+from .errors import listed
+from .labels import normalized_name, read_labels
 from .transforms import EvalTransform, TrainTransform
+from .views import select_rows
 
 
 class TaskImages(torch.utils.data.Dataset):
@@ -99,3 +102,55 @@ def _randomness_of(*key: int):
         yield
     finally:
         generator.set_state(state)
+
+
+class Batches:
+    """A loader's batches, whose `pixels` have become `pixel_values` (B, 3, H, W) on the device to which they came.
+
+    Loader processes pass bytes on, a quarter of what floats would be: on few cores that is most of their work.
+
+    Args:
+        loader: Of `images`, as Accelerate has prepared it or on the CPU.
+        images: Tell how pixels are normalised.
+    """
+
+    def __init__(self, loader: DataLoader, images: TaskImages):
+        self.loader, self.normalize = loader, images.transform.normalize
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in self.loader:
+            pixels = batch.pop("pixels")
+            yield {"pixel_values": self.normalize(pixels), **batch}
+
+
+def known_classes(
+    views: list[Dataset], class_names: list[str], transform: EvalTransform
+) -> tuple[TaskImages, str | None]:
+    """The images whose classes the model knows, and a sentence on the others, if there are any.
+
+    Args:
+        views: columns `image` and `label`, all with the same ClassLabel.
+        class_names: names of the model's classes, by column; classes are matched by them.
+        transform: of the model's image processor.
+
+    Raises:
+        ValueError: the model knows none of the classes.
+    """
+    names = views[0].features["label"].names
+    column_of = {normalized_name(name): column for column, name in enumerate(class_names)}
+    columns = np.array([column_of.get(normalized_name(name), -1) for name in names])
+    view = concatenate_datasets(views)
+    known = columns[read_labels(view)] >= 0
+    dropped = int((~known).sum())
+    if not known.any():
+        raise ValueError(
+            f"the model knows none of the data set's classes, which are {listed(names)}; "
+            f"it knows {listed(class_names)}"
+        )
+    unknown = [name for name in names if normalized_name(name) not in column_of]
+    left_out = f"{dropped:,} images of classes that the model has not seen are left out: {listed(unknown)}"
+    images = TaskImages(select_rows(view, np.flatnonzero(known)), columns, transform)
+    return images, left_out if dropped else None

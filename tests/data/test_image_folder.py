@@ -9,7 +9,7 @@ import pytest
 from cdl_hf.data import DatasetError, TaskStream, load_image_dataset, open_image
 
 from .conftest import noise, save_images
-from .test_sources import counts
+from .test_loading import counts
 
 
 def layout(root, **folders):

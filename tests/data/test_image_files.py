@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from cdl_hf.data import DatasetError
-from cdl_hf.data.files import ImageFiles, find_image_files
+from cdl_hf.data.image_files import ImageFiles, find_image_files
 
 
 def save(path, value=100, mode=np.uint8):

@@ -1,4 +1,4 @@
-"""What goes wrong with data."""
+"""Errors of data sets, and how messages quote lists and causes."""
 
 
 class DatasetError(ValueError):
