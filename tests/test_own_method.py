@@ -1,11 +1,10 @@
-"""The README's methods in a file of one's own train, save and load as the package's do."""
+"""The methods of cdl_hf/README.md in a file of one's own train, save and load as the package's do."""
 
 import importlib
-import re
-from pathlib import Path
 
 import pytest
 import torch
+from pages import block
 from tiny_models import images, tiny_backbone
 from tiny_runs import drawings
 from transformers import AutoModelForImageClassification
@@ -17,15 +16,13 @@ from cdl_hf.models.prompt_pools import POOLS
 from cdl_hf.training import CDLConfig
 
 __all__ = ["drawings"]
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def my_methods(tmp_path, monkeypatch):
     for registry in (POOLS, PROMPT_DEFAULTS):
         monkeypatch.setitem(registry, "shared", None)  # to be gone afterwards
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "my_methods.py" in block)
-    (tmp_path / "my_methods.py").write_text(code)
+    (tmp_path / "my_methods.py").write_text(block("cdl_hf/README.md", "my_methods.py"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(importlib.import_module("sys").modules, "my_methods", raising=False)
     return importlib.import_module("my_methods")
