@@ -4,9 +4,10 @@
 
 Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
 each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a list. Its metadata hold
-"help" and, where they apply, "choices", "min" and "max" (both inclusive). With "positional" its value may come without
-its name, before all arguments with one; a list, the last, takes the rest. "aliases" are earlier names, which are
-still read on the command line and in files.
+"help" and, where they apply, "choices", "min" and "max" (both inclusive); "unset" says what is taken where None is the
+default. The choices may be a mapping to what `--help` says of each. With "positional" a value may come without its
+name, before all arguments with one; a list, the last, takes the rest. "aliases" are earlier names, which are still
+read on the command line and in files. "role" is for the argument class's own module.
 What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
 
 Only the standard library and yaml are imported, so that `--help` answers at once.
@@ -22,7 +23,7 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, NoReturn
 
@@ -146,7 +147,8 @@ class _Argument:
     is_optional: bool
     default: Any
     help: str
-    choices: tuple[Any, ...] | None = None
+    choices: Collection[Any] | None = None
+    unset: str | None = None
     min: float | None = None
     max: float | None = None
     positional: bool = False
@@ -186,7 +188,7 @@ def _collect(argument_classes: tuple[type, ...]) -> dict[str, _Argument]:
                 raise TypeError(f"{argument_class.__name__}.{f.name}: another argument has this name.")
             kind, is_list, is_single, is_optional, choices = _take_apart(hints[f.name])
             default = f.default if f.default_factory is MISSING else f.default_factory()
-            metadata = {"choices": choices, **f.metadata}
+            metadata = {"choices": choices} | {key: value for key, value in f.metadata.items() if key != "role"}
             arguments[f.name] = _Argument(kind, is_list, is_single, is_optional, default, **metadata)
     return arguments
 
@@ -410,7 +412,11 @@ def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], d
             notes = [f"one of {', '.join(map(str, argument.choices))}"] if argument.choices else []
             notes += [argument.range] if argument.range else []
             notes += ["its name may be left out"] if argument.positional else []
-            notes += ["required" if argument.default is MISSING else f"default: {_shown(argument.default)}"]
+            if argument.default is MISSING:
+                notes += ["required"]
+            else:
+                default = argument.unset or "not given" if argument.default is None else _shown(argument.default)
+                notes += [f"default: {default}"]
             text = f"{argument.help} ({'; '.join(notes)})".replace("%", "%%")
             if argument.is_switch:
                 group.add_argument(f"--{f.name}", f"--no_{f.name}", action="store_true", help=text)

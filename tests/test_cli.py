@@ -310,7 +310,7 @@ def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
         "a model, 100% of it (default: bundled)",
         "(one of l2p, dualprompt, coda_prompt; default: coda_prompt)",
         "--blocks INT [INT ...]",
-        "(from 0 to 11; default: none)",
+        "(from 0 to 11; default: not given)",
         "peak learning rate (at least 0; default: 0.001)",
         "of Adam (default: 0.9 0.999)",
         "--overwrite, --no_overwrite",

@@ -19,7 +19,8 @@ class KD(TrainingObjective):
     Args:
         student: In training mode during training.
         teacher: Trained on the current task, or in the same step, or before on all classes at once.
-        kd_alpha: Weight of the soft loss against the cross-entropy, between 0 and 1.
+        kd_alpha: Weight of the soft loss against the cross-entropy, between 0 and 1; the student's own, which weighs
+            its KD head in predictions, when `None`.
         temperature: tau; the method's own default when `None`.
 
     Raises:
@@ -33,7 +34,7 @@ class KD(TrainingObjective):
         self,
         student: PromptViTForImageClassification,
         teacher: PromptViTForImageClassification,
-        kd_alpha: float = 0.5,
+        kd_alpha: float | None = None,
         temperature: float | None = None,
     ):
         super().__init__(student)
@@ -49,7 +50,7 @@ class KD(TrainingObjective):
                 f"{theirs} and {ours} classes"
             )
         self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
-        self.kd_alpha = kd_alpha
+        self.kd_alpha = student.config.kd_alpha if kd_alpha is None else kd_alpha
         self.temperature = self.default_temperature if temperature is None else temperature
         self.shares_query = student.shares_query_with(teacher)
 

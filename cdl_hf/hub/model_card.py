@@ -10,31 +10,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..catalogue import (
+    ALIGNED_HEAD,
+    CLASSIFIERS,
+    CONTINUAL_DISTILLATION,
+    DISTILLATION_METHODS,
+    PROMPT_METHODS,
+    Method,
+    Paper,
+    method_of,
+)
 from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
 from ..utils import atomic_write, write_json, write_text
-from .citations import CITATIONS
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-PROMPT_METHODS = {"l2p": "L2P", "dualprompt": "DualPrompt", "coda_prompt": "CODA-Prompt", "apt": "APT"}
-# What predicts in place of the trained heads, and the paper to cite.
-HEADS = {
-    "ncm": ("the nearest class mean of its features", "simplecil"),
-    "ranpac": ("ridge regression on random projections of its features (RanPAC)", "ranpac"),
-}
-# A name for people, and the papers to cite besides the prompt method's.
-DISTILLATION = {
-    "none": ("no distillation", ("cdl",)),
-    "kd": ("knowledge distillation of its logits (KD)", ("cdl", "kd")),
-    "dkd": ("decoupled knowledge distillation (DKD)", ("cdl", "dkd")),
-    "lskd": ("knowledge distillation of its standardised logits (LSKD)", ("cdl", "lskd", "kd")),
-    "dist": ("the relations between its predictions (DIST)", ("cdl", "dist")),
-    "fitnets": ("hints from its features (FitNets)", ("cdl", "fitnets", "kd")),
-    "reviewkd": ("review of its features (ReviewKD)", ("cdl", "reviewkd", "kd")),
-    "deit": ("a distillation token (DeiT)", ("cdl", "deit", "kd")),
-    "kdp": ("knowledge distillation prompts (KDP)", ("cdl", "kd")),
-    "cdl_prompt": ("prompts mapped from its own (CDL-Prompt)", ("cdl", "kd")),
-}
-OF_CDL = ("kdp", "cdl_prompt")  # methods of the paper of continual distillation learning itself
 METRICS = {
     "average_accuracy": "Accuracy after the last task (%), mean over tasks: A_N",
     "average_accuracy_by_image": "Accuracy after the last task (%), mean over images",
@@ -83,26 +72,30 @@ class ModelCardContent:
 
     @property
     def methods(self) -> list[str]:
-        """What made the model, of prompts, distillation and head: those that it has."""
+        """Keys of its prompt method, distillation method and classifier, where they are not the plainest."""
         args = self.results["args"]
-        prompts = args["prompt_method"] if args["prompt_method"] in PROMPT_METHODS else "frozen"
-        taught = [args["distillation"]] if self.role == "student" and args["distillation"] != "none" else []
-        head = (
-            ["aligned"]
-            if args["classifier_alignment"]
-            else [args["classifier"]]
-            if args["classifier"] in HEADS
-            else []
-        )
-        return [prompts, *taught, *head]
+        prompts = "frozen" if args["prompt_method"] == "none" else args["prompt_method"]
+        distilled = [args["distillation"]] if self.is_distilled else []
+        classifier = "aligned" if self.has_aligned_head else args["classifier"]
+        return [prompts, *distilled, *([] if classifier == "linear" else [classifier])]
+
+    @property
+    def has_aligned_head(self) -> bool:
+        args = self.results["args"]
+        return args["classifier_alignment"] and args["classifier"] == "linear"
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it learned from a teacher."""
+        return self.role == "student" and self.results["args"]["distillation"] != "none"
 
     @property
     def tags(self) -> list[str]:
         """Words by which the Hub finds it."""
         prompted = ["prompt-tuning"] if "frozen" not in self.methods else []
-        taught = ["knowledge-distillation"] if set(self.methods) & set(DISTILLATION) else []
+        distilled = ["knowledge-distillation"] if self.is_distilled else []
         words = [method.replace("_", "-") for method in self.methods if method not in ("frozen", "aligned")]
-        return ["continual-learning", "class-incremental-learning", *prompted, *taught, "vit", *words]
+        return ["continual-learning", "class-incremental-learning", *prompted, *distilled, "vit", *words]
 
     @property
     def model_name(self) -> str:
@@ -183,19 +176,18 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
     results, stream = content.results, content.results["stream"]
     roles = [role for role in ("teacher", "student") if role in results]
     args = results["args"]
-    distillation, papers = DISTILLATION[args["distillation"]]
-    if content.role == "teacher":
-        papers = ("cdl",)
+    prompts = method_of(PROMPT_METHODS, args["prompt_method"])
+    distillation = method_of(DISTILLATION_METHODS, args["distillation"])
+    classifier = ALIGNED_HEAD if content.has_aligned_head else method_of(CLASSIFIERS, args["classifier"])
+    methods = [prompts, *([distillation] if content.is_distilled else []), classifier]
     return {
         "content": content,
         "args": args,
         "own": results[content.role],
         "other": results.get("teacher" if content.role == "student" else "student"),
-        "prompt_method": _linked(PROMPT_METHODS.get(args["prompt_method"], ""), args["prompt_method"]),
-        "head": _linked(*HEADS[args["classifier"]]) if args["classifier"] != "linear" else None,
-        "aligned": args["classifier_alignment"],
-        "distillation": _linked(distillation, "cdl" if args["distillation"] in OF_CDL else args["distillation"]),
-        "taught": content.role == "student" and args["distillation"] != "none",
+        "prompt_method": _linked(prompts) if args["prompt_method"] != "none" else None,
+        "classifier": _linked(classifier, describe=True) if classifier is not CLASSIFIERS["linear"] else None,
+        "distillation": _linked(distillation, describe=True) if content.is_distilled else None,
         "backbones": {role: markdown_name(portable(name)) for role, name in content.backbones.items()},
         "model_name": markdown_name(content.model_name),
         "dataset": markdown_name(content.dataset),
@@ -213,14 +205,15 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         ],
         "command": fenced(_lines([portable(word) for word in content.command])),
         "versions": results["versions"],
-        "citations": [CITATIONS[key] for key in _papers(args, papers)],
+        "citations": [paper.bibtex for paper in _papers(methods)],
     }
 
 
-def _linked(text: str, paper: str) -> str:
-    """The text with a link to the paper, where there is one."""
-    number = re.search(r"arXiv:([\d.]+)", CITATIONS.get(paper, ""))
-    return f"[{text}](https://arxiv.org/abs/{number[1].rstrip('.')})" if number else text
+def _linked(method: Method, *, describe: bool = False) -> str:
+    """Its title, with a link to the paper where there is one, and its description if asked for."""
+    title = markdown_name(method.title)
+    title = title if method.paper is None else f"[{title}]({method.paper.url})"
+    return f"{title} ({method.description})" if describe and method.description else title
 
 
 def _lines(command: list[str]) -> str:
@@ -236,22 +229,20 @@ def _lines(command: list[str]) -> str:
     return " \\\n    ".join(shlex.join(part) for part in parts)
 
 
-def _papers(args: dict[str, Any], of_distillation: tuple[str, ...]) -> list[str]:
-    """Keys of what to cite."""
-    prompts = [args["prompt_method"]] if args["prompt_method"] in PROMPT_METHODS else []
-    head = [HEADS[args["classifier"]][1]] if args["classifier"] != "linear" else []
-    return [*prompts, *of_distillation, *head, *(["slca"] if args["classifier_alignment"] else [])]
+def _papers(methods: list[Method]) -> list[Paper]:
+    """What to cite, each once: the methods' papers, that of continual distillation learning first."""
+    return list(dict.fromkeys([CONTINUAL_DISTILLATION, *(paper for method in methods for paper in method.papers)]))
 
 
 def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each task learnt: its classes, the accuracy right after it and after the last task."""
+    """For each task: its classes, the accuracy right after it and after the last task."""
     rows, start = [], 0
     for task, row in enumerate(matrix):
         names = stream["class_names"][start : start + stream["classes_per_task"][task]]
         start += len(names)
         shown = ", ".join(markdown_text(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        rows.append({"classes": shown + more, "learnt": row[task], "last": matrix[-1][task]})
+        rows.append({"classes": shown + more, "first": row[task], "last": matrix[-1][task]})
     return rows
 
 

@@ -1,16 +1,54 @@
-"""The arguments of a run. Their defaults are the bundled example's; YAML presets hold those of other data sets.
+"""The arguments of a run, and their roles. The defaults are those of the bundled example; YAML presets hold others.
 
-Only the standard library is imported, so that `--help` answers at once.
+Only the standard library and the catalogue are imported, so that `--help` answers at once.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
+from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
 
-def _argument(default, help: str, **more):
-    metadata = {"help": help, **more}
+
+@dataclass(frozen=True)
+class Role:
+    """What an argument means for a run. What it belongs to is its dataclass: the stream, the models, the Hub ...
+
+    Args:
+        affects: What differs between two runs that differ in it: their `result`, only the `rounding` of it, only the
+            `files` that they write besides the results, or `nothing` that is kept.
+        content: Where it only says where to find something, what is found there: `stream`, `backbones`, or
+            `states of the teacher` or `student`. Where the same is found, it is the same argument.
+        is_path: Whether it is the path of a file or folder, and nothing else.
+        planned: Whether a comparison sets it for each of its runs.
+        in_label: Whether the label of an experiment shows it in words of its own.
+    """
+
+    affects: Literal["result", "rounding", "files", "nothing"] = "result"
+    content: str | None = None
+    is_path: bool = False
+    planned: bool = False
+    in_label: bool = False
+
+
+def _argument(
+    default: Any,
+    help: str,
+    *,
+    unset: str | None = None,
+    choices: Collection[str] | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    of_call: bool = False,
+    aliases: tuple[str, ...] = (),
+    **role: Any,
+) -> Any:
+    """A field of an argument dataclass: what `cdl_hf/cli.py` reads, and the fields of its [`Role`]."""
+    metadata: dict[str, Any] = {"help": help, "unset": unset, "min": min, "max": max}
+    metadata |= {"of_call": of_call, "aliases": aliases, "role": Role(**role)}
+    if choices is not None:
+        metadata["choices"] = choices
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -23,18 +61,24 @@ class DatasetArguments:
     dataset: str = _argument(
         "quickdraw100",
         "Name of a known data set, a folder of images, a table (Parquet, CSV ...), a saved data set, or a Hub name",
+        in_label=True,
     )
-    image_column: str | None = _argument(None, "Column of the images; found by its type if not given")
-    label_column: str | None = _argument(None, "Column of the labels; found by its type if not given")
-    train_split: str | None = _argument(None, "Split, or its folder, to learn from; found by its name if not given")
+    image_column: str | None = _argument(None, "Column of the images", unset="found by its type")
+    label_column: str | None = _argument(None, "Column of the labels", unset="found by its type")
+    train_split: str | None = _argument(None, "Split, or its folder, to train on", unset="found by its name")
     test_split: str | None = _argument(
-        None, "The same to test on; train_split's own name holds a share of it out; found by its name if not given"
+        None,
+        "Split, or its folder, to test on; with the name of train_split, a share of it is held out",
+        unset="found by its name",
     )
-    test_fraction: float = _argument(0.2, "Share of each class held out when there is no test split", min=0, max=1)
+    test_fraction: float = _argument(
+        0.2, "Share of each class that is held out when there is no test split", min=0, max=1
+    )
     split_file: str | None = _argument(
         None,
-        "YAML list of the training images (data: paths; targets: numbers of their classes), the others being for the "
-        "test: such as a run has left",
+        "YAML list of the training images (data: paths; targets: class numbers), such as a run writes; the other "
+        "images are for the test",
+        is_path=True,
     )
     skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
     drop_empty_classes: bool = _argument(False, "Leave out classes of a ClassLabel that have no images at all")
@@ -44,22 +88,34 @@ class DatasetArguments:
 class StreamArguments(DatasetArguments):
     """The stream of tasks."""
 
-    num_tasks: int | None = _argument(None, "Number of tasks; 10 if neither this nor classes_per_task is given", min=1)
-    classes_per_task: int | None = _argument(None, "Number of classes of a task, instead of num_tasks", min=1)
-    first_task_classes: int | None = _argument(None, "Number of classes of the first task, if it differs", min=1)
+    num_tasks: int | None = _argument(
+        None, "Number of tasks", unset="from classes_per_task, else 10", min=1, in_label=True
+    )
+    classes_per_task: int | None = _argument(
+        None, "Number of classes of a task, instead of num_tasks", min=1, in_label=True
+    )
+    first_task_classes: int | None = _argument(
+        None, "Number of classes of the first task", unset="as of the others", min=1, in_label=True
+    )
     class_order: str | list[str] = _argument(
         "natural",
         "natural, seeded (drawn with stream_seed), split_file (by the targets of that list), or all class names or "
         "labels: separated by commas, or as a list, in which a name may have commas itself; entries that are all "
         "names are read as names",
+        in_label=True,
     )
     stream_seed: int = _argument(
-        0, "Seed of the class order and of the images held out or kept: runs with other seeds share a stream", min=0
+        0,
+        "Seed of the class order and of which images are held out or kept: runs with other seeds share a stream",
+        min=0,
+        in_label=True,
     )
     validation_fraction: float = _argument(
         0.0, "Share of each class's training images to hold out; the run then tests on them instead", min=0, max=0.9
     )
-    max_samples_per_class: int | None = _argument(None, "Cap on the images of a class, for a quick look", min=1)
+    max_samples_per_class: int | None = _argument(
+        None, "Maximum number of images of a class, for a quick look", unset="all", min=1
+    )
 
 
 @dataclass
@@ -67,44 +123,74 @@ class ModelArguments:
     """Teacher and student."""
 
     teacher: str = _argument(
-        "vit_micro_quickdraw", "Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name"
+        "vit_micro_quickdraw",
+        "Backbone of the teacher: a bundled one, a timm name with its tag, a folder, or hf_hub:name",
+        content="backbones",
+        in_label=True,
     )
-    student: str = _argument("vit_nano_quickdraw", "Backbone of the student, named in the same ways")
-    teacher_weights: str | None = _argument(None, "Local file with the weights of a timm teacher")
-    student_weights: str | None = _argument(None, "Local file with the weights of a timm student")
+    student: str = _argument(
+        "vit_nano_quickdraw",
+        "Backbone of the student, named in the same ways",
+        content="backbones",
+        in_label=True,
+    )
+    teacher_weights: str | None = _argument(
+        None,
+        "Local file with the weights of a timm teacher",
+        unset="downloaded",
+        content="backbones",
+        is_path=True,
+    )
+    student_weights: str | None = _argument(
+        None,
+        "Local file with the weights of a timm student",
+        unset="downloaded",
+        content="backbones",
+        is_path=True,
+    )
     image_size: int | None = _argument(
-        None, "Side of the square images in pixels; the student's own if not given", min=1
+        None, "Side of the square images in pixels", unset="the student backbone's", min=1
     )
     crop_pct: float | None = _argument(
         None,
-        "Share of the resized test image that the centre crop keeps; the student's own if not given",
+        "Share of the resized test image that the center crop keeps",
+        unset="the student backbone's",
         min=0.1,
         max=1,
     )
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = _argument(
-        None, "How images are resized, in training and test; the student's own if not given"
+        None, "How images are resized, in training and test", unset="the student backbone's"
     )
     normalization: Literal["backbone", "none"] = _argument(
-        "backbone", "Pixels with the mean and deviation of the student's weights, or in [0, 1] as the papers ran"
+        "backbone",
+        "Pixels normalized by the mean and standard deviation of the student's backbone, or in [0, 1] as in the "
+        "papers' runs",
     )
-    prompt_method: Literal["l2p", "dualprompt", "coda_prompt", "apt", "none"] = _argument(
-        "coda_prompt", "How prompts are made, in teacher and student; none: frozen transformers, a baseline"
+    prompt_method: str = _argument(
+        "coda_prompt", "Prompt method of teacher and student", choices=PROMPT_METHODS, in_label=True
     )
-    classifier: Literal["linear", "ncm", "ranpac"] = _argument(
+    classifier: str = _argument(
         "linear",
-        "What predicts: the trained heads, or a classifier computed from all classes' features (nearest class mean, "
-        "or ridge regression on random features)",
+        "What predicts: the trained heads, or a classifier computed from the features of all classes",
+        choices=CLASSIFIERS,
         aliases=("head",),
+        in_label=True,
     )
-    ranpac_width: int = _argument(2000, "RanPAC: random features", min=1)
-    pool_size: int | None = _argument(None, "Prompts or components in the pool; the paper's if not given", min=1)
-    prompt_length: int | None = _argument(None, "Tokens of a prompt, half keys, half values; the paper's", min=2)
-    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks; the paper's if not given")
-    top_k: int = _argument(5, "L2P: prompts selected for an image", min=1)
+    ranpac_width: int = _argument(2000, "RanPAC: number of random features", min=1)
+    pool_size: int | None = _argument(
+        None, "Number of prompts or components in the pool", unset="the prompt method's", min=1
+    )
+    prompt_length: int | None = _argument(
+        None, "Tokens of a prompt, half of them keys, half values", unset="the prompt method's", min=2
+    )
+    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks", unset="the prompt method's")
+    top_k: int = _argument(5, "L2P: number of prompts selected for an image", min=1)
     g_prompt_length: int = _argument(6, "DualPrompt: tokens of a G-prompt", min=2)
     g_prompt_blocks: list[int] = _argument([0, 1], "DualPrompt: blocks with a G-prompt")
     ortho_weight: float = _argument(0.0, "CODA-Prompt: weight of the orthogonality loss", min=0)
-    ema_decay: float = _argument(0.7, "APT: share of the merged prompts kept when a task is merged", min=0, max=1)
+    ema_decay: float = _argument(
+        0.7, "APT: share of the merged prompts that is kept when a task is merged", min=0, max=1
+    )
     query: Literal["student", "own"] = _argument(
         "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"
     )
@@ -114,17 +200,19 @@ class ModelArguments:
 class DistillationArguments:
     """How the student learns from the teacher."""
 
-    distillation: Literal["none", "kd", "dkd", "lskd", "dist", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt"] = (
-        _argument("kdp", "Distillation method; none trains a student alone")
-    )
+    distillation: str = _argument("kdp", "Distillation method", choices=DISTILLATION_METHODS, in_label=True)
     kd_alpha: float = _argument(
-        0.5, "Weight of the teacher's part of the loss, and of the KD head's", min=0, max=1, aliases=("alpha",)
+        0.5,
+        "Weight of the teacher's term in the loss, and of the KD head in a prediction",
+        min=0,
+        max=1,
+        aliases=("alpha",),
     )
     temperature: float | None = _argument(
-        None, "Temperature of the soft loss; the method's own if not given", min=0.01
+        None, "Temperature of the soft loss", unset="the distillation method's", min=0.01
     )
-    kd_prompt_length: int = _argument(6, "KDP: vectors of a block, half keys, half values", min=2)
-    kd_prompt_blocks: int | None = _argument(None, "KDP: leading blocks with vectors; all if not given", min=1)
+    kd_prompt_length: int = _argument(6, "KDP: vectors of a block, half of them keys, half values", min=2)
+    kd_prompt_blocks: int | None = _argument(None, "KDP: number of leading blocks with vectors", unset="all", min=1)
 
 
 @dataclass
@@ -132,21 +220,28 @@ class CDLConfig:
     """The run."""
 
     num_train_epochs: int = _argument(
-        4, "Epochs of each stage; 0 where only a computed head is wanted", min=0, aliases=("num_epochs",)
+        4,
+        "Epochs of each stage; 0 where only a computed classifier is wanted",
+        min=0,
+        aliases=("num_epochs",),
     )
     batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
-    eval_batch_size: int = _argument(128, "Images of one evaluation step, over all processes", min=1)
+    eval_batch_size: int = _argument(
+        128, "Images of one evaluation step, over all processes", min=1, affects="nothing"
+    )
     gradient_accumulation_steps: int = _argument(
-        1, "Parts in which a batch is computed, to save memory (not with dist)", min=1
+        1, "Micro-batches that a batch is computed in, to save memory (not with dist)", min=1, affects="rounding"
     )
     auto_find_batch_size: bool = _argument(
         False,
-        "Before each stage, try in how many parts a batch fits into memory; batch_size stays as it is",
+        "Before each stage, find the gradient_accumulation_steps with which a batch fits into memory; batch_size "
+        "stays as it is",
         aliases=("auto_batch_size",),
+        affects="rounding",
     )
     learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
-    crop_scale: list[float] = _argument([0.7, 1.0], "Range of a random crop's share of the image")
-    horizontal_flip: float = _argument(0.5, "Probability of a mirrored training image", min=0, max=1)
+    crop_scale: list[float] = _argument([0.7, 1.0], "Smallest and largest share of the image that a random crop keeps")
+    horizontal_flip: float = _argument(0.5, "Probability that a training image is mirrored", min=0, max=1)
     schedule: Literal["stages", "same_step"] = _argument(
         "stages", "The teacher's stage before the student's, or a step of each on every batch"
     )
@@ -154,51 +249,80 @@ class CDLConfig:
         "own_stage",
         "APT: when the teacher's prompts are merged where both are trained; after_student is the authors' order",
     )
-    stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train")
+    stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train", planned=True)
     teacher_run: str | None = _argument(
         None,
-        "Output folder of an earlier run on the same stream, or on its classes at once, whose teacher serves here",
+        "Output folder of a finished run on the same stream, or a joint one on the same classes, whose teacher is "
+        "taken instead of training one",
         aliases=("teacher_from",),
+        content="states of the teacher",
+        is_path=True,
+        planned=True,
     )
     student_run: str | None = _argument(
         None,
-        "The same of its student, for another head: nothing is trained, only classifiers are computed",
+        "Output folder of a finished run on the same stream whose student gets another classifier; nothing is trained",
         aliases=("student_from",),
+        content="states of the student",
+        is_path=True,
+        planned=True,
     )
     classifier_alignment: bool = _argument(
-        False, "After each task, train the heads anew on features drawn from what is remembered of all classes (SLCA)"
+        False,
+        "After each task, train the heads again on features sampled for all classes so far (SLCA)",
+        in_label=True,
     )
     cache_teacher_outputs: bool = _argument(
         False,
-        "Keep the teacher's answers to all training images: each student of teacher_run is spared its teacher",
+        "Store the teacher's logits of all training images, so that students of teacher_run need no teacher",
         aliases=("store_answers",),
+        affects="files",
+        planned=True,
     )
-    seed: int = _argument(0, "Seed of all randomness but the stream's", min=0)
+    seed: int = _argument(
+        0, "Seed of everything random in training, not of the stream (stream_seed)", min=0, planned=True
+    )
     dataloader_num_workers: int = _argument(
-        0, "Processes that read images, for each training process", min=0, aliases=("num_workers",)
+        0,
+        "Worker processes that read images, for each training process",
+        min=0,
+        aliases=("num_workers",),
+        affects="nothing",
     )
     output_dir: str | None = _argument(
-        None, "Folder for everything the run leaves; a new one under runs/ if not given"
+        None,
+        "Folder for everything that the run writes",
+        unset="a new one under runs/",
+        affects="nothing",
+        is_path=True,
+        planned=True,
     )
     dry_run: bool = _argument(
-        False,
-        "Tell the stream, the models, their steps and memory and what would be written, and stop there",
-        of_call=True,
+        False, "Print the tasks, models, number of steps, memory and output files, and stop", of_call=True
     )
     overwrite_output_dir: bool = _argument(
-        False, "Replace what an earlier run has left in the output folder", of_call=True, aliases=("overwrite",)
+        False,
+        "Replace what an earlier run has written to the output folder",
+        of_call=True,
+        aliases=("overwrite",),
+        planned=True,
     )
     resume_from_checkpoint: bool = _argument(
         False,
         "Continue the run of the output folder from its newest checkpoint, with its arguments where none are given",
         of_call=True,
         aliases=("resume",),
+        planned=True,
     )
     save_steps: int = _argument(
-        1000, "Optimizer steps between checkpoints, besides those after a stage", min=1, aliases=("checkpoint_every",)
+        1000,
+        "Optimizer steps between two checkpoints; there is one after each stage, too",
+        min=1,
+        aliases=("checkpoint_every",),
+        affects="nothing",
     )
     report_to: Literal["none", "tensorboard", "wandb"] = _argument(
-        "none", "Where to log the metrics besides the files"
+        "none", "Where to log the metrics, besides the files of the run", affects="nothing"
     )
 
     def __post_init__(self):
@@ -238,7 +362,8 @@ class HubArguments:
     push_to_hub: bool = _argument(False, "Push teacher and student to the Hub when the run is finished")
     hub_model_id: str | None = _argument(
         None,
-        "owner/name or name of the repositories <name>-teacher and <name>-student; the output folder's if not given",
+        "owner/name or name of the repositories <name>-teacher and <name>-student",
+        unset="the output folder's name",
     )
     hub_private: bool = _argument(False, "Make the repositories private")
     hub_task_revisions: bool = _argument(
@@ -270,3 +395,48 @@ def record_of_resumed(given: Mapping[str, Any]) -> str | None:
         return None
     path = os.path.join(given["output_dir"], "args.yaml")
     return path if os.path.isfile(path) else None
+
+
+def names_of(argument_class: type) -> frozenset[str]:
+    """Names of the arguments of one dataclass."""
+    return frozenset(f.name for f in fields(argument_class))
+
+
+def not_of_the_run() -> frozenset[str]:
+    """Arguments that are about one call, or about what is done with a finished run: pushing it."""
+    of_call = {f.name for f in _run_fields() if f.metadata["of_call"]}
+    return names_of(HubArguments) | of_call
+
+
+def affecting(*what: Literal["result", "rounding", "files", "nothing"]) -> frozenset[str]:
+    """Arguments of the run itself that affect one of these at most; see [`Role`]."""
+    return _names(lambda role: role.affects in what) - not_of_the_run()
+
+
+def paths() -> frozenset[str]:
+    """Arguments that are the path of a file or folder, of which only the last part says anything elsewhere."""
+    return _names(lambda role: role.is_path)
+
+
+def planned() -> frozenset[str]:
+    """Arguments that a comparison sets for each of its runs, so that its file cannot."""
+    return _names(lambda role: role.planned)
+
+
+def shown_in_labels() -> frozenset[str]:
+    """Arguments that the label of an experiment shows in words of its own."""
+    return _names(lambda role: role.in_label)
+
+
+def found_content() -> dict[str, str]:
+    """For each argument that only says where to find something, or how it is chosen: what is found; see [`Role`]."""
+    found = dict.fromkeys((f.name for f in fields(StreamArguments)), "stream")
+    return found | {f.name: content for f in _run_fields() if (content := f.metadata["role"].content) is not None}
+
+
+def _run_fields() -> list[Field[Any]]:
+    return [f for argument_class in RUN for f in fields(argument_class)]
+
+
+def _names(has_role: Callable[[Role], bool]) -> frozenset[str]:
+    return frozenset(f.name for f in _run_fields() if has_role(f.metadata["role"]))

@@ -172,7 +172,7 @@ def build_learners(
             student_backbone,
             **prompts,
             kd_branch=method_class.kd_branch,
-            kd_kd_alpha=distillation_args.kd_alpha,
+            kd_alpha=distillation_args.kd_alpha,
             kd_prompt_length=distillation_args.kd_prompt_length,
             kd_prompt_blocks=distillation_args.kd_prompt_blocks,
             teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,35 @@ from ..cli import to_dict
 from ..data import TaskStream
 from ..data.views import ordered_digest
 from ..distillation import TrainingObjective
-from ..models import PromptViTForImageClassification
+from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
+from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..utils import versions
-from .arguments import RUN, HubArguments, StreamArguments, with_present_names
+from .arguments import RUN, affecting, found_content, not_of_the_run, with_present_names
 from .task_checkpoints import TaskCheckpoints
 
-_OF_THE_CALL = {
-    "dry_run",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    *(field.name for field in fields(HubArguments)),
-}  # not of the run
 # What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
-HARMLESS = {"output_dir", "save_steps", "report_to", "dataloader_num_workers", "eval_batch_size"}
-ROUNDING = {"num_processes", "gradient_accumulation_steps", "auto_find_batch_size"}
+HARMLESS = affecting("nothing")
+ROUNDING = affecting("rounding") | {"num_processes"}
 VERSION = "version of "
 # The images of each split, by the names under which a fingerprint holds their digests.
 IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
 _STREAM = ("class_names", "classes of the tasks", *IMAGES.values())
 _NETWORKS = ("teacher", "student", "teacher's query", "student's query")
 _WEIGHTS = tuple(f"{what} of the {whose}" for what in ("weights", "shape") for whose in _NETWORKS)
-# What a model's configuration has besides names and state: how its prompts and heads are made.
-_CONFIGURATION = (
-    *("prompt_method", "pool_size", "prompt_length", "prompt_blocks", "top_k", "g_prompt_length", "g_prompt_blocks"),
-    *("ortho_weight", "ema_decay", "head", "ranpac_width", "kd_branch", "kd_alpha", "kd_prompt_length"),
-    *("kd_prompt_blocks", "classes_per_task"),
-)
+# Fields of a model's configuration that name its networks, or say how much of the stream it has seen. The others say
+# how its prompts and heads are made.
+_STATE = {"left_out", "tasks_seen"} | {
+    f"{network}{what}" for network in TRANSFORMERS for what in ("", "_args", "_weights")
+}
+_CONFIGURATION = tuple(name for name in get_annotations(PromptViTConfig) if name not in _STATE)
 _PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize", "image_mean", "image_std")
-# Arguments that only say where something is, or how it is chosen -> the entries that say what was found. Where these
-# are the same, the arguments may differ: data that moved are the same data.
-_FOUND: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((field.name for field in fields(StreamArguments)), _STREAM),
-    **dict.fromkeys(("teacher", "student", "teacher_weights", "student_weights"), _WEIGHTS),
-    "teacher_run": ("states of the teacher",),
-    "student_run": ("states of the student",),
+# What was found -> the entries that hold it. Where these are the same, the arguments that name it may differ: data
+# that moved are the same data.
+_ENTRIES: dict[str, tuple[str, ...]] = {
+    "stream": _STREAM,
+    "backbones": _WEIGHTS,
+    **{states: (states,) for states in ("states of the teacher", "states of the student")},
 }
 
 
@@ -65,7 +60,7 @@ def fingerprint(
         arguments: Instances of argument classes, at least of `CDLConfig`.
         modules: Role -> what is trained, its weights not yet in shards.
     """
-    given = {name: value for name, value in to_dict(arguments).items() if name not in _OF_THE_CALL}
+    given = {name: value for name, value in to_dict(arguments).items() if name not in not_of_the_run()}
     about, digests = stream.describe(), stream.digests(ordered_digest)
     found = {name: about[name] for name in ("train", "validation", "test", "class_names")}
     found |= {"classes of the tasks": about["classes_per_task"]}
@@ -161,10 +156,13 @@ def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_found_again(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    entries = [entry for entry in _FOUND.get(name, ()) if entry in now]
+    content = found_content().get(name)
+    entries = [entry for entry in _ENTRIES.get(content, ()) if entry in now]
     if entries and all(entry in before for entry in entries):
         return all(before[entry] == now[entry] for entry in entries)
-    return name in _FOUND and _is_same_place(before[name], now[name])  # of an earlier version, or of arguments alone
+    return content is not None and _is_same_place(
+        before[name], now[name]
+    )  # of an earlier version, or of arguments alone
 
 
 def _is_same_place(before: Any, now: Any) -> bool:

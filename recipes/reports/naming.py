@@ -1,13 +1,13 @@
 """What the settings of a report are called, and their order."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
+from cdl_hf.catalogue import DISTILLATION_METHODS, PROMPT_METHODS
 from cdl_hf.comparison.experiments import Setting
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments
 
-PROMPTS = get_args(ModelArguments.__dataclass_fields__["prompt_method"].type)
-DISTILLATION = get_args(DistillationArguments.__dataclass_fields__["distillation"].type)
+PROMPTS = tuple(PROMPT_METHODS)
+DISTILLATION = tuple(DISTILLATION_METHODS)
 HEADS = ("linear", "aligned", "ncm", "ranpac")
 HEAD_NAMES = {"linear": "trained head", "aligned": "aligned head", "ncm": "nearest class mean", "ranpac": "RanPAC"}
 

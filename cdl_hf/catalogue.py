@@ -1,7 +1,62 @@
-"""BibTeX of the papers whose methods a model uses."""
+"""The catalogue: every prompt method, distillation method and classifier once, with its name and its papers.
 
-CITATIONS = {
-    "l2p": """\
+The arguments' choices, `--help`, the model cards and the reports read it. A method of your own is registered here
+under the key of its class: `PROMPT_METHODS["shared"] = Method("Shared", "one prompt for all images")`. Tables show the
+methods in this order.
+
+Only the standard library is imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper to cite.
+
+    Args:
+        arxiv: Its number on arXiv, such as `2407.13911`.
+        bibtex: Its entry in a bibliography.
+    """
+
+    arxiv: str
+    bibtex: str
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A prompt method, a distillation method or a classifier.
+
+    Args:
+        title: Its name in tables and sentences.
+        description: What it is, in a phrase that can follow the title and a colon.
+        paper: Where it was published; `None` for what needs no source.
+        builds_on: Papers to cite besides.
+    """
+
+    title: str
+    description: str = ""
+    paper: Paper | None = None
+    builds_on: tuple[Paper, ...] = ()
+
+    def __str__(self) -> str:
+        """As `--help` shows it."""
+        return f"{self.title}, {self.description}" if self.description else self.title
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """What to cite: the papers that it builds on last."""
+        return (*([] if self.paper is None else [self.paper]), *self.builds_on)
+
+
+_L2P = Paper(
+    "2112.08654",
+    """\
 @inproceedings{wang2022l2p,
   title     = {Learning to Prompt for Continual Learning},
   author    = {Wang, Zifeng and Zhang, Zizhao and Lee, Chen-Yu and Zhang, Han and Sun, Ruoxi and Ren, Xiaoqi and
@@ -10,7 +65,10 @@ CITATIONS = {
   year      = {2022},
   note      = {arXiv:2112.08654},
 }""",
-    "dualprompt": """\
+)
+_DUALPROMPT = Paper(
+    "2204.04799",
+    """\
 @inproceedings{wang2022dualprompt,
   title     = {{DualPrompt}: Complementary Prompting for Rehearsal-free Continual Learning},
   author    = {Wang, Zifeng and Zhang, Zizhao and Ebrahimi, Sayna and Sun, Ruoxi and Zhang, Han and Lee, Chen-Yu and
@@ -19,7 +77,10 @@ CITATIONS = {
   year      = {2022},
   note      = {arXiv:2204.04799},
 }""",
-    "coda_prompt": """\
+)
+_CODA_PROMPT = Paper(
+    "2211.13218",
+    """\
 @inproceedings{smith2023coda,
   title     = {{CODA-Prompt}: {COntinual} Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning},
   author    = {Smith, James Seale and Karlinsky, Leonid and Gutta, Vyshnavi and Cascante-Bonilla, Paola and
@@ -28,7 +89,10 @@ CITATIONS = {
   year      = {2023},
   note      = {arXiv:2211.13218},
 }""",
-    "apt": """\
+)
+_APT = Paper(
+    "2503.07979",
+    """\
 @inproceedings{chen2025apt,
   title     = {Achieving More with Less: Additive Prompt Tuning for Rehearsal-Free Class-Incremental Learning},
   author    = {Chen, Haoran and Wang, Ping and Zhou, Zihan and Zhang, Xu and Wu, Zuxuan and Jiang, Yu-Gang},
@@ -36,21 +100,30 @@ CITATIONS = {
   year      = {2025},
   note      = {arXiv:2503.07979},
 }""",
-    "cdl": """\
+)
+_CDL = Paper(
+    "2407.13911",
+    """\
 @article{zhang2024cdl,
   title   = {Continual Distillation Learning: Knowledge Distillation in Prompt-based Continual Learning},
   author  = {Zhang, Qifan and Guo, Yunhui and Xiang, Yu},
   journal = {arXiv preprint arXiv:2407.13911},
   year    = {2024},
 }""",
-    "kd": """\
+)
+_KD = Paper(
+    "1503.02531",
+    """\
 @article{hinton2015distilling,
   title   = {Distilling the Knowledge in a Neural Network},
   author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
   journal = {arXiv preprint arXiv:1503.02531},
   year    = {2015},
 }""",
-    "dkd": """\
+)
+_DKD = Paper(
+    "2203.08679",
+    """\
 @inproceedings{zhao2022dkd,
   title     = {Decoupled Knowledge Distillation},
   author    = {Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun},
@@ -58,7 +131,10 @@ CITATIONS = {
   year      = {2022},
   note      = {arXiv:2203.08679},
 }""",
-    "fitnets": """\
+)
+_FITNETS = Paper(
+    "1412.6550",
+    """\
 @inproceedings{romero2015fitnets,
   title     = {{FitNets}: Hints for Thin Deep Nets},
   author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and
@@ -67,7 +143,10 @@ CITATIONS = {
   year      = {2015},
   note      = {arXiv:1412.6550},
 }""",
-    "reviewkd": """\
+)
+_REVIEWKD = Paper(
+    "2104.09044",
+    """\
 @inproceedings{chen2021reviewkd,
   title     = {Distilling Knowledge via Knowledge Review},
   author    = {Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya},
@@ -75,7 +154,10 @@ CITATIONS = {
   year      = {2021},
   note      = {arXiv:2104.09044},
 }""",
-    "deit": """\
+)
+_DEIT = Paper(
+    "2012.12877",
+    """\
 @inproceedings{touvron2021deit,
   title     = {Training data-efficient image transformers \\& distillation through attention},
   author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and
@@ -84,7 +166,10 @@ CITATIONS = {
   year      = {2021},
   note      = {arXiv:2012.12877},
 }""",
-    "simplecil": """\
+)
+_SIMPLECIL = Paper(
+    "2303.07338",
+    """\
 @article{zhou2024simplecil,
   title   = {Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity are All You
              Need},
@@ -93,7 +178,10 @@ CITATIONS = {
   year    = {2024},
   note    = {arXiv:2303.07338},
 }""",
-    "ranpac": """\
+)
+_RANPAC = Paper(
+    "2307.02251",
+    """\
 @inproceedings{mcdonnell2023ranpac,
   title     = {{RanPAC}: Random Projections and Pre-trained Models for Continual Learning},
   author    = {McDonnell, Mark D. and Gong, Dong and Parvaneh, Amin and Abbasnejad, Ehsan and van den Hengel, Anton},
@@ -101,7 +189,10 @@ CITATIONS = {
   year      = {2023},
   note      = {arXiv:2307.02251},
 }""",
-    "slca": """\
+)
+_SLCA = Paper(
+    "2303.05118",
+    """\
 @inproceedings{zhang2023slca,
   title     = {{SLCA}: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model},
   author    = {Zhang, Gengwei and Wang, Liyuan and Kang, Guoliang and Chen, Ling and Wei, Yunchao},
@@ -109,7 +200,10 @@ CITATIONS = {
   year      = {2023},
   note      = {arXiv:2303.05118},
 }""",
-    "lskd": """\
+)
+_LSKD = Paper(
+    "2403.01427",
+    """\
 @inproceedings{sun2024lskd,
   title     = {Logit Standardization in Knowledge Distillation},
   author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
@@ -117,7 +211,10 @@ CITATIONS = {
   year      = {2024},
   note      = {arXiv:2403.01427},
 }""",
-    "dist": """\
+)
+_DIST = Paper(
+    "2205.10536",
+    """\
 @inproceedings{huang2022dist,
   title     = {Knowledge Distillation from A Stronger Teacher},
   author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
@@ -125,4 +222,41 @@ CITATIONS = {
   year      = {2022},
   note      = {arXiv:2205.10536},
 }""",
+)
+
+PROMPT_METHODS: dict[str, Method] = {
+    "l2p": Method("L2P", "for each image the prompts of a pool whose keys are nearest to its query", _L2P),
+    "dualprompt": Method("DualPrompt", "prompts shared by all tasks, and one for each task", _DUALPROMPT),
+    "coda_prompt": Method("CODA-Prompt", "a sum of prompt components, weighted for each image", _CODA_PROMPT),
+    "apt": Method("APT", "one key and one value added to the CLS token's in each block, merged after each task", _APT),
+    "none": Method("no prompts", "the frozen backbone, a baseline"),
 }
+
+# The weighted sum of the losses of Hinton et al. is part of all methods that cite it.
+DISTILLATION_METHODS: dict[str, Method] = {
+    "none": Method("no distillation", "the student learns alone"),
+    "kd": Method("KD", "knowledge distillation of the logits", _KD),
+    "dkd": Method("DKD", "decoupled KD: the target class and the others have weights of their own", _DKD),
+    "lskd": Method("LSKD", "KD of standardized logits", _LSKD, (_KD,)),
+    "dist": Method("DIST", "correlations between predictions, within images and within classes", _DIST),
+    "fitnets": Method("FitNets", "KD, and hints from the features of the last block", _FITNETS, (_KD,)),
+    "reviewkd": Method("ReviewKD", "KD, and a review of the features of all blocks", _REVIEWKD, (_KD,)),
+    "deit": Method("DeiT token", "KD through a distillation token with its own head", _DEIT, (_KD,)),
+    "kdp": Method("KDP", "KD through knowledge distillation prompts with their own head", _CDL, (_KD,)),
+    "cdl_prompt": Method("CDL-Prompt", "KD through prompts mapped from the teacher's", _CDL, (_KD,)),
+}
+
+CLASSIFIERS: dict[str, Method] = {
+    "linear": Method("trained head", "linear, trained with the prompts task by task"),
+    "ncm": Method("nearest class mean", "cosine to the mean feature of each class", _SIMPLECIL),
+    "ranpac": Method("RanPAC", "ridge regression on random projections of the features", _RANPAC),
+}
+# `classifier_alignment` with the linear classifier
+ALIGNED_HEAD = Method("aligned head", "trained again after each task on features sampled for all classes", _SLCA)
+
+CONTINUAL_DISTILLATION = _CDL  # the paper of the task itself
+
+
+def method_of(table: Mapping[str, Method], key: str) -> Method:
+    """The entry, or for a method that is not registered one with its key as title."""
+    return table.get(key, Method(key))
