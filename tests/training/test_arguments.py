@@ -75,7 +75,7 @@ def test_a_model_has_the_argument_s_default(config_name):
     assert default == of_model or (default is None and config_name in ("pool_size", "prompt_length", "prompt_blocks"))
 
 
-@pytest.mark.parametrize("function", [TaskStream, load_image_dataset])
+@pytest.mark.parametrize("function", [TaskStream, load_image_dataset, image_processor_for])
 def test_a_stream_has_the_arguments_defaults(function):
     parameters = inspect.signature(function).parameters.values()
     shared = {
