@@ -76,10 +76,8 @@ def test_a_model_has_the_argument_s_default(config_name):
 
 
 @pytest.mark.parametrize("function", [TaskStream, load_image_dataset, image_processor_for])
-def test_a_stream_has_the_arguments_defaults(function):
+def test_functions_of_the_data_have_the_arguments_defaults(function):
     parameters = inspect.signature(function).parameters.values()
-    shared = {
-        p.name: p.default for p in parameters if p.name in names_of(StreamArguments) and p.default is not p.empty
-    }
-    assert len(shared) > 4
+    shared = {p.name: p.default for p in parameters if p.name in OF_RUN and p.default is not p.empty}
+    assert shared
     assert shared == {name: default_of(name) for name in shared}
