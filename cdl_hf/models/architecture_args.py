@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 100
-MAX_WIDTH = 8192
+MAX_EMBED_DIM = 8192
 _NAME = re.compile(r"[a-zA-Z0-9_]{1,100}(\.[a-zA-Z0-9_]{1,100})?")
 _FLAGS = (
     "class_token dynamic_img_pad dynamic_img_size fc_norm final_norm fix_init no_embed_class pool_include_prefix "
@@ -62,7 +62,7 @@ ARCHITECTURE_ARGS: dict[str, _Check] = {
     "img_size": _size(4096),
     "patch_size": _size(4096),
     "in_chans": _whole(1, 64),
-    "embed_dim": _whole(1, MAX_WIDTH),
+    "embed_dim": _whole(1, MAX_EMBED_DIM),
     "depth": _whole(1, MAX_DEPTH),
     "num_heads": _whole(1, 1024),
     "mlp_ratio": _number(1 / 64, 64),
@@ -101,9 +101,9 @@ def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
         fits, wanted = ARCHITECTURE_ARGS[arg]
         if value is not None and not fits(value):
             raise ValueError(f"{arg} in {field}_args must be {wanted}, got {shown(value)}")
-    width, heads = args.get("embed_dim"), args.get("num_heads")
-    if width and heads and width % heads:
-        raise ValueError(f"embed_dim in {field}_args must be divisible by num_heads ({heads}), got {width}")
+    embed_dim, heads = args.get("embed_dim"), args.get("num_heads")
+    if embed_dim and heads and embed_dim % heads:
+        raise ValueError(f"embed_dim in {field}_args must be divisible by num_heads ({heads}), got {embed_dim}")
 
 
 def shown(value: Any) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model_pretrained, load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from transformers import PreTrainedModel
 
 from .architecture_args import check_architecture, shown
 from .prefix_attention import PrefixBlock, check_backbone
@@ -53,6 +54,11 @@ class PretrainedBackbone:
     def digest(self) -> str:
         """See [`backbone_digest`]."""
         return backbone_digest(self.module)
+
+    @property
+    def reference(self) -> dict[str, str]:
+        """Source and digest, by which a checkpoint without these weights names them."""
+        return {"source": self.source, "sha256": self.digest}
 
     def is_the_same_as(self, other: "PretrainedBackbone") -> bool:
         return (self.name, self.args, self.digest) == (other.name, other.args, other.digest)
@@ -159,6 +165,37 @@ def find_backbone(
             f"{found.digest[:12]}..., not {digest[:12]}...); {advice}"
         )
     return found
+
+
+def left_out_pattern(name: str) -> str:
+    """Regular expression of the tensors that a checkpoint without the weights of the transformer `name` leaves out.
+
+    Position embeddings stay in it; see [`backbone_digest`].
+    """
+    return rf"^{name}\.(?!pos_embed$)"
+
+
+def restore_backbones(model: PreTrainedModel, given: Sequence[PretrainedBackbone], **download: Any) -> None:
+    """Loads the weights that the checkpoint of a model has left out; see [`find_backbone`].
+
+    Raises:
+        ValueError: Weights cannot be loaded, or one of `given` is not a transformer of this checkpoint.
+    """
+    config = model.config
+    weights = {name: getattr(config, f"{name}_weights") for name in config.left_out}
+    digests = {reference["sha256"] for reference in weights.values()}
+    foreign = [backbone for backbone in given if backbone.digest not in digests]
+    if foreign:
+        expected = " and ".join(f"{w['source']!r} (SHA-256 {w['sha256'][:12]}...)" for w in weights.values())
+        raise ValueError(
+            f"{foreign[0].source!r} (SHA-256 {foreign[0].digest[:12]}...) is not a backbone of this checkpoint; "
+            f"expected {expected or 'none, as it holds all its weights'}"
+        )
+    for name, reference in weights.items():
+        found = find_backbone(getattr(config, name), getattr(config, f"{name}_args"), reference, given, **download)
+        tensors = {key: tensor for key, tensor in found.module.state_dict().items() if key != "pos_embed"}
+        getattr(model, name).load_state_dict(tensors, strict=False)
+    config.left_out = []
 
 
 def _load_left_out(

@@ -22,7 +22,7 @@ class Classifier(nn.Module):
 
     Args:
         config: The model's.
-        width: D of the features.
+        embed_dim: D of the features.
     """
 
     for_further_classes: tuple[str, ...] = ()  # names of the tensors that a prediction does not need
@@ -57,9 +57,9 @@ class NearestClassMean(Classifier):
 
     scale = 16.0
 
-    def __init__(self, config: PromptViTConfig, width: int):
+    def __init__(self, config: PromptViTConfig, embed_dim: int):
         super().__init__()
-        self.register_buffer("sums", torch.empty(config.num_classes, width))
+        self.register_buffer("sums", torch.empty(config.num_classes, embed_dim))
 
     def init_weights(self) -> None:
         init.zeros_(self.sums)
@@ -68,9 +68,9 @@ class NearestClassMean(Classifier):
     def fit(self, features: Tensor, labels: Tensor) -> None:
         self.sums.index_add_(0, labels, F.normalize(features.float(), dim=1))
 
-    def forward(self, features: Tensor, columns: int) -> Tensor:
+    def forward(self, features: Tensor, num_classes: int) -> Tensor:
         with in_full_precision(features):
-            directions = F.normalize(self.sums[:columns].float(), dim=1)
+            directions = F.normalize(self.sums[:num_classes].float(), dim=1)
             return self.scale * F.normalize(features.float(), dim=1) @ directions.T
 
 
@@ -89,9 +89,9 @@ class RanPAC(Classifier):
     for_further_classes = ("gram", "sums")
     ridges = [10.0**k for k in range(-8, 9)]
 
-    def __init__(self, config: PromptViTConfig, width: int):
+    def __init__(self, config: PromptViTConfig, embed_dim: int):
         super().__init__()
-        self.register_buffer("projection", torch.empty(width, config.ranpac_width))
+        self.register_buffer("projection", torch.empty(embed_dim, config.ranpac_width))
         self.register_buffer("weight", torch.empty(config.num_classes, config.ranpac_width))
         self.gram: Tensor | None = None
         self.sums: Tensor | None = None
@@ -103,8 +103,8 @@ class RanPAC(Classifier):
 
     @property
     def num_statistics(self) -> int:
-        classes, wide = self.weight.shape
-        return wide * (wide + classes)
+        num_classes, num_random_features = self.weight.shape
+        return num_random_features * (num_random_features + num_classes)
 
     @torch.no_grad()
     def fit(self, features: Tensor, labels: Tensor) -> None:
@@ -113,44 +113,44 @@ class RanPAC(Classifier):
         Raises:
             ValueError: Classes have been fitted before, but the statistics of their images are not here.
         """
-        wide = self._widen(features)
+        hidden = self._random_features(features)
         if self.gram is None:
             if self.weight.any():
                 raise ValueError(
                     "RanPAC cannot add classes to a saved model, which holds only what predicts: go on from the run's "
                     "checkpoints, or fit all classes again"
                 )
-            self.gram, self.sums = wide.new_zeros(wide.shape[1], wide.shape[1]), torch.zeros_like(self.weight.T)
-        self.gram, self.sums = self.gram.to(wide.device), self.sums.to(wide.device)
-        targets = F.one_hot(labels, self.sums.shape[1]).to(wide.dtype)
-        held_out = torch.arange(len(wide), device=wide.device) % 5 == 0
-        with in_full_precision(wide):
-            self._add(wide[~held_out], targets[~held_out])
-            ridge = self._best_ridge(wide[held_out], targets[held_out])
-            self._add(wide[held_out], targets[held_out])
+            self.gram, self.sums = hidden.new_zeros(hidden.shape[1], hidden.shape[1]), torch.zeros_like(self.weight.T)
+        self.gram, self.sums = self.gram.to(hidden.device), self.sums.to(hidden.device)
+        targets = F.one_hot(labels, self.sums.shape[1]).to(hidden.dtype)
+        held_out = torch.arange(len(hidden), device=hidden.device) % 5 == 0
+        with in_full_precision(hidden):
+            self._add(hidden[~held_out], targets[~held_out])
+            ridge = self._best_ridge(hidden[held_out], targets[held_out])
+            self._add(hidden[held_out], targets[held_out])
             eigenvalues, vectors, sums = self._decompose()
             self.weight.copy_((vectors @ (sums / (eigenvalues + ridge)[:, None])).T.to(self.weight))
 
-    def forward(self, features: Tensor, columns: int) -> Tensor:
+    def forward(self, features: Tensor, num_classes: int) -> Tensor:
         with in_full_precision(features):
-            return self._widen(features) @ self.weight[:columns].float().T
+            return self._random_features(features) @ self.weight[:num_classes].float().T
 
-    def _widen(self, features: Tensor) -> Tensor:
+    def _random_features(self, features: Tensor) -> Tensor:
         with in_full_precision(features):
             return F.relu(features.float() @ self.projection.float())
 
-    def _add(self, wide: Tensor, targets: Tensor) -> None:
-        self.gram.addmm_(wide.T, wide)
-        self.sums.addmm_(wide.T, targets)
+    def _add(self, hidden: Tensor, targets: Tensor) -> None:
+        self.gram.addmm_(hidden.T, hidden)
+        self.sums.addmm_(hidden.T, targets)
 
     def _decompose(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues and -vectors of the Gram matrix, which solve every ridge at once, and the rotated sums."""
         eigenvalues, vectors = torch.linalg.eigh(to_float64(self.gram))
         return eigenvalues.clamp_min(0), vectors, vectors.T @ to_float64(self.sums)
 
-    def _best_ridge(self, wide: Tensor, targets: Tensor) -> float:
+    def _best_ridge(self, hidden: Tensor, targets: Tensor) -> float:
         eigenvalues, vectors, sums = self._decompose()
-        rotated, targets = to_float64(wide) @ vectors, to_float64(targets)
+        rotated, targets = to_float64(hidden) @ vectors, to_float64(targets)
         errors = [F.mse_loss(rotated @ (sums / (eigenvalues + ridge)[:, None]), targets) for ridge in self.ridges]
         return self.ridges[int(torch.stack(errors).argmin())]
 

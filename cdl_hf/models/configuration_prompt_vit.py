@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .architecture_args import MAX_DEPTH, MAX_WIDTH, check_architecture, is_number, is_whole, shortened, shown
+from .architecture_args import MAX_DEPTH, MAX_EMBED_DIM, check_architecture, is_number, is_whole, shortened, shown
 
 # Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
 PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ BOUNDS = {
     "ranpac_width": (1, 100_000),
     "kd_prompt_length": (1, 10_000),
     "kd_prompt_blocks": (1, MAX_DEPTH),
-    "teacher_width": (1, MAX_WIDTH),
+    "teacher_width": (1, MAX_EMBED_DIM),
 }
 MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
 MAX_NAME = 255  # bytes of a folder's name

@@ -159,11 +159,11 @@ def _kd_branch(
 
 def _architecture(source: dict[str, Tensor], part: str) -> str:
     """timm name of the plain ViT of usual size whose tensors begin with `part`."""
-    tokens, width = source[f"{part}pos_embed"].shape[-2:]
+    tokens, embed_dim = source[f"{part}pos_embed"].shape[-2:]
     patch = source[f"{part}patch_embed.proj.weight"].shape[-1]
-    if width not in SIZES:
-        raise ValueError(f"no timm ViT known by its width {width}: name the architecture of {part}*")
-    return f"vit_{SIZES[width]}_patch{patch}_{round((tokens - 1) ** 0.5) * patch}"
+    if embed_dim not in SIZES:
+        raise ValueError(f"no timm ViT has embed_dim {embed_dim}: give the architecture of {part}*")
+    return f"vit_{SIZES[embed_dim]}_patch{patch}_{round((tokens - 1) ** 0.5) * patch}"
 
 
 def _equal_parts(source: dict[str, Tensor], first: str, second: str) -> bool:

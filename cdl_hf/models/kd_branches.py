@@ -41,7 +41,7 @@ class KDBranch(nn.Module):
         """Tokens before the first block: (B, n, D) -> (B, n or n + 1, D)."""
         return x
 
-    def surround(
+    def attention_context(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
         """What goes before and after the keys and values of a block's tokens, given the prompt method's prefix."""
@@ -93,7 +93,7 @@ class KDP(KDBranch):
     def add_token(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.token.to(x.dtype).expand(x.shape[0], 1, -1)], dim=1)
 
-    def surround(
+    def attention_context(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
         """The first half of a block's vectors are keys, the second values; block 0 has only the token."""
@@ -117,14 +117,14 @@ class PromptMap(KDBranch):
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
         self.kd_weight = 0.5  # the plain mean of the heads, whatever the weight of the losses
-        teacher_width = config.teacher_width
-        self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_width, query_dim, depth)
+        teacher_dim = config.teacher_width
+        self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_dim, query_dim, depth)
         self.blocks = self.teacher_pool.prompted_blocks
         size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
-        if size > teacher_width:
-            raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_width} dimensions")
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
-        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, teacher_width))
+        if size > teacher_dim:
+            raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_dim} dimensions")
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_dim))
+        self.attention = nn.Parameter(torch.empty(len(self.blocks), size, teacher_dim))
         self.values = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
         self.train()
 
@@ -140,7 +140,7 @@ class PromptMap(KDBranch):
         self.teacher_pool.requires_grad_(False).eval()
         return self
 
-    def surround(
+    def attention_context(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
         if block not in self.blocks:
@@ -152,7 +152,7 @@ class PromptMap(KDBranch):
         with in_full_precision(query):
             weights = attended_cosine(teacher_prompt, self.attention[i].float(), self.keys[i].float())
             key, value = torch.einsum("bm,mld->bld", weights, self.values[i].float()).chunk(2, dim=1)
-        return Prefix(key, value).followed_by(prefix), None
+        return Prefix(key, value).concat(prefix), None
 
 
 BRANCHES: dict[str, type[KDBranch]] = {"deit": DeiTToken, "kdp": KDP, "cdl_prompt": PromptMap}

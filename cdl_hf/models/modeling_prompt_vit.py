@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,11 +14,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones import PretrainedBackbone, create_backbone, find_backbone
+from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, restore_backbones
 from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
+from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES
-from .precision import in_full_precision
 from .prefix_attention import cls_features, embed, final_norm
 from .prompt_pools import POOLS, PromptPool
 
@@ -52,43 +51,6 @@ class PromptViTOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class LinearHead(nn.Module):
-    """Linear classifier over all classes of the stream: (B, D) -> (B, number of columns asked for), in float32.
-
-    Half precision would make one answer in a hundred another, and ties, which go to the older classes.
-    """
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, width))
-        self.bias = nn.Parameter(torch.empty(num_classes))
-
-    def init_weights(self) -> None:
-        bound = self.weight.shape[1] ** -0.5
-        init.uniform_(self.weight, -bound, bound)
-        init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, features: Tensor, columns: int) -> Tensor:
-        with in_full_precision(features):
-            return F.linear(features.float(), self.weight[:columns].float(), self.bias[:columns].float())
-
-
-class UnitNormHead(LinearHead):
-    """APT's head (arXiv 2503.07979): a LayerNorm whose affine values stay as they are, then rows of unit length."""
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__(width, num_classes)
-        self.norm = nn.LayerNorm(width, eps=1e-6).requires_grad_(False)
-
-    def forward(self, features: Tensor, columns: int) -> Tensor:
-        with in_full_precision(features):
-            norm, weight = self.norm, F.normalize(self.weight[:columns].float(), dim=1)
-            features = F.layer_norm(
-                features.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-            )
-            return F.linear(features, weight, self.bias[:columns].float())
-
-
 class PromptViTForImageClassification(PreTrainedModel):
     """
     A frozen timm Vision Transformer with a prompt pool, a head, and, for some students, a KD branch with its head.
@@ -112,29 +74,29 @@ class PromptViTForImageClassification(PreTrainedModel):
 
     def __init__(self, config: PromptViTConfig):
         super().__init__(config)
-        for column in range(config.seen_classes):
-            config.id2label.setdefault(column, f"LABEL_{column}")  # as transformers does without names
+        for class_id in range(config.seen_classes):
+            config.id2label.setdefault(class_id, f"LABEL_{class_id}")  # as transformers does without names
         self.backbone = create_backbone(config.backbone, **config.backbone_args)
-        width, depth = self.backbone.embed_dim, len(self.backbone.blocks)
+        embed_dim, depth = self.backbone.embed_dim, len(self.backbone.blocks)
         if config.query_backbone is None:
             self.query_backbone = None
         else:
             self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
         query_dim = (self.query_backbone or self.backbone).embed_dim
-        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, width, query_dim, depth)
-        head = UnitNormHead if config.prompt_method == "apt" else LinearHead
-        self.head = head(width, config.num_classes)
+        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, embed_dim, query_dim, depth)
+        head = self.prompt_pool.head_class
+        self.head = head(embed_dim, config.num_classes)
         self.kd_branch = self.kd_head = None
         if config.kd_branch != "none":
-            self.kd_branch = BRANCHES[config.kd_branch](config, width, query_dim, depth)
-            self.kd_head = head(width, config.num_classes)
+            self.kd_branch = BRANCHES[config.kd_branch](config, embed_dim, query_dim, depth)
+            self.kd_head = head(embed_dim, config.num_classes)
         self.classifier = self.kd_classifier = None  # what predicts in place of the heads, which train the prompts
         if config.head != "linear":
-            self.classifier = CLASSIFIERS[config.head](config, width)
-            self.kd_classifier = None if self.kd_head is None else CLASSIFIERS[config.head](config, width)
+            self.classifier = CLASSIFIERS[config.head](config, embed_dim)
+            self.kd_classifier = None if self.kd_head is None else CLASSIFIERS[config.head](config, embed_dim)
         self._in_task = False
         self._freeze()
-        self._keys_to_ignore_on_load_missing = [_left_out(name) for name in config.left_out]
+        self._keys_to_ignore_on_load_missing = [left_out_pattern(name) for name in config.left_out]
         self.post_init()
 
     @classmethod
@@ -155,10 +117,10 @@ class PromptViTForImageClassification(PreTrainedModel):
         if query_backbone is not None and query_backbone.is_the_same_as(backbone):
             query_backbone = None
         config = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
-        config.backbone_weights = _name_weights(backbone)
+        config.backbone_weights = backbone.reference
         if query_backbone is not None:
             config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
-            config.query_backbone_weights = _name_weights(query_backbone)
+            config.query_backbone_weights = query_backbone.reference
         model = cls(config)
         model.backbone.load_state_dict(backbone.module.state_dict())
         if query_backbone is not None:
@@ -185,7 +147,7 @@ class PromptViTForImageClassification(PreTrainedModel):
                     f"the {name}'s weights cannot be left out: nothing tells where they are from, since the model was "
                     "not made with from_backbone"
                 )
-        is_left_out = re.compile("|".join(map(_left_out, left_out)))
+        is_left_out = re.compile("|".join(map(left_out_pattern, left_out)))
         state_dict = kwargs.pop("state_dict", None) or self.state_dict()
         kept = {name: tensor for name, tensor in state_dict.items() if not is_left_out.match(name)}
         self.config.left_out = left_out
@@ -227,26 +189,8 @@ class PromptViTForImageClassification(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"the weights of {pretrained_model_name_or_path} are damaged: {error}") from error
         download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
-        model._put_back(backbones, **download)
+        restore_backbones(model, backbones, **download)
         return (model, loading_info) if output_loading_info else model
-
-    def _put_back(self, backbones: Sequence[PretrainedBackbone], **download: Any) -> None:
-        """Loads the weights that the checkpoint does not hold; see [`find_backbone`]."""
-        config = self.config
-        weights = {name: getattr(config, f"{name}_weights") for name in config.left_out}
-        digests = {named["sha256"] for named in weights.values()}
-        strange = [backbone for backbone in backbones if backbone.digest not in digests]
-        if strange:
-            lacking = " and ".join(f"{w['source']} (SHA-256 {w['sha256'][:12]}...)" for w in weights.values())
-            raise ValueError(
-                f"the model does not stand on {strange[0].source} (SHA-256 {strange[0].digest[:12]}...); "
-                f"it lacks {lacking or 'no weights'}"
-            )
-        for name, named in weights.items():
-            found = find_backbone(getattr(config, name), getattr(config, f"{name}_args"), named, backbones, **download)
-            tensors = {key: tensor for key, tensor in found.module.state_dict().items() if key != "pos_embed"}
-            getattr(self, name).load_state_dict(tensors, strict=False)
-        config.left_out = []
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -417,7 +361,7 @@ class PromptViTForImageClassification(PreTrainedModel):
             prefix, prompt_loss = self.prompt_pool(query, i, task_id)
             suffix = None
             if branch is not None:
-                prefix, suffix = branch.surround(prefix, query, i, task_id)
+                prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             last = i == len(vit.blocks) - 1
             rows = read if last and not output_hidden_states else None
             x = block(x, prefix, suffix, cls_index, rows)
@@ -446,15 +390,6 @@ class PromptViTForImageClassification(PreTrainedModel):
             )
         targets = torch.where(ignored, labels, labels - columns.start)
         return F.cross_entropy(logits[:, columns].float(), targets)
-
-
-def _name_weights(backbone: PretrainedBackbone) -> dict[str, str]:
-    return {"source": backbone.source, "sha256": backbone.digest}
-
-
-def _left_out(name: str) -> str:
-    """Pattern of the tensors of a transformer that a checkpoint may leave out; see `backbone_digest`."""
-    return rf"^{name}\.(?!pos_embed$)"
 
 
 __all__ = ["PromptViTForImageClassification", "PromptViTOutput"]

@@ -24,7 +24,7 @@ class Prefix:
     cls_key: Tensor | None = None
     cls_value: Tensor | None = None
 
-    def followed_by(self, other: "Prefix | None") -> "Prefix":
+    def concat(self, other: "Prefix | None") -> "Prefix":
         """Keys and values of this prefix, then those of the other."""
         if other is None:
             return self

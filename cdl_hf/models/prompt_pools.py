@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_prompt_vit import PromptViTConfig
+from .heads import LinearHead, UnitNormHead
 from .precision import in_full_precision, to_float64
 from .prefix_attention import Prefix
 
@@ -26,11 +27,16 @@ class PromptPool(nn.Module):
         query_dim: Dq, embed_dim of the query network.
         depth: Number of blocks of the prompted transformer.
 
+    Attributes:
+        needs_query: Whether prompts are selected by the query of an image.
+        head_class: Head that is trained with the prompts.
+
     Raises:
         ValueError: A prompted block does not exist in the transformer.
     """
 
     needs_query = True
+    head_class: type[LinearHead] = LinearHead
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__()
@@ -134,7 +140,7 @@ class CodaPrompt(PromptPool):
                 f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (width of the "
                 f"query network): set pool_size to at most {smallest // config.num_tasks * config.num_tasks}"
             )
-        self.share = size // config.num_tasks
+        self.components_per_task = size // config.num_tasks
         self.ortho_weight = config.ortho_weight
         self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
@@ -150,11 +156,13 @@ class CodaPrompt(PromptPool):
 
         In place, since an optimizer, DDP and an EMA would keep the tensor of a replaced parameter.
         """
-        first, end = task_id * self.share, (task_id + 1) * self.share
+        first, end = task_id * self.components_per_task, (task_id + 1) * self.components_per_task
         for parameter in (self.prompts, self.keys, self.attention):
             for pool in parameter:
                 components = pool.flatten(1)
-                pool[first:end] = orthonormal_rows(components[:first], self.share).view_as(pool[first:end])
+                pool[first:end] = orthonormal_rows(components[:first], self.components_per_task).view_as(
+                    pool[first:end]
+                )
 
     def forward(self, query: Tensor, block: int, task_id: int) -> tuple[Prefix | None, Tensor | None]:
         if block not in self.blocks:
@@ -171,7 +179,7 @@ class CodaPrompt(PromptPool):
 
     def _visible(self, pool: Tensor, task_id: int) -> Tensor:
         """Components of the tasks so far; in training those of earlier tasks are detached."""
-        first, end = task_id * self.share, (task_id + 1) * self.share
+        first, end = task_id * self.components_per_task, (task_id + 1) * self.components_per_task
         if self.training and first:
             return torch.cat([pool[:first].detach(), pool[first:end]])
         return pool[:end]
@@ -184,6 +192,7 @@ class APT(PromptPool):
     """
 
     needs_query = False
+    head_class = UnitNormHead
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)

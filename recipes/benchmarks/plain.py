@@ -46,7 +46,7 @@ class PlainPromptViT(PromptViTForImageClassification):
             prefix, loss = self.prompt_pool(query, i, task_id)
             suffix = None
             if branch is not None:
-                prefix, suffix = branch.surround(prefix, query, i, task_id)
+                prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             x = _run_block(block, x, prefix, suffix, cls_index)
             hidden_states += (x,)
             losses += [] if loss is None else [loss]

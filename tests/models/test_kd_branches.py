@@ -51,8 +51,8 @@ def test_kdp_init_and_positions():
     x = torch.randn(3, 5, 32)
     with_token = branch.add_token(x)
     assert torch.equal(with_token[:, :-1], x) and torch.equal(with_token[1, -1], branch.token[0])
-    assert branch.surround(None, None, 0, 0) == (None, None)
-    prefix, suffix = branch.surround(None, None, 1, 0)
+    assert branch.attention_context(None, None, 0, 0) == (None, None)
+    prefix, suffix = branch.attention_context(None, None, 1, 0)
     assert prefix is None
     assert torch.equal(suffix.key[0], branch.prompts[0, :3]) and torch.equal(suffix.value[0], branch.prompts[0, 3:])
     only_token = tiny_model("l2p", "kdp", kd_prompt_blocks=1).kd_branch
@@ -75,7 +75,7 @@ def test_prompt_map_weighs_its_prompts_by_the_teachers():
         torch.nn.init.normal_(parameter)
     teacher, _ = branch.teacher_pool(query, 1, 0)
     own, _ = model.prompt_pool(query, 1, 0)
-    prefix, suffix = branch.surround(own, query, 1, 0)
+    prefix, suffix = branch.attention_context(own, query, 1, 0)
     assert suffix is None
     for b in range(3):
         m = torch.cat([teacher.key[b], teacher.value[b]]).mean(0)

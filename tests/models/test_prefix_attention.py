@@ -100,10 +100,10 @@ def test_prefixes_go_to_the_right_heads_and_places(variant, cls_index):
 
 def test_one_prefix_follows_another_for_all_images():
     one, each = Prefix(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)), Prefix(torch.ones(4, 1, 3), torch.ones(4, 1, 3))
-    joined = one.followed_by(each)
+    joined = one.concat(each)
     assert joined.key.shape == joined.value.shape == (4, 3, 3)
     assert joined.key[2, :, 0].tolist() == [0, 0, 1]
-    assert one.followed_by(None) is one
+    assert one.concat(None) is one
 
 
 @torch.no_grad()
