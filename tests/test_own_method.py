@@ -6,7 +6,6 @@ import pytest
 import torch
 from pages import block
 from tiny_models import images, tiny_backbone
-from tiny_runs import drawings
 from transformers import AutoModelForImageClassification
 
 from cdl_hf import ContinualDistillationTrainer, PromptViTForImageClassification, TaskStream, load_image_dataset
@@ -14,8 +13,6 @@ from cdl_hf.data import image_processor_for
 from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
 from cdl_hf.models.prompt_pools import POOLS
 from cdl_hf.training import CDLConfig
-
-__all__ = ["drawings"]
 
 
 @pytest.fixture

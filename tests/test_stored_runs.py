@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import train
 from transformers import AutoModelForImageClassification
 
 import cdl_hf  # noqa: F401
 
-__all__ = ["train"]
 STORED = Path(__file__).parent / "version_0_1_0"
 ROLES = ("teacher", "student")
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -20,15 +19,6 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "apt": {},
 }
 PAIRS = [(p, m) for p in PROMPTS for m in METHODS if (p, m) != ("apt", "cdl_prompt")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost tiny models more than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_backbone(**args) -> PretrainedBackbone:

@@ -1,6 +1,5 @@
 """A tiny pair of random backbones, a small data set on disk, and the command line run in this process."""
 
-import functools
 import importlib.util
 import json
 import sys
@@ -16,9 +15,22 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 ROOT = Path(__file__).parents[1]
+# Made-up accuracies: each task starts at 80, gains 10 with the next one and loses 5 with every one after that.
+TEN_TASKS = [
+    [80],
+    [90, 80],
+    [85, 90, 80],
+    [80, 85, 90, 80],
+    [75, 80, 85, 90, 80],
+    [70, 75, 80, 85, 90, 80],
+    [65, 70, 75, 80, 85, 90, 80],
+    [60, 65, 70, 75, 80, 85, 90, 80],
+    [55, 60, 65, 70, 75, 80, 85, 90, 80],
+    [50, 55, 60, 65, 70, 75, 80, 85, 90, 80],
+]
 
 
-def _save_backbone(folder: Path, width: int) -> Path:
+def save_backbone(folder: Path, width: int) -> Path:
     torch.manual_seed(width)
     args = {"img_size": 16, "patch_size": 8, "embed_dim": width, "depth": 6, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
@@ -27,17 +39,8 @@ def _save_backbone(folder: Path, width: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory) -> tuple[Path, Path]:
-    """Folders of a teacher's and a student's backbone."""
-    folder = tmp_path_factory.mktemp("backbones")
-    return _save_backbone(folder / "teacher", 24), _save_backbone(folder / "student", 16)
-
-
-@pytest.fixture(scope="session")
-def drawings(tmp_path_factory) -> Path:
+def save_drawings(folder: Path) -> Path:
     """Six classes of noisy patterns, 7 training and 4 test images each: a task of two is no multiple of a batch."""
-    folder = tmp_path_factory.mktemp("drawings")
     rng = np.random.default_rng(0)
     for label in range(6):
         pattern = rng.integers(0, 256, (16, 16, 3))
@@ -58,12 +61,6 @@ def arguments(pair: tuple[Path, Path], drawings: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def command(pair, drawings) -> list[str]:
-    """The arguments of a small run: three tasks of two classes, two epochs of three steps."""
-    return arguments(pair, drawings)
-
-
 def load_recipe(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
@@ -77,20 +74,6 @@ def run_recipe(name: str, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         load_recipe(name).main()
-
-
-@pytest.fixture
-def train():
-    """Runs recipes/train.py with the given arguments."""
-    return functools.partial(run_recipe, "train")
-
-
-@pytest.fixture(scope="session")
-def finished_run(pair, drawings, tmp_path_factory) -> Path:
-    """The output folder of the small run, to read from."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run_recipe("train", *arguments(pair, drawings), "--output_dir", folder)
-    return folder
 
 
 def results_without_times(folder: Path) -> dict:

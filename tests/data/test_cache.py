@@ -6,10 +6,9 @@ import os
 import datasets
 import pytest
 from datasets.exceptions import DatasetGenerationError
+from tiny_data import labelled
 
 from cdl_hf.data import DatasetError, load_image_dataset, sources, tables
-
-from .conftest import labelled
 
 
 def generation_error(cause):

@@ -75,9 +75,11 @@ def write_cifar(path, images, labels, dumps=python2):
 
 
 @pytest.fixture(scope="module")
-def images(drawings):
+def images(quickdraw_images):
     """(100, 32, 32, 3), no two the same."""
-    pixels = np.stack([np.asarray(drawings[label % 20].resize((32, 32)).convert("RGB")) for label in range(100)])
+    pixels = np.stack(
+        [np.asarray(quickdraw_images[label % 20].resize((32, 32)).convert("RGB")) for label in range(100)]
+    )
     pixels[:, 0, 0, 1] = np.arange(100)
     return pixels
 

@@ -9,12 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny_data import noise
 from transformers.image_utils import load_image
 
 from cdl_hf.data import eval_transform, image_processor_for, open_image, train_transform
 from cdl_hf.data.decoding import MAX_PIXELS, UnreadableImageError, decode
-
-from .conftest import noise
 
 RAMP = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
 

@@ -5,11 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+from tiny_data import counts, noise, save_images
 
 from cdl_hf.data import DatasetError, TaskStream, load_image_dataset, open_image
-
-from .conftest import noise, save_images
-from .test_loading import counts
 
 
 def layout(root, **folders):

@@ -16,18 +16,18 @@ SYNSETS = (files("timm.data") / "_info/imagenet_r_synsets.txt").read_text().spli
 FILES = ["art_0.jpg", "art_1.jpg", "cartoon_0.jpg", "sketch_12.jpg", "videogame_3.jpg"]
 
 
-def write_folder(path, drawings, names=FILES):
+def write_folder(path, quickdraw_images, names=FILES):
     for number, synset in enumerate(SYNSETS):
         (path / synset).mkdir(parents=True)
         for shift, name in enumerate(names):
-            drawings[(number + shift) % 20].save(path / synset / name)
+            quickdraw_images[(number + shift) % 20].save(path / synset / name)
     (path / "README.txt").write_text("ImageNet-R")
     return path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, drawings):
-    return write_folder(tmp_path_factory.mktemp("data") / "imagenet-r", drawings)
+def folder(tmp_path_factory, quickdraw_images):
+    return write_folder(tmp_path_factory.mktemp("data") / "imagenet-r", quickdraw_images)
 
 
 def file_keys(dataset):
@@ -78,9 +78,9 @@ def test_list_in_the_published_form(folder, tmp_path, prefix):
     assert not {*file_keys(splits["train"])} & {*file_keys(splits["test"])}
 
 
-def test_folders_already_split(tmp_path, drawings):
-    write_folder(tmp_path / "train", drawings, FILES[:2])
-    write_folder(tmp_path / "test", drawings, FILES[2:3])
+def test_folders_already_split(tmp_path, quickdraw_images):
+    write_folder(tmp_path / "train", quickdraw_images, FILES[:2])
+    write_folder(tmp_path / "test", quickdraw_images, FILES[2:3])
     splits = load_image_dataset(str(tmp_path))
     assert len(splits["train"]) == 400 and len(splits["test"]) == 200
     assert splits["train"].features["label"].names[0] == "goldfish" and {*splits["test"]["rendition"]} == {"cartoon"}
@@ -89,11 +89,11 @@ def test_folders_already_split(tmp_path, drawings):
         load_image_dataset(str(tmp_path), split_file="list.yaml")
 
 
-def hub_copy(drawings):
+def hub_copy(quickdraw_images):
     """As the Hub has it: one split, test; bytes with names of files, but not of folders."""
     names = [(synset, name) for synset in SYNSETS for name in FILES]
     features = Features(image=Image(), wnid=Value("string"), class_name=Value("string"))
-    stored = [Image().encode_example(drawing)["bytes"] for drawing in drawings]
+    stored = [Image().encode_example(drawing)["bytes"] for drawing in quickdraw_images]
     rows = {
         "image": [{"bytes": stored[row % 20], "path": name} for row, (_, name) in enumerate(names)],
         "wnid": [synset for synset, _ in names],
@@ -102,12 +102,12 @@ def hub_copy(drawings):
     return DatasetDict(test=Dataset.from_dict(rows, features=features))
 
 
-def test_hub_copy(monkeypatch, drawings, tmp_path):
+def test_hub_copy(monkeypatch, quickdraw_images, tmp_path):
     asked = []
 
     def hub(name):
         asked.append(name)
-        return hub_copy(drawings)
+        return hub_copy(quickdraw_images)
 
     monkeypatch.setattr("cdl_hf.data.sources.load_dataset", hub)
     splits = load_image_dataset("imagenet_r")
@@ -126,8 +126,8 @@ def test_hub_copy(monkeypatch, drawings, tmp_path):
     assert yaml.safe_load(splits.split_list())["data"][0] == f"{SYNSETS[0]}/{FILES[2]}"
 
 
-def test_copies_in_parquet_and_saved_to_disk(tmp_path, drawings, monkeypatch):
-    data = hub_copy(drawings)["test"]
+def test_copies_in_parquet_and_saved_to_disk(tmp_path, quickdraw_images, monkeypatch):
+    data = hub_copy(quickdraw_images)["test"]
     data.to_parquet(tmp_path / "all.parquet")
     data.save_to_disk(tmp_path / "saved")
     monkeypatch.setattr(Dataset, "map", None)  # with which `datasets` would write the images anew

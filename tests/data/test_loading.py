@@ -3,15 +3,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from tiny_data import cifar_like, counts, labelled, noise, save_images
 
 from cdl_hf.data import DatasetError, TaskStream, load_image_dataset
-
-from .conftest import cifar_like, labelled, noise, save_images
-
-
-def counts(dataset):
-    names = dataset.features["label"].names
-    return dict(zip(names, np.bincount(dataset["label"][:], minlength=len(names)).tolist(), strict=True))
 
 
 def paths(dataset):

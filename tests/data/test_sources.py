@@ -5,10 +5,9 @@ import huggingface_hub
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.utils import httpx
+from tiny_data import cifar_like
 
 from cdl_hf.data import DatasetError, dataset_spec, load_image_dataset, sources
-
-from .conftest import cifar_like
 
 
 def flags():

@@ -4,10 +4,9 @@ import warnings
 import numpy as np
 import pytest
 from datasets import DatasetDict
+from tiny_data import labelled
 
 from cdl_hf.data import TaskStream
-
-from .conftest import labelled
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from tiny_data import counts, labelled, noise, save_images
 
 from cdl_hf.data import DatasetError, load_image_dataset
-
-from .conftest import labelled, noise, save_images
-from .test_loading import counts
 
 A5_B5 = ["ab"[number % 2] for number in range(10)]
 

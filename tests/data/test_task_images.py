@@ -6,6 +6,7 @@ import PIL.ImageOps
 import pytest
 import torch
 from datasets import Image
+from tiny_data import labelled, noise
 from torch.utils.data import DataLoader
 
 from cdl_hf.data import (
@@ -17,8 +18,6 @@ from cdl_hf.data import (
     load_image_dataset,
     train_transform,
 )
-
-from .conftest import labelled, noise
 
 PROCESSOR = image_processor_for({"input_size": (3, 16, 16), "crop_pct": 1.0})
 TRAIN = train_transform(PROCESSOR)

@@ -5,11 +5,10 @@ import PIL.Image
 import pytest
 import timm.data
 import torch
+from tiny_data import noise
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from cdl_hf.data import eval_transform, image_processor_for, train_transform
-
-from .conftest import noise
 
 BACKBONE = {
     "input_size": (3, 32, 32),

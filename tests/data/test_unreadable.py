@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from filelock import FileLock
+from tiny_data import labelled, noise
 
 import cdl_hf.data.cache as cache
 import cdl_hf.data.decoding as decoding
@@ -26,8 +27,6 @@ from cdl_hf.data import (
     load_image_dataset,
     train_transform,
 )
-
-from .conftest import labelled, noise
 
 PROCESSOR = image_processor_for({"input_size": (3, 16, 16), "crop_pct": 0.9})
 GOOD = [f"good_{number}.png" for number in range(4)]

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
+from tiny_data import labelled
 
 from cdl_hf.data.views import select_rows
-
-from .conftest import labelled
 
 
 @pytest.fixture(params=["table", "view", "view of a view"])

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_runs import TEN_TASKS
 
 from cdl_hf.evaluation import FORGETTING, AccuracyMatrix
 
@@ -38,21 +39,6 @@ BY_HAND = [
         63.75,
         {"cdl": 45, "max": 60, "bwt": -60, "coda": 80 / 3},
     ),
-]
-
-
-# Ten tasks: each is learnt at 80, gains 10 with the next task and then loses 5 with every further one.
-TEN_TASKS = [
-    [80],
-    [90, 80],
-    [85, 90, 80],
-    [80, 85, 90, 80],
-    [75, 80, 85, 90, 80],
-    [70, 75, 80, 85, 90, 80],
-    [65, 70, 75, 80, 85, 90, 80],
-    [60, 65, 70, 75, 80, 85, 90, 80],
-    [55, 60, 65, 70, 75, 80, 85, 90, 80],
-    [50, 55, 60, 65, 70, 75, 80, 85, 90, 80],
 ]
 # A = 710 / 10; the rows' sums are 80, 170, 255, 335, 410, 480, 545, 605, 660, 710
 # cdl = (10 * 80 - 710) / 10; max = (9 * 90 - 630) / 9; bwt = (630 - 9 * 80) / 9

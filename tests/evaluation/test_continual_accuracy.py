@@ -4,7 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from test_accuracy_matrix import TEN_TASKS
+from tiny_runs import TEN_TASKS
 
 import cdl_hf.evaluation
 from cdl_hf.evaluation import AccuracyMatrix

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.plain import PlainPromptViT, plain_method
 from tiny_models import images, labels_for, tiny_pair
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.append(str(RECIPES))
-
-from benchmarks.plain import PlainPromptViT, plain_method  # noqa: E402
 
 
 @pytest.fixture

@@ -3,21 +3,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pretrain
 import pytest
 import timm
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
+from probe import probe
 from safetensors.torch import load_file
 
+from cdl_hf.models.backbones import load_backbone
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "recipes"))
-
-import pretrain  # noqa: E402
-from probe import probe  # noqa: E402
-
-from cdl_hf.models.backbones import load_backbone  # noqa: E402
-
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
 BACKBONES = [ROOT / "cdl_hf" / "assets" / "backbones" / f"vit_{size}_quickdraw" for size in ("micro", "nano")]
 

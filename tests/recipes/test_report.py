@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from reports.page import as_page
+from reports.papers import reported_figures
 from tiny_runs import load_recipe
 
 from cdl_hf.cli import parse, to_dict
@@ -14,11 +16,6 @@ from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.training.arguments import RUN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-sys.path.append(str(RECIPES))
-
-from reports.page import as_page  # noqa: E402
-from reports.papers import reported_figures  # noqa: E402
-
 REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs"))
 DRAWING = re.compile(r"Matplotlib v[\d.]+")
 

@@ -5,14 +5,11 @@ import json
 import pytest
 import torch
 from tiny_models import tiny_backbone, tiny_model
-from tiny_runs import drawings
 
 from cdl_hf import ContinualDistillationTrainer, TaskStream, load_image_dataset
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import METHODS
 from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped
-
-__all__ = ["drawings"]
 
 
 @pytest.fixture

@@ -1,18 +1,8 @@
-"""Small data sets made on the spot; what `datasets` caches stays out of the user's cache."""
+"""Small data sets, made on the spot."""
 
 import datasets
 import numpy as np
 import PIL.Image
-import pytest
-
-from cdl_hf.data import load_image_dataset
-
-
-@pytest.fixture(scope="session", autouse=True)
-def datasets_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
-        yield
 
 
 def noise(seed=0, size=(28, 28), mode="L"):
@@ -50,21 +40,6 @@ def cifar_like():
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-@pytest.fixture(scope="session")
-def drawings():
-    """Some of the bundled drawings as PIL images."""
-    return load_image_dataset("quickdraw100")["test"].select(range(20))["image"][:]
-
-
-@pytest.fixture
-def stream_data():
-    """Makes splits of `num_classes` classes c0, c1, ... with interleaved rows, train and test images a class."""
-
-    def make(num_classes=10, train=4, test=2):
-        names = [f"c{label}" for label in range(num_classes)]
-        return datasets.DatasetDict(
-            train=labelled(list(range(num_classes)) * train, names),
-            test=labelled(list(range(num_classes)) * test, names),
-        )
-
-    return make
+def counts(dataset):
+    names = dataset.features["label"].names
+    return dict(zip(names, np.bincount(dataset["label"][:], minlength=len(names)).tolist(), strict=True))

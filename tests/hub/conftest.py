@@ -1,3 +1,0 @@
-from tiny_runs import drawings, pair
-
-__all__ = ["drawings", "pair"]
