@@ -62,7 +62,7 @@ def main() -> None:
 
     from cdl_hf.data import Batches, eval_transform
     from cdl_hf.data.task_images import known_classes
-    from cdl_hf.evaluation.figures import figures
+    from cdl_hf.evaluation.metrics import prediction_metrics
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.hub.saved_models import is_run, load_run, load_saved_model
 
@@ -87,7 +87,7 @@ def main() -> None:
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     results = {
         name: {
-            **figures(predictions[name], labels, first.class_names, classes_per_task),
+            **prediction_metrics(predictions[name], labels, first.class_names, classes_per_task),
             "parameters": sum(p.numel() for p in each.model.parameters()),
             **speed(each.logits, batch),
         }

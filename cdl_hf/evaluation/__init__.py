@@ -1,5 +1,5 @@
-"""What a stream's learner is judged by. `continual_accuracy` and `plots` are imported where they are used."""
+"""Metrics, predictions and plots of models. `continual_accuracy` and `plots` are imported where they are used."""
 
-from .accuracy_matrix import FORGETTING, AccuracyMatrix
+from .accuracy_matrix import METRICS, AccuracyMatrix, Metric, metric_in
 
-__all__ = ["FORGETTING", "AccuracyMatrix"]
+__all__ = ["METRICS", "AccuracyMatrix", "Metric", "metric_in"]

@@ -1,6 +1,8 @@
-"""Accuracy on every task seen so far, after every task, and what is computed from it."""
+"""The accuracy matrix of a run, and the metrics that are computed from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,18 +33,10 @@ def forgetting_coda(rows: Rows) -> float:
     return float(np.mean([np.mean([rows[t - 1][i] - rows[t][i] for i in range(t)]) for t in steps])) if steps else 0.0
 
 
-FORGETTING: dict[str, Callable[[Rows], float]] = {
-    "cdl": forgetting_cdl,
-    "max": forgetting_max,
-    "bwt": forgetting_bwt,
-    "coda": forgetting_coda,
-}
-
-
 class AccuracyMatrix:
     """R[i,j], the accuracy in % on task j's test images after training task i, kept as integer counts.
 
-    All figures are over the tasks trained so far, so that a run that stopped early has them too.
+    All metrics are over the tasks trained so far, so that a run that stopped early has them too.
 
     Args:
         num_tasks: N, the tasks of the whole stream.
@@ -56,9 +50,12 @@ class AccuracyMatrix:
     def update(self, after_task: int, task: int, correct: int, total: int) -> None:
         """Add `correct` of `total` images of `task`, counted after training `after_task` >= `task`."""
         if not 0 <= task <= after_task < self.num_tasks:
-            raise ValueError(f"No entry (after task {after_task}, task {task}) in a matrix of {self.num_tasks} tasks.")
+            raise ValueError(
+                f"task {task} after task {after_task} is no entry of a matrix of {self.num_tasks} tasks: it must be "
+                "among the tasks seen by then"
+            )
         if not 0 <= correct <= total:
-            raise ValueError(f"{correct} correct of {total} images cannot be.")
+            raise ValueError(f"correct must be between 0 and total ({total}), got {correct}")
         self._correct[after_task, task] += correct
         self._total[after_task, task] += total
 
@@ -75,7 +72,7 @@ class AccuracyMatrix:
 
     def _last(self) -> int:
         if not self.tasks_seen:
-            raise ValueError("The accuracy matrix is empty: evaluate after the first task before asking for figures.")
+            raise ValueError("the accuracy matrix is empty: there are no metrics before the first evaluation")
         return self.tasks_seen - 1
 
     @property
@@ -100,20 +97,14 @@ class AccuracyMatrix:
         """Mean over i of the average accuracy after task i, in %."""
         return float(np.mean(self.average_accuracies))
 
-    def forgetting(self, definition: str) -> float:
-        """Forgetting by one of the definitions in `FORGETTING`, in percentage points; 0 after a single task."""
+    def summary(self) -> dict[str, Any]:
+        """The matrix and all [`METRICS`] in plain numbers, as results.json has them."""
         self._last()
-        return FORGETTING[definition](self.rows)
-
-    def summary(self) -> dict:
-        """All figures in plain numbers, as results.json has them."""
-        return {
-            "accuracy_matrix": self.rows,
-            "average_accuracy": self.average_accuracy,
-            "average_accuracy_by_image": self.average_accuracy_by_image,
-            "average_incremental_accuracy": self.average_incremental_accuracy,
-            "forgetting": {definition: self.forgetting(definition) for definition in FORGETTING},
-        }
+        summary: dict[str, Any] = {"accuracy_matrix": self.rows}
+        for name, metric in METRICS.items():
+            group, _, key = name.rpartition(".")
+            (summary.setdefault(group, {}) if group else summary)[key] = metric.compute(self)
+        return summary
 
     def counts(self, after_task: int) -> list[tuple[int, int]]:
         """(correct, total) images of each task so far after training `after_task`."""
@@ -130,3 +121,62 @@ class AccuracyMatrix:
         matrix._correct[:] = state["correct"]
         matrix._total[:] = state["total"]
         return matrix
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that sums up an accuracy matrix.
+
+    Args:
+        label: What tables call it, in lower case.
+        unit: `%` or `points`.
+        compute: From a matrix that is not empty.
+        is_headline: Whether the table at the end of a run shows it; the others are in the cards and the reports.
+        hub_type: Its metric type in the metadata of a model card; `None` leaves it out there.
+    """
+
+    label: str
+    unit: str
+    compute: Callable[[AccuracyMatrix], float]
+    is_headline: bool = False
+    hub_type: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Label and unit, for the head of a row or column."""
+        return f"{self.label[:1].upper()}{self.label[1:]} ({self.unit})"
+
+
+# Name in results.json, a dot for a name within a group -> metric. Tables show them in this order.
+METRICS: dict[str, Metric] = {
+    "average_accuracy": Metric(
+        "final accuracy A_N", "%", lambda matrix: matrix.average_accuracy, is_headline=True, hub_type="accuracy"
+    ),
+    "average_accuracy_by_image": Metric(
+        "final accuracy, mean over images", "%", lambda matrix: matrix.average_accuracy_by_image, hub_type="accuracy"
+    ),
+    "average_incremental_accuracy": Metric(
+        "average incremental accuracy",
+        "%",
+        lambda matrix: matrix.average_incremental_accuracy,
+        is_headline=True,
+        hub_type="accuracy",
+    ),
+    "forgetting.cdl": Metric(
+        "forgetting (cdl)",
+        "points",
+        lambda matrix: forgetting_cdl(matrix.rows),
+        is_headline=True,
+        hub_type="forgetting",
+    ),
+    "forgetting.max": Metric("forgetting (max)", "points", lambda matrix: forgetting_max(matrix.rows)),
+    "forgetting.bwt": Metric("backward transfer", "points", lambda matrix: forgetting_bwt(matrix.rows)),
+    "forgetting.coda": Metric("forgetting (coda)", "points", lambda matrix: forgetting_coda(matrix.rows)),
+}
+
+
+def metric_in(summary: Mapping[str, Any], name: str) -> float | None:
+    """A metric, by its name in [`METRICS`], in what [`AccuracyMatrix.summary`] gave; `None` where an earlier version
+    did not compute it."""
+    group, _, key = name.rpartition(".")
+    return (summary.get(group, {}) if group else summary).get(key)

@@ -21,20 +21,10 @@ from ..catalogue import (
     method_of,
 )
 from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
+from ..evaluation import METRICS, metric_in
 from ..utils import atomic_write, write_json, write_text
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-METRICS = {
-    "average_accuracy": "Accuracy after the last task (%), mean over tasks: A_N",
-    "average_accuracy_by_image": "Accuracy after the last task (%), mean over images",
-    "average_incremental_accuracy": "Accuracy after each task (%), mean over the stream",
-}
-FORGETTING = {
-    "cdl": "Forgetting, CDL's definition (points)",
-    "max": "Forgetting from the best accuracy (points)",
-    "bwt": "Backward transfer (points)",
-    "coda": "Forgetting, CODA-Prompt's definition (points)",
-}
 NAMES_SHOWN = 20  # of a task's classes
 WIDTH = 90  # of a line of code that is not cut off on the Hub
 PICTURES = ("accuracy.png", "matrices.png")
@@ -129,8 +119,6 @@ def complete_model_folder(run: Path, content: ModelCardContent) -> None:
 
 def _metadata(content: ModelCardContent) -> ModelCardData:
     own = content.results[content.role]
-    metrics = {name: ("accuracy", label, own[name]) for name, label in METRICS.items()}
-    metrics["forgetting"] = ("forgetting", FORGETTING["cdl"], own["forgetting"]["cdl"])
     hub_dataset = content.hub_dataset if _is_on_the_hub(content.hub_dataset) else None
     return ModelCardData(
         model_name=content.model_name,
@@ -148,11 +136,12 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
                 dataset_type=hub_dataset or content.dataset,
                 dataset_name=f"{content.dataset}, {content.results['stream']['num_tasks']} tasks",
                 dataset_split=content.results["tested_on"],
-                metric_type=kind,
-                metric_name=label,
+                metric_type=metric.hub_type,
+                metric_name=metric.title,
                 metric_value=round(value, 2),
             )
-            for kind, label, value in metrics.values()
+            for name, metric in METRICS.items()
+            if metric.hub_type is not None and (value := metric_in(own, name)) is not None
         ],
     )
 
@@ -247,11 +236,13 @@ def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[s
 
 
 def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Rows of the table teacher against student: label, one figure for each."""
-    rows = [(label, [f"{model[name]:.2f}" for model in models]) for name, label in METRICS.items()]
-    rows += [(label, [f"{model['forgetting'][name]:.2f}" for model in models]) for name, label in FORGETTING.items()]
+    """Rows of the table teacher against student: label, one value for each."""
+    rows = []
+    for name, metric in METRICS.items():
+        values = [metric_in(model, name) for model in models]
+        rows.append((metric.title, ["" if value is None else f"{value:.2f}" for value in values]))
     rows += [("Parameters", [f"{model['parameters']:,}" for model in models])]
-    rows += [("Parameters learnt on the stream", [f"{model['trainable_parameters']:,}" for model in models])]
+    rows += [("Trained parameters", [f"{model['trainable_parameters']:,}" for model in models])]
     return rows
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_runs import TEN_TASKS
 
-from cdl_hf.evaluation import FORGETTING, AccuracyMatrix
+from cdl_hf.evaluation import METRICS, AccuracyMatrix, Metric, metric_in
 
 
 def matrix_of(rows, num_tasks=None):
@@ -59,13 +59,12 @@ def test_by_hand(rows, average, incremental, forgetting):
     assert matrix.rows == rows
     assert matrix.average_accuracy == pytest.approx(average)
     assert matrix.average_incremental_accuracy == pytest.approx(incremental)
-    assert {name: matrix.forgetting(name) for name in FORGETTING} == pytest.approx(forgetting)
-    assert {name: definition(rows) for name, definition in FORGETTING.items()} == pytest.approx(forgetting)
+    assert matrix.summary()["forgetting"] == pytest.approx(forgetting)
 
 
 def test_definitions_differ_on_one_matrix():
     for rows in ([[80], [90, 60], [70, 50, 40]], TEN_TASKS):
-        values = {name: definition(rows) for name, definition in FORGETTING.items()}
+        values = matrix_of(rows).summary()["forgetting"]
         assert list(values) == ["cdl", "max", "bwt", "coda"] and len(set(values.values())) == 4
 
 
@@ -86,7 +85,7 @@ def test_counts_add_up_over_batches():
     assert matrix.rows == [[30]] and isinstance(matrix.rows[0][0], float)
 
 
-def test_a_run_that_stopped_has_figures_over_the_tasks_seen():
+def test_a_run_that_stopped_has_metrics_over_the_tasks_seen():
     """After two of three tasks of the matrix above: cdl = (-10 + 0) / 2, max = 90 - 90, bwt = 10, coda = -10."""
     matrix = matrix_of([[80], [90, 60]], num_tasks=3)
     matrix.update(2, 0, 70, 100)  # stopped within the third evaluation: that row does not count yet
@@ -111,22 +110,31 @@ def test_state_goes_through_json():
 
 @pytest.mark.parametrize("entry", [(0, 1), (2, 0), (-1, -1), (1, -1)])
 def test_entries_outside_are_refused(entry):
-    with pytest.raises(ValueError, match="No entry"):
+    with pytest.raises(ValueError, match="is no entry"):
         AccuracyMatrix(2).update(*entry, 1, 1)
 
 
 @pytest.mark.parametrize("counts", [(2, 1), (-1, 1)])
 def test_impossible_counts_are_refused(counts):
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match="between 0 and total"):
         AccuracyMatrix(2).update(0, 0, *counts)
 
 
-def test_empty_matrix_has_no_figures():
+def test_empty_matrix_has_no_metrics():
     matrix = AccuracyMatrix(2)
     assert matrix.rows == []
-    for figure in (AccuracyMatrix.summary, lambda matrix: matrix.average_accuracy, lambda m: m.forgetting("max")):
+    for compute in (AccuracyMatrix.summary, *(metric.compute for name, metric in METRICS.items() if "." not in name)):
         with pytest.raises(ValueError, match="empty"):
-            figure(matrix)
+            compute(matrix)
+
+
+def test_a_metric_is_found_by_its_name(monkeypatch):
+    before = matrix_of([[80], [90, 60]]).summary()
+    monkeypatch.setitem(METRICS, "worst_task", Metric("worst task", "%", lambda matrix: min(matrix.rows[-1])))
+    now = matrix_of([[80], [90, 60]]).summary()
+    assert (metric_in(now, "worst_task"), metric_in(now, "forgetting.bwt")) == (60, 10)
+    assert metric_in(before, "worst_task") is None and metric_in({}, "forgetting.bwt") is None
+    assert METRICS["worst_task"].title == "Worst task (%)"
 
 
 def test_importing_is_cheap():

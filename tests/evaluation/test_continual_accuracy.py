@@ -95,5 +95,5 @@ def test_task_that_was_not_evaluated(metric):
 
 
 def test_task_from_the_future(metric):
-    with pytest.raises(ValueError, match="after task 0, task 1"):
+    with pytest.raises(ValueError, match="task 1 after task 0"):
         metric.compute(predictions=[1], references=[1], task_ids=[1], after_task=0)

@@ -1,4 +1,4 @@
-"""Figures of hand-made answers."""
+"""Metrics of hand-made predictions."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from cdl_hf.evaluation.calibration import expected_calibration_error, reliability
 from cdl_hf.evaluation.confusion import confusion_matrix, worst_pairs
-from cdl_hf.evaluation.figures import figures
+from cdl_hf.evaluation.metrics import prediction_metrics
 from cdl_hf.evaluation.predictions import Predictions, predict
 from cdl_hf.evaluation.speed import latency
 
@@ -46,10 +46,10 @@ def test_confusion_by_hand():
     assert worst_pairs(np.diag([3, 4]), 5) == []
 
 
-def test_figures_by_hand():
+def test_prediction_metrics_by_hand():
     # tasks (a, b), (c, d); no image of d
     labels, answers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 3, 2])
-    told = figures(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [2, 2])
+    told = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [2, 2])
     assert told["accuracy_by_task"] == [50.0, 100.0]
     assert told["average_accuracy"] == 75.0 and told["average_accuracy_by_image"] == pytest.approx(60.0)
     assert told["accuracy_by_class"] == {"a": 50.0, "b": 50.0, "c": 100.0, "d": None}
@@ -58,7 +58,9 @@ def test_figures_by_hand():
         {"class": "b", "taken_for": "d", "images": 1},
     ]
     assert told["calibration"]["expected_calibration_error"] == pytest.approx(10.0)
-    task_without_images = figures(Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [2, 2])
+    task_without_images = prediction_metrics(
+        Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [2, 2]
+    )
     assert task_without_images["accuracy_by_task"] == [50.0, None]
     assert task_without_images["average_accuracy"] == 50.0
 

@@ -1,4 +1,4 @@
-"""All figures of one model on one set of images."""
+"""Metrics of the predictions of one model on one set of images."""
 
 from typing import Any
 
@@ -8,26 +8,26 @@ from .calibration import BINS, expected_calibration_error, reliability
 from .confusion import confusion_matrix, worst_pairs
 from .predictions import Predictions
 
-PAIRS = 20  # most frequent mistakes that are listed
+NUM_WORST_PAIRS = 20  # confusions that are listed
 
 
-def figures(
+def prediction_metrics(
     predictions: Predictions, labels: np.ndarray, class_names: list[str], classes_per_task: list[int]
 ) -> dict[str, Any]:
     """Accuracy (%) over all, by task and by class, confusion, and calibration, in types that JSON holds.
 
     Args:
-        predictions: The model's answers, (n,).
-        labels: (n,) columns of the true classes.
-        class_names: Names of the classes seen, C of them, by column.
-        classes_per_task: Classes of each task seen; they add up to C.
+        predictions: The model's, (n,).
+        labels: (n,) true class ids.
+        class_names: Names of the classes seen, C of them, by class id.
+        classes_per_task: Number of classes of each task seen; they add up to C.
 
     Returns:
         A task or class without images has `None` for its accuracy and is in no mean.
     """
     correct = predictions.class_ids == labels
-    task_of_column = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
-    tasks = [_accuracy(correct[task_of_column[labels] == task]) for task in range(len(classes_per_task))]
+    task_of_class = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
+    tasks = [_accuracy(correct[task_of_class[labels] == task]) for task in range(len(classes_per_task))]
     confusion = confusion_matrix(labels, predictions.class_ids, len(class_names))
     return {
         "images": len(labels),
@@ -42,8 +42,8 @@ def figures(
             "reliability": reliability(predictions.confidences, correct),
         },
         "worst_pairs": [
-            {"class": class_names[true], "taken_for": class_names[answer], "images": count}
-            for true, answer, count in worst_pairs(confusion, PAIRS)
+            {"class": class_names[true], "taken_for": class_names[predicted], "images": count}
+            for true, predicted, count in worst_pairs(confusion, NUM_WORST_PAIRS)
         ],
         "confusion": confusion.tolist(),
     }
