@@ -1,4 +1,4 @@
-"""How a student learns from a teacher: losses and methods."""
+"""Distillation methods and their losses."""
 
 from .methods import METHODS
 from .objective import TrainingObjective

@@ -1,6 +1,6 @@
-"""Methods whose student has a KD head, beside its own, that follows the teacher's logits.
+"""Distillation methods with a KD head: it matches the teacher's logits, and the student's own head the labels.
 
-The student's own head learns from the labels alone. What the KD head reads is the student's [`KDBranch`].
+The [`KDBranch`] of the student provides the token that the KD head reads.
 """
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from .logit_methods import KD
 
 
 class DeiT(KD):
-    """A distillation token (DeiT, arXiv 2012.12877; CDL, arXiv 2407.13911 v2), learnt with soft targets."""
+    """A distillation token (DeiT, arXiv 2012.12877; CDL, arXiv 2407.13911 v2), trained with soft targets."""
 
     kd_branch = "deit"
 
@@ -19,7 +19,7 @@ class DeiT(KD):
 
 
 class KDP(DeiT):
-    """Knowledge distillation prompts (CDL, arXiv 2407.13911 v3): a token and prompts of the KD head's own."""
+    """Knowledge distillation prompts (CDL, arXiv 2407.13911 v3): a token and prompts for the KD head alone."""
 
     kd_branch = "kdp"
 
@@ -27,11 +27,11 @@ class KDP(DeiT):
 class CDLPrompt(DeiT):
     """The teacher's prompts mapped into the student (CDL, arXiv 2407.13911 v1).
 
-    The student's copy of the teacher's prompts is renewed before every step: after the teacher's stage it stays the
-    same, in the same-step schedule it follows.
+    The student's copy of the teacher's prompts is updated before every step, as the teacher changes in the same-step
+    schedule.
 
     Raises:
-        ValueError: The teacher's prompts are not those that the student was made for, or take another query.
+        ValueError: The student was made for prompts of another kind or size, or the models use different queries.
     """
 
     kd_branch = "cdl_prompt"
@@ -44,15 +44,15 @@ class CDLPrompt(DeiT):
     ):
         super().__init__(student, teacher, **settings)
         if not self.shares_query:
-            raise ValueError("CDL-Prompt needs a teacher that takes its query from the student's query network")
+            raise ValueError("CDL-Prompt needs a teacher with the query network of its student")
         copy, pool = student.kd_branch.teacher_pool, teacher.prompt_pool
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
         if student.config.num_tasks != teacher.config.num_tasks:
-            raise ValueError("CDL-Prompt maps the prompts of a teacher that learns task by task, as its student does")
+            raise ValueError("CDL-Prompt needs a teacher trained task by task, as its student is")
         if type(pool) is not type(copy) or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
             raise ValueError(
                 "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes and blocks, "
-                f"teacher_width={teacher.backbone.embed_dim}. Theirs are {shapes}, the student expects {expected}"
+                f"teacher_width={teacher.backbone.embed_dim} (it has {shapes}, the student expects {expected})"
             )
 
     def forward(

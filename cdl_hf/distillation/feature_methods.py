@@ -1,15 +1,48 @@
-"""Methods whose student follows the teacher's tokens besides its logits."""
+"""Distillation methods that match the tokens of the transformer blocks as well as the logits."""
 
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import PromptViTForImageClassification
 from .logit_methods import KD
-from .token_grid import TokenGrid
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Layout of tokens: CLS, registers, then patches in rows.
+
+    Args:
+        before: Number of tokens before the patches: CLS and registers.
+        height, width: Number of patches.
+    """
+
+    before: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, vit: VisionTransformer) -> "TokenGrid":
+        return cls(vit.num_prefix_tokens, *vit.patch_embed.grid_size)
+
+    def resample(self, tokens: Tensor, grid: "TokenGrid") -> Tensor:
+        """CLS and patches, the patches interpolated to another grid: (B, n, D) -> (B, 1 + height * width, D).
+
+        Registers belong to no image region and are left out.
+        """
+        cls, patches = tokens[:, :1], tokens[:, self.before :]
+        if (self.height, self.width) != (grid.height, grid.width):
+            image = patches.float().transpose(1, 2).unflatten(2, (self.height, self.width))
+            image = F.interpolate(image, (grid.height, grid.width), mode="bilinear", antialias=True)
+            patches = image.flatten(2).transpose(1, 2).to(tokens.dtype)
+        return torch.cat([cls, patches], dim=1)
 
 
 class FeatureKD(KD):
-    """KD plus a loss between tokens, in a common layout: see [`TokenGrid`]."""
+    """KD plus a loss between tokens, compared in one layout; see [`TokenGrid`]."""
 
     reads_tokens = True
 
@@ -21,10 +54,10 @@ class FeatureKD(KD):
     ):
         super().__init__(student, teacher, **settings)
         self.grids = TokenGrid.of(student.backbone), TokenGrid.of(teacher.backbone)
-        self.widths = student.backbone.embed_dim, teacher.backbone.embed_dim
+        self.embed_dims = student.backbone.embed_dim, teacher.backbone.embed_dim
 
     def align(self, student_tokens: Tensor, teacher_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens that stand for the same places: (B, n_s, D_s) and (B, n_t, D_t) -> (B, n, D_s) and (B, n, D_t)."""
+        """Tokens of the same image regions: (B, n_s, D_s) and (B, n_t, D_t) -> (B, n, D_s) and (B, n, D_t)."""
         ours, theirs = self.grids
         if ours == theirs:
             return student_tokens, teacher_tokens
@@ -32,8 +65,8 @@ class FeatureKD(KD):
 
 
 class FitNets(FeatureKD):
-    """FitNets (arXiv 1412.6550, eq. 3): the student's tokens after the last block, before the final norm, projected
-    to the teacher's width, follow the teacher's."""
+    """FitNets (arXiv 1412.6550, eq. 3): mean squared error between the teacher's tokens and the student's, which are
+    projected to the teacher's embed_dim. Both are taken after the last block, before the final norm."""
 
     weight = 0.1
 
@@ -44,7 +77,7 @@ class FitNets(FeatureKD):
         **settings: float | None,
     ):
         super().__init__(student, teacher, **settings)
-        self.projection = nn.Linear(*self.widths)
+        self.projection = nn.Linear(*self.embed_dims)
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         ours, theirs = self.align(student_tokens[-1], teacher_tokens[-1])
@@ -52,11 +85,11 @@ class FitNets(FeatureKD):
 
 
 class ReviewKD(FeatureKD):
-    """ReviewKD (arXiv 2104.09044): each block of the student, fused with what the deeper ones have learnt, follows the
-    block of the teacher as far from the end.
+    """ReviewKD (arXiv 2104.09044): each block of the student, fused with the deeper ones, matches a teacher's block.
 
-    The loss is the mean over these blocks; of a deeper student the first blocks, which no block of the teacher
-    answers, are left out.
+    Blocks are paired by their distance from the end.
+
+    The loss is the mean over the pairs; the first blocks of a deeper student have none and are left out.
     """
 
     weight = 0.2
@@ -69,7 +102,7 @@ class ReviewKD(FeatureKD):
     ):
         super().__init__(student, teacher, **settings)
         pairs = min(len(student.backbone.blocks), len(teacher.backbone.blocks))
-        self.fusions = nn.ModuleList(Fusion(*self.widths, deepest=i == 0) for i in range(pairs))
+        self.fusions = nn.ModuleList(Fusion(*self.embed_dims, deepest=i == 0) for i in range(pairs))
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         deeper, losses = None, []
@@ -83,27 +116,27 @@ class ReviewKD(FeatureKD):
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a block's tokens with the deeper blocks' (arXiv 2104.09044, section 3.3), for tokens.
+    """Attention-based fusion of a block's tokens with those of the deeper blocks (arXiv 2104.09044, section 3.3).
 
-    The gates are two maps of the tokens and of the deeper ones, elementwise and without squashing.
+    The gates are linear maps of the two inputs, applied elementwise and without a squashing function.
 
     Args:
-        width: D_s of the student.
-        teacher_width: D_t.
-        deepest: Whether there are no deeper blocks, so that nothing is fused.
+        embed_dim: D_s, embed_dim of the student.
+        teacher_dim: D_t, embed_dim of the teacher.
+        deepest: Whether there is no deeper block, so that nothing is fused.
     """
 
-    def __init__(self, width: int, teacher_width: int, deepest: bool):
+    def __init__(self, embed_dim: int, teacher_dim: int, deepest: bool):
         super().__init__()
-        self.linear_in, self.norm_in = nn.Linear(width, width), nn.LayerNorm(width)
+        self.linear_in, self.norm_in = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
         self.gate = None
         if not deepest:
-            self.gate, self.norm_gate = nn.Linear(width, width), nn.LayerNorm(width)
-            self.norm_fused = nn.LayerNorm(width)
-        self.linear_out = nn.Linear(width, teacher_width)
+            self.gate, self.norm_gate = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
+            self.norm_fused = nn.LayerNorm(embed_dim)
+        self.linear_out = nn.Linear(embed_dim, teacher_dim)
 
     def forward(self, tokens: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, n, D_s) tokens, and the deeper blocks' fused ones -> fused (B, n, D_s), and (B, n, D_t) to compare."""
+        """Tokens and the fused ones of the deeper blocks, (B, n, D_s) -> fused (B, n, D_s), projected (B, n, D_t)."""
         x = self.norm_in(self.linear_in(tokens))
         if self.gate is not None:
             own, other = (self.norm_gate(self.gate(map_)) for map_ in (x, deeper))

@@ -1,12 +1,11 @@
-"""Methods whose student follows the teacher's logits."""
+"""Distillation methods that match the teacher's logits."""
 
 import torch
 from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
-from .losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
+from .losses import dist_loss, dkd_loss, gather_rows, kd_loss, standardized_kd_loss
 from .objective import TrainingObjective
-from .processes import gather_rows
 
 
 class KD(TrainingObjective):
@@ -88,24 +87,24 @@ class KD(TrainingObjective):
         return output
 
     def soft_logits(self, output: PromptViTOutput) -> Tensor:
-        """The student's logits that follow the teacher's: (B, C_seen)."""
+        """The student's logits that are compared with the teacher's: (B, C_seen)."""
         return output.logits
 
     def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Loss between logits (B, C_task) of the current task's classes, before its weight kd_alpha.
 
         Args:
-            labels: (B,), columns of these logits.
+            labels: (B,), positions in these logits.
         """
         return kd_loss(student_logits, teacher_logits, self.temperature)
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         """Loss between the tokens (B, n, D) before the first block and after each, with its weight."""
-        raise NotImplementedError  # asked only of methods with `reads_tokens`, which have one
+        raise NotImplementedError  # methods with `reads_tokens` override it
 
 
 class DKD(KD):
-    """Decoupled knowledge distillation (arXiv 2203.08679, eq. 7): the target's share and the rest have own weights."""
+    """Decoupled knowledge distillation (arXiv 2203.08679, eq. 7): target and other classes weighted separately."""
 
     default_temperature = 4.0
 
@@ -114,16 +113,16 @@ class DKD(KD):
 
 
 class StandardizedKD(KD):
-    """Knowledge distillation of standardised logits (arXiv 2403.01427)."""
+    """Knowledge distillation of standardized logits (arXiv 2403.01427)."""
 
     def soft_loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         return standardized_kd_loss(student_logits, teacher_logits, self.temperature)
 
 
 class DIST(KD):
-    """Relations instead of values: Pearson correlations within images and within classes (arXiv 2205.10536).
+    """DIST (arXiv 2205.10536): Pearson correlations within images and within classes instead of probabilities.
 
-    Those within classes are over the images of the whole batch, on whichever process they are.
+    Those within classes are computed over the images of the whole batch, on all processes.
     """
 
     default_temperature = 1.0

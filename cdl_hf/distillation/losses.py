@@ -1,9 +1,10 @@
-"""Losses between a student's and a teacher's logits, as pure functions in float32."""
+"""Losses between the logits of a student and a teacher, in float32; and rows gathered from all processes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 
@@ -12,7 +13,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
     Args:
         student_logits, teacher_logits: (B, C) over the same classes, all finite.
-        temperature: tau > 0; the factor tau^2 keeps the gradients' size independent of it.
+        temperature: tau > 0; the factor tau^2 makes the size of the gradients independent of it.
 
     Returns:
         Scalar, mean over the batch.
@@ -32,7 +33,8 @@ def dkd_loss(
 ) -> Tensor:
     """Decoupled knowledge distillation (arXiv 2203.08679, eq. 7): tau^2 (1 TCKD + 4 NCKD).
 
-    TCKD is the KL divergence of the two-class split target or not, NCKD that of the other classes among themselves.
+    TCKD is the KL divergence between the binary distributions target / non-target, NCKD the one between the
+    distributions over the non-target classes.
 
     Args:
         student_logits, teacher_logits: (B, C) over the same classes, all finite.
@@ -40,13 +42,13 @@ def dkd_loss(
         temperature: tau > 0.
 
     Returns:
-        Scalar, mean over the batch; 0 for a single class, which leaves nothing to learn.
+        Scalar, mean over the batch; 0 for a single class.
     """
     student, teacher = (F.log_softmax(x.float() / temperature, dim=1) for x in (student_logits, teacher_logits))
     classes = student.shape[1]
     if classes == 1:
         return student.sum() * 0
-    # by their indices, not by a mask, for whose number of entries a device would have to be waited for
+    # by index rather than by mask: the size of a masked selection would force a synchronization with the device
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= labels[:, None])
     split, rest = [], []
@@ -62,24 +64,24 @@ def dkd_loss(
 
 
 def standardized_kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KD of standardised logits (arXiv 2403.01427, eq. 8): the student follows the teacher's order and proportions,
-    and not the scale of its logits.
+    """KD of standardized logits (arXiv 2403.01427, eq. 8): matches the relations between the teacher's logits, not
+    their scale.
 
     Args:
-        student_logits, teacher_logits: (B, C) over the same classes, all finite; made to have mean 0 and standard
-            deviation 1 for each image.
+        student_logits, teacher_logits: (B, C) over the same classes, all finite; standardized per image to mean 0
+            and standard deviation 1.
         temperature: tau > 0, the paper's base temperature.
 
     Returns:
-        Scalar, mean over the batch; 0 for a single class. Of two classes nothing is left but which is the larger, so
-        that no gradient reaches the student.
+        Scalar, mean over the batch; 0 for a single class. With two classes only the sign of their difference remains,
+        so no gradient reaches the student.
     """
     return kd_loss(_standardize(student_logits.float()), _standardize(teacher_logits.float()), temperature)
 
 
 def _standardize(logits: Tensor) -> Tensor:
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred * (centred.square().mean(1, keepdim=True) + 1e-12).rsqrt()
+    centered = logits - logits.mean(1, keepdim=True)
+    return centered * (centered.square().mean(1, keepdim=True) + 1e-12).rsqrt()
 
 
 def dist_loss(
@@ -88,17 +90,16 @@ def dist_loss(
     temperature: float,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
-    """DIST (arXiv 2205.10536, eq. 8 and 9): tau^2 times the sum of two Pearson distances between probabilities, of
-    each image's over the classes and of each class's over the images of the batch.
+    """DIST (arXiv 2205.10536, eq. 8 and 9): tau^2 times the sum of two Pearson distances between probabilities: over
+    the classes of each image, and over the images of each class.
 
     Args:
         student_logits, teacher_logits: (B, C) over the same classes, all finite.
         temperature: tau > 0.
-        gather: Rows (B, C) of some images of a batch -> those of all of them, for the classes' distances.
+        gather: Maps the rows (B, C) of this process to those of the whole batch, for the distances of the classes.
 
     Returns:
-        Scalar between 0 and 4 tau^2. Of one image, or one class, there is one distance; the other is 1 and teaches
-        nothing.
+        Scalar between 0 and 4 tau^2. With one image or one class, one of the distances is constantly 1.
     """
     student, teacher = (F.softmax(x.float() / temperature, dim=1) for x in (student_logits, teacher_logits))
     of_classes = _pearson_distance(gather(student).T, gather(teacher).T)
@@ -106,6 +107,30 @@ def dist_loss(
 
 
 def _pearson_distance(x: Tensor, y: Tensor) -> Tensor:
-    """1 - the correlation of corresponding rows, mean over the rows."""
+    """One minus the correlation of corresponding rows, mean over the rows."""
     x, y = (values - values.mean(1, keepdim=True) for values in (x, y))
     return 1 - F.cosine_similarity(x, y, dim=1).mean()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of all P processes in the order of their ranks, (P B, ...); every process must have B rows.
+
+    Every process must compute the same loss from them. The gradient of a process's own rows is multiplied by P: the
+    mean over processes that DistributedDataParallel takes of the weights' gradients is then the gradient of the loss.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        processes = distributed.get_world_size()
+        return processes * gradient.chunk(processes)[distributed.get_rank()]

@@ -1,4 +1,4 @@
-"""The distillation methods by their names."""
+"""Registry of the distillation methods by name."""
 
 from .branch_methods import KDP, CDLPrompt, DeiT
 from .feature_methods import FitNets, ReviewKD

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import PAIRS, images, labels_for, tiny_pair
 
-from cdl_hf.distillation import METHODS, processes
+from cdl_hf.distillation import METHODS, losses
 from cdl_hf.training.arguments import CDLConfig
 from cdl_hf.training.memory import check_division
 
@@ -64,7 +64,7 @@ def test_two_processes_have_the_gradient_of_one(monkeypatch, name):
 
         group = {"is_available": lambda: True, "is_initialized": lambda: True, "get_world_size": lambda: 2}
         fake = SimpleNamespace(**group, get_rank=lambda: rank, all_gather=all_gather)
-        monkeypatch.setattr(processes, "distributed", fake)
+        monkeypatch.setattr(losses, "distributed", fake)
         return gradients(method, [halves[rank]])
 
     for rank in (0, 1):

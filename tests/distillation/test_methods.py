@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdl_hf.distillation import METHODS
-from cdl_hf.distillation.feature_methods import Fusion
+from cdl_hf.distillation.feature_methods import Fusion, TokenGrid
 from cdl_hf.distillation.losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
-from cdl_hf.distillation.token_grid import TokenGrid
 
 DISTILLING = [name for name in METHODS if name != "none"]
 
@@ -72,7 +71,7 @@ def test_cdl_prompt_refuses_a_teacher_it_was_not_made_for():
     student_backbone = tiny_backbone()
     student = tiny_model("l2p", "cdl_prompt", backbone=student_backbone)
     with pytest.raises(ValueError, match="made for its teacher's prompts"):
-        METHODS["cdl_prompt"](student, tiny_model("l2p", backbone=student_backbone))  # of another width
+        METHODS["cdl_prompt"](student, tiny_model("l2p", backbone=student_backbone))  # of another embed_dim
     with pytest.raises(ValueError, match="query network"):
         METHODS["cdl_prompt"](student, tiny_model("l2p", backbone=tiny_backbone(embed_dim=48, num_heads=3)))
 
