@@ -29,6 +29,8 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
+from .console import show_messages
+
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~", "")
@@ -76,6 +78,7 @@ def parse(
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+    show_messages()
     arguments = _collect(argument_classes)
     command_line = list(sys.argv[1:] if argv is None else argv)
     if "--help" in command_line or "-h" in command_line:

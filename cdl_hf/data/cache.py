@@ -45,7 +45,7 @@ def one_at_a_time(file: Path, work: str) -> Iterator[None]:
             logger.warning("Waiting for another process to %s (it holds %s)", work, lock.lock_file)
             lock.acquire()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        logger.info("No lock on %s: %s", lock.lock_file, error)
+        logger.debug("No lock on %s: %s", lock.lock_file, error)
     try:
         yield
     finally:
