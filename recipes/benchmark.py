@@ -1,26 +1,27 @@
-"""How fast, and with how much memory? For any arguments of train.py, with random weights, so that none are needed.
+"""Speed and memory of training and evaluation, for any arguments of train.py, with random weights.
 
     python recipes/benchmark.py --teacher vit_small_patch16_224 --student vit_tiny_patch16_224 --batch_size 64
-    python recipes/benchmark.py --roofline --batch_size 64     # what an A100 and an H100 could do at best, computed
-    python recipes/benchmark.py --stream                       # a stream over ten million rows
+    python recipes/benchmark.py --roofline --batch_size 64     # upper bounds for an A100 and an H100, computed
+    python recipes/benchmark.py --stream                       # building a stream over ten million rows
     python recipes/benchmark.py --input --dataloader_num_workers 2        # reading and augmenting images
     python recipes/benchmark.py --growth                       # steps of the last task against those of the first
-    python recipes/benchmark.py --startup --teacher FOLDER --student FOLDER    # until train.py has done a step
+    python recipes/benchmark.py --startup --teacher FOLDER --student FOLDER    # time until train.py's first step
 
-Steps of training and evaluation are measured against a plain implementation (benchmarks/plain.py): separate query
-passes, gradients for all weights, attention written out, a full last block. Operations are those of the matrix
-products that a step needs; the linear rate is that of the teacher's widest layer here, measured in the same rounds.
-On a CPU with one thread (`taskset -c 0 python ...`) processor time counts, which other work does not lengthen.
+Training and evaluation steps are compared with a plain implementation (cdl_hf/benchmark/plain.py): separate query
+passes, gradients for all weights, attention written out, a full last block. The operations of a step are those of its
+matrix products; the linear rate is that of the teacher's widest layer on this machine, measured in the same rounds.
+On a CPU with one thread (`taskset -c 0 python ...`) the processor time is measured, which other load does not affect.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cdl_hf.cli import cli_error, parse, to_yaml
 from cdl_hf.training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
-from cdl_hf.utils import num_cores
+
+TRAIN = Path(__file__).with_name("train.py")
 
 
 @dataclass
@@ -30,16 +31,16 @@ class BenchmarkArguments:
     precision: list[Literal["fp32", "bf16"]] = field(
         default_factory=lambda: ["fp32", "bf16"], metadata={"help": "precisions of the steps"}
     )
-    repeats: int = field(default=5, metadata={"help": "rounds, of which the median counts", "min": 1})
+    repeats: int = field(default=5, metadata={"help": "number of rounds; the median is reported", "min": 1})
     roofline: bool = field(
-        default=False, metadata={"help": "instead: images a second of GPUs at best, computed from what a step needs"}
+        default=False, metadata={"help": "instead: upper bounds on the images a second of GPUs, computed"}
     )
-    stream: bool = field(default=False, metadata={"help": "instead: a stream over very many rows"})
-    rows: int = field(default=10_000_000, metadata={"help": "of that stream", "min": 10_000})
-    input: bool = field(default=False, metadata={"help": "instead: images a second that are read and augmented"})
+    stream: bool = field(default=False, metadata={"help": "instead: building a stream over very many rows"})
+    rows: int = field(default=10_000_000, metadata={"help": "number of rows of that stream", "min": 10_000})
+    input: bool = field(default=False, metadata={"help": "instead: images read and augmented a second"})
     growth: bool = field(default=False, metadata={"help": "instead: steps of the last task against the first's"})
-    startup: bool = field(default=False, metadata={"help": "instead: seconds until train.py has done its first step"})
-    json: str | None = field(default=None, metadata={"help": "file to write the figures to"})
+    startup: bool = field(default=False, metadata={"help": "instead: seconds until train.py's first step is done"})
+    json: str | None = field(default=None, metadata={"help": "file for the figures"})
     profile: str | None = field(default=None, metadata={"help": "file for a trace of the steps, for Perfetto"})
 
 
@@ -48,115 +49,86 @@ def main() -> None:
         (StreamArguments, ModelArguments, DistillationArguments, CDLConfig, BenchmarkArguments),
         description=__doc__,
     )
-    *_, training_args, args = arguments
-    from benchmarks import inputs, startup, streams
-
-    if args.startup:
-        try:
-            figures = startup.measure(to_yaml(list(arguments)[:-1]), args.repeats)
-        except RuntimeError as error:
-            cli_error(str(error))
-        print(f"train.py took {figures['seconds']:.1f} s until its first step was done")
-    elif args.stream:
-        figures = streams.measure(args.rows)
-        print(
-            f"a stream over {args.rows:,} rows: {figures['seconds']:.1f} s; beyond the table at most "
-            f"{figures['peak_bytes_per_row']:.0f} bytes a row, {figures['kept_bytes_per_row']:.0f} in the end"
-        )
-    elif args.input:
-        figures = inputs.measure(training_args.dataloader_num_workers, args.repeats)
-        print(inputs.table(figures))
-    elif args.roofline:
-        figures = compute_roofline(*arguments)
-    elif args.growth:
-        figures = measure_growth(*arguments)
-    else:
-        figures = measure_steps(*arguments)
+    *of_run, args = arguments
+    figures = measure(tuple(of_run), args)
     if args.json is not None:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def compute_roofline(stream_args, model_args, distillation_args, training_args, args) -> dict:
-    """Steps in bf16, by arithmetic and memory traffic; `batch_size` images on each device."""
-    import torch
-    from benchmarks import roofline
+def measure(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
+    """Runs the benchmark that the arguments name and prints its table; the figures."""
+    from cdl_hf.benchmark import inputs, startup, streams  # seconds to import
 
-    stream, learners = build_pair(stream_args, model_args, distillation_args, training_args, torch.device("meta"))
-    figures = roofline.compute(learners, training_args.batch_size)
-    print(roofline.table(figures, f"computed, bf16, batch {training_args.batch_size}"))
+    training_args = of_run[-1]
+    if args.startup:
+        try:
+            figures = startup.measure(TRAIN, to_yaml(of_run), args.repeats)
+        except ValueError as error:
+            cli_error(str(error))
+        print(f"train.py took {figures['seconds']:.1f} s until its first step was done")
+        return figures
+    if args.stream:
+        figures = streams.measure(args.rows)
+        print(
+            f"a stream over {args.rows:,} rows: {figures['seconds']:.1f} s; on top of the table at most "
+            f"{figures['peak_bytes_per_row']:.0f} bytes a row, {figures['kept_bytes_per_row']:.0f} at the end"
+        )
+        return figures
+    if args.input:
+        figures = inputs.measure(training_args.dataloader_num_workers, args.repeats)
+        print(inputs.table(figures))
+        return figures
+    if args.roofline:
+        return compute_roofline(of_run)
+    return measure_growth(of_run, args) if args.growth else measure_steps(of_run, args)
+
+
+def compute_roofline(of_run: tuple) -> dict[str, Any]:
+    """Upper bounds in bf16 from arithmetic and memory traffic; `batch_size` images on each device."""
+    import torch
+
+    from cdl_hf.benchmark import roofline
+
+    _, learners = build_pair(of_run, torch.device("meta"))
+    figures = roofline.compute(learners, of_run[-1].batch_size)
+    print(roofline.table(figures, f"computed, bf16, batch {of_run[-1].batch_size}"))
     return figures
 
 
-def build_pair(stream_args, model_args, distillation_args, training_args, device, tasks: int = 1) -> tuple:
-    """The stream, and teacher and student with random weights and the first `tasks` tasks begun (-1: all)."""
-    from cdl_hf.training import build
-
-    if training_args.stages != "both":
-        cli_error("the benchmark measures teacher and student: leave stages out")
-    try:
-        stream = build.build_stream(stream_args)
-        with device:
-            learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
-    except ValueError as error:
-        cli_error(str(error))
-    for model in (learners.teacher, learners.method.model):
-        for task in stream[: tasks if tasks > 0 else None]:
-            model.start_task(task.class_names)
-    return stream, learners
-
-
-def find_device():
-    """The accelerator, or the CPU with all cores that this process may use."""
-    import torch
-
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator()
-    torch.set_num_threads(num_cores())
-    return torch.device("cpu")
-
-
-def make_batch(learners, size: int, device) -> dict:
-    """Random images of the task begun last, on the device to which the models go with them."""
-    import torch
-
-    learners.teacher.to(device), learners.method.to(device)
-    side, columns = learners.image_processor.crop_size["height"], learners.teacher.config.current_classes
-    labels = columns.start + torch.arange(size, device=device) % (columns.stop - columns.start)
-    return {"pixel_values": torch.rand(size, 3, side, side, device=device), "labels": labels}
-
-
-def measure_growth(stream_args, model_args, distillation_args, training_args, args) -> dict:
+def measure_growth(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     """Steps of both stages in the last task against the first."""
     import torch
-    from benchmarks import growth, steps
 
+    from cdl_hf.benchmark import growth, steps
+    from cdl_hf.benchmark.pairs import find_device, random_batch
     from cdl_hf.distillation import TrainingObjective
     from cdl_hf.training.dry_run import FakeSteps
 
-    device, figures = find_device(), {}
+    device, batch_size, figures = find_device(), of_run[-1].batch_size, {}
     for precision in args.precision:
         ends, fake = [], []
-        for tasks in (1, -1):
-            given = (stream_args, model_args, distillation_args, training_args)
-            _, learners = build_pair(*given, torch.device("cpu"), tasks)
-            batch = make_batch(learners, training_args.batch_size, device)
+        for num_tasks in (1, -1):
+            _, learners = build_pair(of_run, torch.device("cpu"), num_tasks)
+            batch = random_batch(learners, batch_size, device)
             ends.append(steps.Steps(learners, batch, steps.DTYPES[precision]))
-            _, learners = build_pair(*given, torch.device("meta"), tasks)
+            _, learners = build_pair(of_run, torch.device("meta"), num_tasks)
             modules = {"teacher": TrainingObjective(learners.teacher), "student": learners.method}
             fake.append(FakeSteps(modules, batch["pixel_values"].shape[-1], device, precision))
         figures[precision] = growth.measure(*ends, tuple(fake), args.repeats)
-        print(growth.table(figures[precision], f"{precision}, batch {training_args.batch_size}"), flush=True)
+        print(growth.table(figures[precision], f"{precision}, batch {batch_size}"), flush=True)
     return figures
 
 
-def measure_steps(stream_args, model_args, distillation_args, training_args, args) -> dict:
+def measure_steps(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     """Steps of both stages and of evaluation in each precision, and reading the images of the configured stream."""
     import torch
-    from benchmarks import inputs, steps
 
-    device = find_device()
-    stream, learners = build_pair(stream_args, model_args, distillation_args, training_args, torch.device("cpu"))
-    batch = make_batch(learners, training_args.batch_size, device)
+    from cdl_hf.benchmark import inputs, steps
+    from cdl_hf.benchmark.pairs import find_device, random_batch
+
+    device, training_args = find_device(), of_run[-1]
+    stream, learners = build_pair(of_run, torch.device("cpu"))
+    batch = random_batch(learners, training_args.batch_size, device)
     size, side = training_args.batch_size, batch["pixel_values"].shape[-1]
     figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
     figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, learners, training_args)
@@ -169,6 +141,16 @@ def measure_steps(stream_args, model_args, distillation_args, training_args, arg
     if args.profile is not None:
         steps.profile(measured, args.profile)
     return figures
+
+
+def build_pair(of_run: tuple, device, num_tasks: int = 1) -> tuple:
+    """The stream, and teacher and student with `num_tasks` tasks started; mistakes in arguments end the process."""
+    from cdl_hf.benchmark import pairs
+
+    try:
+        return pairs.build_pair(of_run, device, num_tasks)
+    except ValueError as error:
+        cli_error(str(error))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.plain import PlainPromptViT, plain_method
 from tiny_models import images, labels_for, tiny_pair
+
+from cdl_hf.benchmark.plain import PlainPromptViT, plain_method
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -47,7 +48,7 @@ def test_the_plain_implementation_is_the_same_mathematics(prompt_method, method)
     gradients = {name: p.grad for name, p in plain.named_parameters()}
     for name, parameter in parameters.items():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
-    assert gradients["model.backbone.blocks.0.mlp.fc1.weight"] is not None  # which ours are spared
+    assert gradients["model.backbone.blocks.0.mlp.fc1.weight"] is not None  # ours have none
     with torch.no_grad():
         for model, same in zip(models, (ours.model, teacher), strict=True):
             torch.testing.assert_close(model.eval()(pixel_values).logits, same.eval()(pixel_values).logits)
@@ -85,7 +86,7 @@ def test_a_teacher_alone_has_no_student_step(benchmark, command, capsys):
 
 
 def test_input(benchmark, monkeypatch):
-    from benchmarks import inputs
+    from cdl_hf.benchmark import inputs
 
     monkeypatch.setattr(inputs, "KINDS", {"tiny PNG": (16, 12, "PNG", 32), "JPEG": (40, 30, "JPEG", 32)})
     out, figures = benchmark("--input", "--repeats", "1")

@@ -1,4 +1,4 @@
-"""Steps of training and evaluation, against plain ones: time and its parts, memory, operations."""
+"""Training and evaluation steps compared with plain ones: time of each part, memory, operations."""
 
 import statistics
 from collections.abc import Callable
@@ -8,28 +8,27 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cdl_hf.distillation import TrainingObjective
-from cdl_hf.distillation.logit_methods import KD
-from cdl_hf.training.build import Learners
-
+from ..distillation import TrainingObjective
+from ..distillation.logit_methods import KD
+from ..training.build import Learners
 from .machine import flops_of, linear_rate, now, peak_growth
 from .plain import PlainPromptViT, plain_method
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-# A step: does its work, and calls its argument with the name of each part that is done.
+# A step calls its argument with the name of each part that it has completed.
 Step = Callable[[Callable[[str], None]], None]
 
 
 class Steps:
-    """What a run does with a batch, in our way and in the plain one.
+    """The steps of a run on one batch, by the package and by the plain implementation.
 
     Args:
-        learners: Teacher and student, the same task begun in both.
+        learners: Teacher and student, with the same task started in both.
         batch: `pixel_values` and `labels` on the device.
         dtype: Of autocast; None for float32.
 
     Attributes:
-        ours, plain: Steps by their names; plain ones only where they differ.
+        ours, plain: Steps by their names; plain ones only where they differ from each other.
     """
 
     def __init__(self, learners: Learners, batch: dict[str, Tensor], dtype: torch.dtype | None):
@@ -40,7 +39,7 @@ class Steps:
         self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)
         plain = plain_method(self.method, self.plain_student, self.plain_teacher)
         self.shares_query = self.student.shares_query_with(self.teacher)
-        # Where a method compares tokens, its teacher is part of its forward pass; `none` has no teacher.
+        # A method that compares tokens runs its teacher in its own forward pass; `none` has no teacher.
         asked = self.teacher if isinstance(self.method, KD) and not self.method.reads_tokens else None
         query = self.student.query(batch["pixel_values"])
         stored = {"query": query, "teacher_logits": self._teach(self.teacher, query)}
@@ -59,23 +58,23 @@ class Steps:
         }
 
     def _training(self, method: TrainingObjective, given: dict[str, Tensor], teacher: nn.Module | None = None) -> Step:
-        """A step of Adam; `given` is known of the images, and the `teacher`, if there is one, is asked."""
-        optimizer = torch.optim.Adam(_learnt(method))
+        """A step of Adam; `given` holds stored outputs, and a `teacher` computes its logits."""
+        optimizer = torch.optim.Adam(_trainable(method))
         pixel_values = self.batch["pixel_values"]
 
         def step(done: Callable[[str], None]) -> None:
             method.train()
-            answers = dict(given)
+            outputs = dict(given)
             with self._autocast():
-                if "query" not in answers:
-                    answers["query"] = method.model.query(pixel_values)
+                if "query" not in outputs:
+                    outputs["query"] = method.model.query(pixel_values)
                     done("query")
                 if teacher is not None:
-                    answers["teacher_logits"] = self._teach(teacher, answers["query"])
+                    outputs["teacher_logits"] = self._teach(teacher, outputs["query"])
                     done("teacher")
-                loss = method(**self.batch, **answers)["loss"]
+                loss = method(**self.batch, **outputs)["loss"]
             done("student")
-            _learn(loss, method, optimizer, done)
+            _update(loss, method, optimizer, done)
 
         return step
 
@@ -86,14 +85,14 @@ class Steps:
         return logits[:, self.student.config.current_classes]
 
     def _plain_training(self, method: TrainingObjective) -> Step:
-        optimizer = torch.optim.Adam(_learnt(method))
+        optimizer = torch.optim.Adam(_trainable(method))
 
         def step(done: Callable[[str], None]) -> None:
             method.train()
             with self._autocast():
                 loss = method(**self.batch)["loss"]
             done("forward")
-            _learn(loss, method, optimizer, done)
+            _update(loss, method, optimizer, done)
 
         return step
 
@@ -124,15 +123,15 @@ class Steps:
 
 
 def measure(steps: Steps, repeats: int) -> dict[str, Any]:
-    """Medians over `repeats` rounds, in each of which every step is taken once, ours and the plain one in turn.
+    """Medians over `repeats` rounds, each with one of every step, the package's and the plain one in turn.
 
     Returns:
-        `linear_gflops_per_second`, and for every step what `_figures` tells.
+        `linear_gflops_per_second`, and under `ours` and `plain` the figures of each step by name.
     """
     tokens = steps.batch["pixel_values"].shape[0] * (steps.teacher.backbone.patch_embed.num_patches + 1)
     named = {f"{kind}: {name}": step for kind in ("ours", "plain") for name, step in getattr(steps, kind).items()}
     memory, flops = {}, {}
-    for name, step in named.items():  # this warms up, too
+    for name, step in named.items():  # which also warms up
 
         def counted(name=name, step=step):
             flops[name] = flops_of(lambda: step(lambda part: None))
@@ -215,7 +214,7 @@ def timed(step: Step, device: torch.device) -> dict[str, float]:
     return parts
 
 
-def _learn(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: Callable[[str], None]) -> None:
+def _update(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: Callable[[str], None]) -> None:
     loss.backward()
     done("backward")
     optimizer.step()
@@ -223,8 +222,8 @@ def _learn(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: C
     done("optimizer")
 
 
-def _learnt(module: nn.Module) -> list[nn.Parameter]:
-    """All parameters but those of the frozen transformers, which have gradients too in the plain way."""
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    """All parameters except those of the frozen transformers, which get gradients in the plain implementation."""
     frozen = {p for child in module.modules() if isinstance(child, VisionTransformer) for p in child.parameters()}
     return [p for p in module.parameters() if p.requires_grad and p not in frozen]
 

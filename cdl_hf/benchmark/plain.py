@@ -1,21 +1,21 @@
-"""The same mathematics written plainly, to compare with: what one gets without care for speed.
+"""A plain implementation of the same mathematics, without optimizations, as the baseline of the benchmark.
 
-Each model makes its query with a pass of its own, all weights get gradients, attention is written out, and the last
-block computes all tokens. Losses, prompts and heads are the package's.
+Each model computes its query in a separate pass, all weights get gradients, attention is written out, and the last
+block computes all tokens. Losses, prompts and heads are those of the package.
 """
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, cat, no_grad
 
-from cdl_hf.distillation import TrainingObjective
-from cdl_hf.distillation.logit_methods import KD
-from cdl_hf.models import PromptViTForImageClassification
-from cdl_hf.models.prefix_attention import Prefix, embed, final_norm
+from ..distillation import TrainingObjective
+from ..distillation.logit_methods import KD
+from ..models import PromptViTForImageClassification
+from ..models.prefix_attention import Prefix, embed, final_norm
 
 
 class PlainPromptViT(PromptViTForImageClassification):
-    """A prompted transformer with the same weights and the same answers."""
+    """A prompted transformer with the same weights and the same outputs."""
 
     @classmethod
     def like(cls, model: PromptViTForImageClassification) -> "PlainPromptViT":
@@ -57,7 +57,7 @@ class PlainPromptViT(PromptViTForImageClassification):
 
 
 def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: PlainPromptViT) -> TrainingObjective:
-    """The same distillation method on plain models, whose teacher makes its own queries."""
+    """The same distillation method on plain models; the teacher computes its own queries."""
     if not isinstance(method, KD):
         return type(method)(student)
     plain = type(method)(student, teacher, kd_alpha=method.kd_alpha, temperature=method.temperature)
@@ -67,7 +67,7 @@ def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: Pl
 
 
 def _embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """Tokens in float32, as autocast leaves them."""
+    """Tokens in float32, as autocast does."""
     return embed(vit, pixel_values).float()
 
 

@@ -1,4 +1,4 @@
-"""How many images a second are read and augmented, against plain PIL and torchvision v1 as the authors use them."""
+"""Images read and augmented a second, compared with plain PIL and torchvision v1, which the authors use."""
 
 import statistics
 import time
@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 
-from cdl_hf.data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
-from cdl_hf.training.arguments import CDLConfig
-from cdl_hf.training.build import Learners
+from ..data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
+from ..training.arguments import CDLConfig
+from ..training.build import Learners
 
 SIDE, BATCH = 224, 32
 # Name -> width, height, format, images of a pass
@@ -25,7 +25,7 @@ KINDS = {
 
 
 class PlainImages(torch.utils.data.Dataset):
-    """PIL to RGB, and torchvision's v1 transforms one after the other; (pixels, label) tuples."""
+    """Images decoded by PIL and augmented by torchvision's v1 transforms; (pixels, label) tuples."""
 
     def __init__(self, files: list[bytes]):
         self.files = files
@@ -44,8 +44,8 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     """Images a second of each kind of file, by `plain` and by `ours`: medians of alternating passes.
 
     Args:
-        num_workers: Processes that read; 0 for this one alone.
-        repeats: Passes of each.
+        num_workers: Number of reading processes; 0 to read in this process.
+        repeats: Number of passes of each.
     """
     figures = {}
     for name, (width, height, form, count) in KINDS.items():
@@ -62,7 +62,7 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
                 began = time.perf_counter()
                 for _ in loader:
                     pass
-                if repeat:  # in the first one the processes start
+                if repeat:  # the first pass starts the processes
                     rates[key].append(count / (time.perf_counter() - began))
         figures[name] = {key: statistics.median(each) for key, each in rates.items()}
         figures[name]["gain"] = statistics.median(
@@ -72,7 +72,7 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def rate(task: Task, stream: TaskStream, learners: Learners, args: CDLConfig, seconds: float = 3) -> float:
-    """Images a second of a task that are read and augmented as in training, measured for so many seconds."""
+    """Images a second of a task, read and augmented as in training, measured for `seconds`."""
     transform = train_transform(learners.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
     images = TaskImages(task.train, stream.label_to_class_id, transform, seed=args.seed)
     batches = Batches(DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers), images)
@@ -100,7 +100,7 @@ def _our_images(files: list[bytes]) -> TaskImages:
 
 
 def _file(width: int, height: int, form: str, seed: int) -> bytes:
-    """A picture with coarse and fine structure, so that it compresses as photographs do."""
+    """A picture with coarse and fine structure, so that it compresses like a photograph."""
     rng = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (max(height // 8, 2), max(width // 8, 2), 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(int)

@@ -1,7 +1,7 @@
-"""How fast a device could be at best: each operation as long as its arithmetic or its memory traffic takes.
+"""Upper bounds on the speed of GPUs: each operation takes the time of its arithmetic or of its memory traffic.
 
-Computed, not measured: the operations of a step on fake tensors, the data sheets' rates, nothing overlapping, no
-launch costs, and no two operations fused.
+Computed, not measured: from the operations of a step on fake tensors and the rates of the data sheets, without
+overlap, launch costs or fused operations.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cdl_hf.distillation import TrainingObjective
-from cdl_hf.models import prefix_attention
-from cdl_hf.training.build import Learners
-from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps
+from ..distillation import TrainingObjective
+from ..models import prefix_attention
+from ..training.build import Learners
+from ..training.dry_run import CPU_ATTENTION, FakeSteps
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of a data sheet: bf16 operations (dense) and bytes of memory, a second."""
+    """Rates of a data sheet: dense bf16 operations and bytes of memory traffic a second."""
 
     flops: float
     bandwidth: float
@@ -59,7 +59,7 @@ def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
     """For each step in bf16: `gflops` and `megabytes` an image, and images a second of each device.
 
     Args:
-        learners: On the meta device, with a task begun in both.
+        learners: On the meta device, with a task started in both.
     """
     method, teacher = learners.method, learners.teacher
     side = learners.image_processor.crop_size["height"]
@@ -99,7 +99,7 @@ def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
     figures = {}
     for name, step in kinds.items():
         with steps.fake_mode, patch.object(prefix_attention, "is_on_cpu", lambda tensor: False):
-            step()  # the optimizer's state comes to life
+            step()  # allocates the optimizer's state
             with _Traffic() as traffic:
                 step()
         flops, size = (sum(each) for each in zip(*traffic.operations, strict=True))

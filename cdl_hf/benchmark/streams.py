@@ -1,4 +1,4 @@
-"""What a stream costs whose data set has very many rows: time, and memory beyond the table."""
+"""Time and memory, on top of the table, to build a stream over very many rows."""
 
 import tempfile
 import time
@@ -9,15 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetDict, Features, Image, load_dataset
 
-from cdl_hf.data import TaskStream
-
+from ..data import TaskStream
 from .machine import OwnMemory
 
 CLASSES, TASKS = 1000, 10
 
 
 def measure(rows: int) -> dict[str, float]:
-    """A stream of 10 tasks over `rows` images in 1000 classes, a tenth of them for the test.
+    """A stream of 10 tasks over `rows` images in 1000 classes, a tenth of them test images.
 
     Returns:
         `seconds` to build it from the memory-mapped table, and `peak_bytes_per_row` and `kept_bytes_per_row` of
@@ -46,7 +45,7 @@ def _build(splits: DatasetDict) -> TaskStream:
 
 
 def _write(file: Path, rows: int) -> None:
-    """Labels in random order, and images that are not there."""
+    """Labels in random order, and null images."""
     features = Features(image=Image(), label=ClassLabel(names=[f"class {label}" for label in range(CLASSES)]))
     schema = features.arrow_schema
     rng = np.random.default_rng(rows)

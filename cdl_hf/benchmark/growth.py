@@ -1,30 +1,29 @@
-"""Whether a step of the last task costs more than one of the first."""
+"""Time and memory of a training step in the last task, relative to the first."""
 
 import statistics
 
-from cdl_hf.training.dry_run import FakeSteps
-
+from ..training.dry_run import FakeSteps
 from .steps import Steps, timed
 
 NAMES = {"teacher": "teacher step", "student": "student step"}
 
 
 def measure(first: Steps, last: Steps, fake: tuple[FakeSteps, FakeSteps], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians over `repeats` rounds, in each of which every step is taken once in the first and in the last task.
+    """Medians over `repeats` rounds, each with one step in the first and one in the last task.
 
     Args:
-        first, last: The same models, with the first task begun and with all.
-        fake: The same without content, which tell the peak of all tensors.
+        first, last: The same models with the first task started, and with all tasks started.
+        fake: The same on fake tensors, which give the peak memory of all tensors.
 
     Returns:
-        For each step `seconds_first` and `seconds_last`, the ratio `time` of the last to the first, and that of the
-        peaks, `memory`.
+        For each step `seconds_first` and `seconds_last`, the ratios last/first of the
+        seconds, `time`, and of the peak memory, `memory`.
     """
     figures = {}
     for role, name in NAMES.items():
         tasks = [(end.ours[name], end.device) for end in (first, last)]
         for step, _ in tasks:
-            step(lambda part: None)  # the optimizer's state comes to life
+            step(lambda part: None)  # allocates the optimizer's state
         rounds = [[sum(timed(step, device).values()) for step, device in tasks] for _ in range(repeats)]
         peaks = [end.training([role], len(first.batch["labels"])).peak_bytes for end in fake]
         figures[name] = {

@@ -1,4 +1,4 @@
-"""What a machine does and takes: time, memory, and how fast a linear layer is on it."""
+"""Clock, memory and operation counters, and the speed of a linear layer on this machine."""
 
 import ctypes
 import sys
@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdl_hf.training.dry_run import CPU_ATTENTION
+from ..training.dry_run import CPU_ATTENTION
 
 
 class OwnMemory(threading.Thread):
-    """The growth of a process's own memory, without files that are mapped into it, looked at every 5 ms (Linux)."""
+    """Growth of a process's anonymous memory (without mapped files), sampled every 5 ms; Linux only."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -43,7 +43,7 @@ def _anonymous_bytes() -> int:
 
 
 def peak_growth(step: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `step` needs beyond what is there before; None where nothing tells."""
+    """Bytes that `step` allocates at its peak; None where this cannot be measured."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -51,7 +51,7 @@ def peak_growth(step: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if sys.platform != "linux":
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what the allocator has kept from earlier steps
+    ctypes.CDLL(None).malloc_trim(0)  # returns what the allocator has kept from earlier steps
     with OwnMemory() as memory:
         step()
     return memory.peak
@@ -65,7 +65,8 @@ def flops_of(step: Callable[[], object]) -> int:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done all it was told; of one thread's own work, whatever else the machine does."""
+    """Seconds, after the device has finished its queue; processor time on a CPU with one thread, which other load does
+    not affect."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
