@@ -24,7 +24,7 @@ from typing import Any
 
 from cdl_hf.cli import cli_error, parse, to_dict
 from cdl_hf.comparison.grid import PlannedRun, read_grid
-from cdl_hf.comparison.statistics import Spread
+from cdl_hf.comparison.statistics import MeanStd
 from cdl_hf.escaping import markdown_name
 from cdl_hf.training.arguments import RUN, HubArguments, with_present_names
 from cdl_hf.training.interruptions import EX_TEMPFAIL
@@ -315,8 +315,8 @@ def tabled(planned: list[PlannedRun], runs: Path, problems: dict[str, Problem]) 
             for run in of_seeds
             if is_finished(run, runs) and run.name not in problems
         }
-        accuracy = Spread.of({seed: r["average_accuracy"] for seed, r in found.items()}) if found else ""
-        forgetting = Spread.of({seed: r["forgetting"]["cdl"] for seed, r in found.items()}) if found else ""
+        accuracy = MeanStd.of({seed: r["average_accuracy"] for seed, r in found.items()}) if found else ""
+        forgetting = MeanStd.of({seed: r["forgetting"]["cdl"] for seed, r in found.items()}) if found else ""
         kinds = {problems[run.name].kind for run in of_seeds if run.name in problems}
         seeds = ", ".join([f"{len(found)} of {len(of_seeds)}", *sorted(kinds)])
         lines.append(f"| {markdown_name(setting)} | {accuracy} | {forgetting} | {seeds} |")

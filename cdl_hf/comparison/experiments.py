@@ -1,14 +1,14 @@
-"""Finished runs put together: those that differ in nothing but the seed are one setting."""
+"""Experiments: finished runs grouped so that those of one experiment differ in nothing but the seed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..evaluation.accuracy_matrix import AccuracyMatrix
-from .statistics import BySeed
+from .statistics import ScoresBySeed
 
-# Arguments that say how a run was carried out, and those that a setting's other properties tell
+# Arguments that say how a run was carried out, and those that an experiment's other properties show
 _HOW = {
     *(
         "seed",
@@ -23,24 +23,37 @@ _HOW = {
     *("dry_run", "dataloader_num_workers", "eval_batch_size", "save_steps", "report_to", "auto_find_batch_size"),
     *("gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private", "hub_task_revisions"),
 }
-_TOLD = {
+_SHOWN = {
     *("dataset", "num_tasks", "classes_per_task", "first_task_classes", "class_order", "stream_seed"),
     *("teacher", "student", "prompt_method", "distillation", "classifier", "classifier_alignment"),
 }
-TAUGHT_AT_ONCE = "teacher saw all classes"  # before the student's first task
 _OF_STUDENTS = {"kd_alpha", "temperature", "kd_prompt_length", "kd_prompt_blocks"}
+# Classifiers in the order of a report; `aligned` is the linear one after classifier alignment
+CLASSIFIERS = {"linear": "linear", "aligned": "aligned", "ncm": "nearest class mean", "ranpac": "RanPAC"}
+JOINT_TEACHER = "joint teacher"  # trained on all classes before the student's first task
+
+
+class Benchmark(NamedTuple):
+    """What experiments must share to be compared: data, class order, backbones and the images tested on."""
+
+    source: str
+    class_order: str
+    stream_seed: int
+    teacher: str
+    student: str
+    tested_on: str
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One model of runs that differ in nothing but the seed.
+class Experiment:
+    """One model, teacher or student, of runs that differ in nothing but the seed.
 
     Args:
-        name: Of the runs, without the seed.
+        name: Name of the runs, without the seed.
         role: `"teacher"` or `"student"`, the model in question.
         runs: Name of the run by seed.
         results: Content of `results.json` by seed.
-        note: In which arguments it differs from settings that are otherwise called the same.
+        note: The arguments that distinguish it from experiments with the same label.
     """
 
     name: str
@@ -51,79 +64,102 @@ class Setting:
 
     @property
     def args(self) -> dict[str, Any]:
-        return next(iter(self.results.values()))["args"]
+        return self._first["args"]
 
     @property
     def stream(self) -> dict[str, Any]:
-        return next(iter(self.results.values()))["stream"]
+        return self._first["stream"]
 
     @property
-    def prompts(self) -> str:
-        """The prompt method; `"none"` of frozen transformers."""
+    def seeds(self) -> str:
+        """The seeds, separated by spaces."""
+        return " ".join(map(str, self.results))
+
+    @property
+    def prompt_method(self) -> str:
+        """The prompt method; `"none"` for frozen backbones."""
         return self.args["prompt_method"]
 
     @property
     def distillation(self) -> str | None:
-        """The distillation method; `None` of a teacher."""
+        """The distillation method; `None` for a teacher."""
         return None if self.role == "teacher" else self.args["distillation"]
 
     @property
+    def classifier(self) -> str:
+        """`linear`, `aligned` (linear, after classifier alignment), `ncm` or `ranpac`."""
+        is_aligned = self.args["classifier_alignment"] and self.args["classifier"] == "linear"
+        return "aligned" if is_aligned else self.args["classifier"]
+
+    @property
+    def prompts(self) -> str:
+        """The prompt method, or `frozen`."""
+        return "frozen" if self.prompt_method == "none" else self.prompt_method
+
+    @property
     def learner(self) -> str:
-        """Teacher, student alone, or the student with its method, and what sets it apart."""
+        """Teacher, student alone, or student with its method; in brackets what distinguishes it."""
         label = "student, " + self.args["distillation"] if self.role == "student" else "teacher"
         label = "student alone" if label == "student, none" else label
-        notes = ", ".join(note for note in (TAUGHT_AT_ONCE if self.taught_at_once else "", self.note) if note)
+        notes = ", ".join(note for note in (JOINT_TEACHER if self.has_joint_teacher else "", self.note) if note)
         return f"{label} ({notes})" if notes else label
 
     @property
-    def head(self) -> str:
-        """`linear`, `aligned`, or a classifier that is computed."""
-        aligned = self.args["classifier_alignment"] and self.args["classifier"] == "linear"
-        return "aligned" if aligned else self.args["classifier"]
+    def label(self) -> str:
+        """Prompts, learner and classifier."""
+        words = [self.prompts, self.learner]
+        return ", ".join(words if self.classifier == "linear" else [*words, CLASSIFIERS[self.classifier]])
 
     @property
-    def at_once(self) -> bool:
-        """Whether there is but one task, with all classes."""
+    def is_joint(self) -> bool:
+        """Whether there is one task with all classes: joint training."""
         return self.stream["num_tasks"] == 1
 
     @property
-    def taught_at_once(self) -> bool:
-        """Whether the stream's tasks are several, and the student's teacher had seen all their classes at once."""
-        first = next(iter(self.results.values()))
-        teacher = {} if self.distillation in (None, "none") else first.get("teacher", {})
+    def has_joint_teacher(self) -> bool:
+        """Whether the student learned several tasks from a teacher that was trained on all their classes at once."""
+        teacher = {} if self.distillation in (None, "none") else self._first.get("teacher", {})
         return teacher.get("num_tasks", self.stream["num_tasks"]) == 1 < self.stream["num_tasks"]
 
     @property
-    def scene(self) -> tuple:
-        """What settings must share to be compared: data, order of the classes, models, images tested on."""
-        first, args = next(iter(self.results.values())), self.args
-        given = args["class_order"]
-        order = given if isinstance(given, str) else ", ".join(given), args["stream_seed"]
-        source = PurePath(self.stream["source"] or "images").name
-        return source, *order, args["teacher"], args["student"], first["tested_on"]
-
-    def values(self, figure: str | Callable[[dict[str, Any]], float]) -> BySeed:
-        """A figure of the model, such as `average_accuracy`, by seed."""
-        take = figure if callable(figure) else (lambda of_model: of_model[figure])
-        return {seed: take(result[self.role]) for seed, result in self.results.items()}
+    def benchmark(self) -> Benchmark:
+        order = self.args["class_order"]
+        return Benchmark(
+            source=PurePath(self.stream["source"] or "images").name,
+            class_order=order if isinstance(order, str) else ", ".join(order),
+            stream_seed=self.args["stream_seed"],
+            teacher=self.args["teacher"],
+            student=self.args["student"],
+            tested_on=self._first["tested_on"],
+        )
 
     @property
-    def accuracy(self) -> BySeed:
-        """A_N in % by seed."""
-        return self.values("average_accuracy")
+    def num_parameters(self) -> int:
+        """Parameters that a prediction needs, with the numbers that a computed classifier keeps."""
+        of_model = self._first[self.role]
+        return of_model["parameters"] + of_model.get("classifier_values", 0)
 
     @property
-    def forgetting(self) -> BySeed:
-        """Forgetting by the definition `cdl` in points, by seed."""
-        return self.values(lambda of_model: of_model["forgetting"]["cdl"])
+    def num_trainable_parameters(self) -> int:
+        return self._first[self.role]["trainable_parameters"]
 
     @property
-    def seconds(self) -> BySeed:
-        """Seconds of the model's own training, by seed."""
-        return {seed: result["seconds"][self.role] for seed, result in self.results.items()}
+    def accuracy(self) -> ScoresBySeed:
+        """A_N in %."""
+        return self._scores(lambda result: result[self.role]["average_accuracy"])
 
-    def matrix(self) -> AccuracyMatrix:
-        """The answers of all seeds counted together."""
+    @property
+    def forgetting(self) -> ScoresBySeed:
+        """Forgetting by the definition `cdl`, in points."""
+        return self._scores(lambda result: result[self.role]["forgetting"]["cdl"])
+
+    @property
+    def seconds(self) -> ScoresBySeed:
+        """Seconds of the model's own training."""
+        return self._scores(lambda result: result["seconds"][self.role])
+
+    def accuracy_matrix(self) -> AccuracyMatrix:
+        """The predictions of all seeds counted together."""
         matrix = AccuracyMatrix(self.stream["num_tasks"])
         for result in self.results.values():
             totals = result["stream"][result["tested_on"]]
@@ -132,13 +168,20 @@ class Setting:
                     matrix.update(after, task, round(accuracy * totals[task] / 100), totals[task])
         return matrix
 
+    @property
+    def _first(self) -> dict[str, Any]:
+        return next(iter(self.results.values()))
 
-def settings_of(runs: Mapping[str, dict[str, Any]]) -> list[Setting]:
-    """Puts runs together.
+    def _scores(self, of_result: Callable[[dict[str, Any]], float]) -> ScoresBySeed:
+        return {seed: of_result(result) for seed, result in self.results.items()}
+
+
+def group_by_seed(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
+    """Groups runs into experiments; a run that trains both models belongs to two.
 
     Args:
         runs: Content of `results.json`, its `args` complete, by the name of the run, which ends in `-seed<seed>` where
-            there are several seeds. Of a run that trains both models there are two settings.
+            there are several seeds.
 
     Raises:
         ValueError: Runs of one name differ in more than the seed.
@@ -150,30 +193,30 @@ def settings_of(runs: Mapping[str, dict[str, Any]]) -> list[Setting]:
         for role in roles:
             of_name = grouped.setdefault((name.removesuffix(f"-seed{args['seed']}"), role), {})
             of_name[args["seed"]] = name
-    settings = []
+    experiments = []
     for (name, role), names in grouped.items():
         results = {seed: runs[names[seed]] for seed in sorted(names)}
         if len({_fixed(result["args"]) for result in results.values()}) > 1:
-            raise ValueError(f"the runs {name} differ in more than their seeds: give them other names")
-        settings.append(Setting(name, role, {seed: names[seed] for seed in results}, results))
-    alike: dict[tuple, list[Setting]] = {}
-    for setting in settings:
-        key = setting.scene, setting.stream["num_tasks"], setting.prompts, setting.learner, setting.head
-        alike.setdefault(key, []).append(setting)
-    return [noted for group in alike.values() for noted in _told_apart(group)]
+            raise ValueError(f"the runs {name!r} differ in more than their seeds: give them different names")
+        experiments.append(Experiment(name, role, {seed: names[seed] for seed in results}, results))
+    alike: dict[tuple, list[Experiment]] = {}
+    for e in experiments:
+        key = e.benchmark, e.stream["num_tasks"], e.prompt_method, e.learner, e.classifier
+        alike.setdefault(key, []).append(e)
+    return [noted for group in alike.values() for noted in _disambiguate(group)]
 
 
 def _fixed(args: dict[str, Any]) -> str:
     return repr(sorted((name, repr(value)) for name, value in args.items() if name not in _HOW))
 
 
-def _told_apart(group: list[Setting]) -> Iterable[Setting]:
-    """Settings that are called the same, each with the arguments in which they differ."""
-    ignored = _HOW | _TOLD | (_OF_STUDENTS if group[0].role == "teacher" else set())
+def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:
+    """Experiments with the same label, each with a note of the arguments in which they differ."""
+    ignored = _HOW | _SHOWN | (_OF_STUDENTS if group[0].role == "teacher" else set())
     names = [name for name in group[0].args if name not in ignored]
-    differing = [name for name in names if len({repr(setting.args.get(name)) for setting in group}) > 1]
-    for setting in group:
-        told = [f"{name.replace('_', ' ')} {setting.args.get(name)}" for name in differing]
-        if len(group) > 1 and not told:
-            told = [setting.name]
-        yield replace(setting, note=", ".join(told))
+    differing = [name for name in names if len({repr(e.args.get(name)) for e in group}) > 1]
+    for experiment in group:
+        notes = [f"{name.replace('_', ' ')} {experiment.args.get(name)}" for name in differing]
+        if len(group) > 1 and not notes:
+            notes = [experiment.name]
+        yield replace(experiment, note=", ".join(notes))

@@ -1,4 +1,4 @@
-"""What figures of several seeds say: their spread, and differences that are more than the spread."""
+"""Mean and standard deviation over seeds, and paired differences with their confidence intervals."""
 
 import math
 import statistics
@@ -12,45 +12,45 @@ T_QUANTILES = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
-BySeed = Mapping[int, float]
+ScoresBySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (n - 1 in the denominator; `None` of a single value) of `count` values."""
+class MeanStd:
+    """Mean and standard deviation (n - 1 in the denominator; `None` for a single value) of `count` values."""
 
     mean: float
-    deviation: float | None
+    std: float | None
     count: int
 
     @classmethod
-    def of(cls, values: BySeed) -> "Spread":
-        """Of the values of all seeds.
+    def of(cls, scores: ScoresBySeed) -> "MeanStd":
+        """Over all seeds.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There are no scores.
         """
-        if not values:
-            raise ValueError("there are no values to take the mean of")
-        figures = list(values.values())
-        deviation = statistics.stdev(figures) if len(figures) > 1 else None
-        return cls(statistics.fmean(figures), deviation, len(figures))
+        if not scores:
+            raise ValueError("cannot take the mean of no values")
+        values = list(scores.values())
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), std, len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of `pairs` differences, and half the width of its 95% confidence interval (`None` for a single pair)."""
+class PairedDifference:
+    """Mean of `num_pairs` differences, and half the width of its 95% confidence interval (`None` for one pair)."""
 
     mean: float
     half_width: float | None
-    pairs: int
+    num_pairs: int
 
     @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero; not corrected for the number of comparisons."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
@@ -59,27 +59,27 @@ class Difference:
         return f"{self.mean:+.2f} [{self.mean - self.half_width:+.2f}, {self.mean + self.half_width:+.2f}]"
 
 
-def paired_difference(values: BySeed, reference: BySeed) -> Difference | None:
-    """Of the seeds that both have, `values` minus `reference`; `None` where they share none.
+def paired_difference(scores: ScoresBySeed, reference: ScoresBySeed) -> PairedDifference | None:
+    """`scores` minus `reference` over the seeds that both have; `None` if they share no seed.
 
-    The interval is Student's t over the paired differences: mean ± t(n - 1) s / sqrt(n). Seeds that two settings
-    share have the order of their images and their new weights in common, which the differences leave out. Beyond 31
-    pairs the quantile of 30 degrees of freedom is taken, which makes the interval a little too wide.
+    The interval is Student's t over the paired differences: mean ± t(n - 1) s / sqrt(n). Runs with the same seed share
+    the order of their images and their initial weights, and the differences remove that common part. Beyond 31 pairs
+    the quantile of 30 degrees of freedom is used, which makes the interval slightly too wide.
     """
-    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    differences = [scores[seed] - reference[seed] for seed in scores if seed in reference]
     if not differences:
         return None
     count, half_width = len(differences), None
     if count > 1:
         quantile = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1]
         half_width = quantile * statistics.stdev(differences) / math.sqrt(count)
-    return Difference(statistics.fmean(differences), half_width, count)
+    return PairedDifference(statistics.fmean(differences), half_width, count)
 
 
-def clear_best(values: Mapping[str, BySeed]) -> str | None:
-    """The name whose values are above all others' by more than chance: its 95% interval to each leaves out zero."""
-    for name, own in values.items():
-        others = [paired_difference(own, other) for key, other in values.items() if key != name]
-        if others and all(other is not None and other.is_clear and other.mean > 0 for other in others):
+def significantly_best(scores: Mapping[str, ScoresBySeed]) -> str | None:
+    """The name whose scores are above all others': the 95% interval of its difference to each excludes zero."""
+    for name, own in scores.items():
+        differences = [paired_difference(own, other) for key, other in scores.items() if key != name]
+        if differences and all(d is not None and d.is_significant and d.mean > 0 for d in differences):
             return name
     return None

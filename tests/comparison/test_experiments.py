@@ -1,8 +1,8 @@
-"""Runs that are one setting, and what tells settings apart."""
+"""Runs grouped into experiments, and how experiments are told apart."""
 
 import pytest
 
-from cdl_hf.comparison.experiments import settings_of
+from cdl_hf.comparison.experiments import group_by_seed
 from cdl_hf.evaluation.pareto import pareto_front
 
 
@@ -26,49 +26,53 @@ def run(seed=0, **args):
     }
 
 
-def test_seeds_are_put_together():
-    (setting,) = settings_of({"x-seed1": run(1), "x-seed0": run(0), "x-seed10": run(10)})
-    assert setting.accuracy == {0: 50.0, 1: 51.0, 10: 60.0}
-    assert setting.runs == {0: "x-seed0", 1: "x-seed1", 10: "x-seed10"}
-    assert (setting.learner, setting.head, setting.scene[0]) == ("student, kdp", "linear", "drawings")
-    matrix = setting.matrix()
+def test_runs_are_grouped_by_seed():
+    (experiment,) = group_by_seed({"x-seed1": run(1), "x-seed0": run(0), "x-seed10": run(10)})
+    assert experiment.accuracy == {0: 50.0, 1: 51.0, 10: 60.0}
+    assert experiment.runs == {0: "x-seed0", 1: "x-seed1", 10: "x-seed10"}
+    assert (experiment.learner, experiment.classifier, experiment.benchmark.source) == (
+        "student, kdp",
+        "linear",
+        "drawings",
+    )
+    matrix = experiment.accuracy_matrix()
     assert matrix.counts(1) == [(12, 30), (15, 24)]
 
 
-def test_a_run_of_both_models_is_two_settings():
-    settings = settings_of({"mine": run(stages="both", distillation="none", classifier_alignment=True)})
-    assert [(s.role, s.learner, s.head) for s in settings] == [
+def test_a_run_of_both_models_is_two_experiments():
+    experiments = group_by_seed({"mine": run(stages="both", distillation="none", classifier_alignment=True)})
+    assert [(s.role, s.learner, s.classifier) for s in experiments] == [
         ("teacher", "teacher", "aligned"),
         ("student", "student alone", "aligned"),
     ]
 
 
-def test_what_is_called_the_same_is_told_apart_by_its_arguments():
-    settings = settings_of(
+def test_experiments_with_the_same_label_are_told_apart_by_their_arguments():
+    experiments = group_by_seed(
         {"a-seed0": run(), "b-seed0": run(kd_alpha=0.7), "c-seed0": run(classifier="ncm", kd_alpha=0.7)}
     )
-    assert [s.learner for s in settings] == [
+    assert [s.learner for s in experiments] == [
         "student, kdp (kd alpha 0.5)",
         "student, kdp (kd alpha 0.7)",
         "student, kdp",
     ]
 
 
-def test_what_the_teacher_had_seen_is_told():
-    along, at_once = run(), run()
-    at_once["teacher"] = {**at_once["teacher"], "num_tasks": 1}
-    settings = settings_of({"a-seed0": along, "b-seed0": at_once})
-    assert [(s.taught_at_once, s.learner) for s in settings] == [
+def test_a_joint_teacher_is_in_the_label():
+    along, joint = run(), run()
+    joint["teacher"] = {**joint["teacher"], "num_tasks": 1}
+    experiments = group_by_seed({"a-seed0": along, "b-seed0": joint})
+    assert [(s.has_joint_teacher, s.learner) for s in experiments] == [
         (False, "student, kdp"),
-        (True, "student, kdp (teacher saw all classes)"),
+        (True, "student, kdp (joint teacher)"),
     ]
-    varied = settings_of({"a-seed0": at_once, "b-seed0": {**at_once, "args": {**at_once["args"], "kd_alpha": 0.7}}})
-    assert varied[1].learner == "student, kdp (teacher saw all classes, kd alpha 0.7)"
+    varied = group_by_seed({"a-seed0": joint, "b-seed0": {**joint, "args": {**joint["args"], "kd_alpha": 0.7}}})
+    assert varied[1].learner == "student, kdp (joint teacher, kd alpha 0.7)"
 
 
 def test_runs_of_a_name_that_differ_are_refused():
-    with pytest.raises(ValueError, match="the runs x differ in more than their seeds"):
-        settings_of({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
+    with pytest.raises(ValueError, match="the runs 'x' differ in more than their seeds"):
+        group_by_seed({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
 
 
 def test_front():

@@ -3,20 +3,22 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from reports.page import as_page
-from reports.papers import reported_figures
 from tiny_runs import load_recipe
 
 from cdl_hf.cli import parse, to_dict
+from cdl_hf.comparison.rendering import as_page
+from cdl_hf.comparison.reported import reported_pairs
+from cdl_hf.comparison.results import read_runs
 from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.training.arguments import RUN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs"))
+REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs.jsonl"))
 DRAWING = re.compile(r"Matplotlib v[\d.]+")
 
 
@@ -90,11 +92,11 @@ def test_report(runs, report, tmp_path):
     # With class means l2p's prompts add 7.7, 8.8 and 11 points to the frozen teacher: 9.17 +- 4.303 * 1.6803 / sqrt(3)
     assert "| teacher | 54.30 ± 0.00 | 63.47 ± 1.68<br>+9.17 [+4.99, +13.34] |  |" in text
     assert "| student, kdp |  | 51.67 ± 3.06 |  |" in text
-    assert "| frozen, the head trained task after task | 20.00 ± 0.00 |  |" in text
+    assert "| frozen, linear classifier, trained task by task | 20.00 ± 0.00 |  |" in text
     assert "| frozen, nearest class mean | 54.30 ± 0.00 |  |" in text
-    assert "| l2p, all classes at once | 71.33 ± 1.53 |  |" in text
-    assert "| l2p, all classes at once, student, kdp |  | 56.33 ± 1.53 |" in text
-    assert "Beside the papers" not in text
+    assert "| l2p, joint training | 71.33 ± 1.53 |  |" in text
+    assert "| l2p, joint training, student, kdp |  | 56.33 ± 1.53 |" in text
+    assert "Comparison with the papers" not in text
     assert "/somewhere" not in "".join(map(str, written(tmp_path / "report").values()))
     lines = (tmp_path / "report" / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + 30
@@ -115,7 +117,7 @@ def test_overview_of_several_prompt_methods(runs, report, tmp_path):
         write_run(runs, "apt-kd", seed, taught, *student, "kd")
     report(runs, "--output_dir", tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| learner | frozen | l2p | apt | against none |" in text
+    assert "| learner | frozen | l2p | apt | vs. student alone |" in text
     # over the prompt methods, kd - none is (1 + 2) / 2, (2 + 3) / 2 and (4 + 2) / 2: 2.33 +- 4.303 * 0.7638 / sqrt(3)
     assert "| student, kd |  | 33.67 ± 3.06 | **42.67 ± 0.58** | +2.33 [+0.44, +4.23] |" in text
     # apt has no kdp: the difference is that to the l2p student alone
@@ -128,7 +130,7 @@ def test_the_same_bytes_again(runs, report, tmp_path):
     report(runs, "--output_dir", tmp_path / "one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "findings.md").write_text("## Findings\n\nIt helps.\n")
-    report(tmp_path / "one" / "runs", "--output_dir", tmp_path / "two")
+    report(tmp_path / "one", "--output_dir", tmp_path / "two")
     assert "\n\n## Findings\n\nIt helps.\n\n" in (tmp_path / "one" / "report.md").read_text()
     assert written(tmp_path / "one") == written(tmp_path / "two")
 
@@ -156,7 +158,8 @@ def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, 
     found = {}
     for preset in sorted((RECIPES / data_set).glob("*_to_*.yaml")):
         values = to_dict(parse(RUN, ["--config", str(preset)]))
-        reported = reported_figures(data_set, values["teacher"], values["student"])
+        files = RECIPES.glob("*/reported.csv")
+        reported = reported_pairs(files, data_set, values["teacher"], values["student"])
         found |= {(preset.stem, *key): value for key, value in reported.items()}
     # Seven methods on two pairs; with three prompt methods CDL-Prompt on three, two teachers and the tiny student.
     assert len(found) == 4 * 7 * 2 + 3 * (3 + 2 + 1)
@@ -165,18 +168,22 @@ def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, 
     assert found["large_to_base", "dualprompt", "cdl_prompt"] == cdl_prompt
 
 
-def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path):
+def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(finished_run)
     report(tmp_path / "runs", "--output_dir", tmp_path / "report", "--measure_latency")
-    stored = json.loads((tmp_path / "report" / "runs" / "mine" / "latency.json").read_text())
-    assert all(stored[role]["milliseconds"] > 0 for role in ("teacher", "student"))
+    (stored,) = read_runs(tmp_path / "report")
+    assert stored.name == "mine" and all(stored.latency[role]["milliseconds"] > 0 for role in ("teacher", "student"))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "![Accuracy against latency](pareto-latency.svg)" in text
     assert {"teacher", "student, kdp"} <= set(re.findall(r"coda_prompt \| ([\w, ]+) \|", text))
     before = written(tmp_path / "report")
-    report(tmp_path / "report" / "runs", "--output_dir", tmp_path / "report")
+    report(tmp_path / "report", "--output_dir", tmp_path / "report")
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")  # without --measure_latency, which are kept
     assert written(tmp_path / "report") == before
+    with pytest.raises(SystemExit):
+        report(tmp_path / "report", "--output_dir", tmp_path / "report", "--measure_latency")
+    assert "has no saved models to measure" in capsys.readouterr().err
 
 
 def test_what_a_computed_classifier_keeps_counts(runs, report, tmp_path, capsys):
@@ -213,7 +220,7 @@ def test_names_in_the_report_are_text(runs, report, tmp_path):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     with (tmp_path / "report" / "results.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            assert row["data"].startswith("'=a|b") and row["student"] == "local-dir:-x|y"
+            assert row["dataset"].startswith("'=a|b") and row["student"] == "local-dir:-x|y"
             assert float(row["forgetting_bwt"]) <= 0
     everything = b"".join(written(tmp_path / "report").values()).decode("utf-8", "replace").lower()
     assert not any(word in everything for word in ("anna", "users", "pw@"))
@@ -226,8 +233,8 @@ def test_no_html_in_the_title(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda results: results["args"].update(prompt_method="../x"), "the unknown prompt_method '../x'"),
-        (lambda results: results.pop("stream"), "is not what a run leaves"),
+        (lambda results: results["args"].update(prompt_method="../x"), "unknown prompt_method '../x'"),
+        (lambda results: results.pop("stream"), "these are not the results of a run"),
     ],
 )
 def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, told):
@@ -262,11 +269,9 @@ def test_folder_without_runs_is_refused(report, tmp_path, capsys):
 
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.parent.name)
 def test_report_in_the_repository_is_made_again_from_its_results(folder, report, tmp_path):
-    for part in ("findings.md", *(str(p.relative_to(folder)) for p in folder.glob("runs/*/latency.json"))):
-        if (folder / part).is_file():
-            (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / part).write_bytes((folder / part).read_bytes())
-    report(folder / "runs", "--output_dir", tmp_path)
+    if (folder / "findings.md").is_file():
+        shutil.copy(folder / "findings.md", tmp_path)
+    report(folder / "runs.jsonl", "--output_dir", tmp_path)
     ours, theirs = written(tmp_path), written(folder)
     assert ours.keys() == theirs.keys()
     picture = next(name for name in ours if name.endswith(".svg"))
@@ -276,3 +281,25 @@ def test_report_in_the_repository_is_made_again_from_its_results(folder, report,
             files["report.html"] = re.sub(rb'src="data:[^"]+"', b"", files["report.html"])
         ours, theirs = ({n: c for n, c in f.items() if not n.endswith(".svg")} for f in (ours, theirs))
     assert ours == theirs
+
+
+def test_the_folders_of_an_older_report_are_still_read(runs, report, tmp_path):
+    """Version 0.1.0 stored each run in a folder, with its latency in a file beside."""
+    for folder in runs.iterdir():
+        role = json.loads((folder / "results.json").read_text())["args"]["stages"]
+        (folder / "latency.json").write_text(json.dumps({role: {"milliseconds": 1.5, "device": "cpu"}}))
+    report(runs, "--output_dir", tmp_path / "report")
+    assert all(
+        list(run.latency.values()) == [{"milliseconds": 1.5, "device": "cpu"}]
+        for run in read_runs(tmp_path / "report")
+    )
+    assert "pareto-latency.svg" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_damaged_line_is_named(runs, report, tmp_path, capsys):
+    report(runs, "--output_dir", tmp_path / "report")
+    file = tmp_path / "report" / "runs.jsonl"
+    file.write_text(file.read_text().replace('"name"', '"nam', 1))
+    with pytest.raises(SystemExit):
+        report(file, "--output_dir", tmp_path / "report")
+    assert f"{file}, line 1: this is not a stored run" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""Results of finished runs, read from their folders or from the `runs.jsonl` of a report, and latencies.
+
+`runs.jsonl` has a line for each run, sorted by name: `{"name": ..., "results": ..., "latency": ...}` with the content
+of its `results.json`, and where they were measured the latencies by role. Arguments keep the names that they had when
+the run was made; [`with_present_names`] reads them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..cli import parse, to_dict
+from ..escaping import portable, portable_arguments
+from ..training.arguments import RUN, DistillationArguments, ModelArguments, with_present_names
+from ..utils import write_text
+from .experiments import CLASSIFIERS, Experiment
+
+RUNS = "runs.jsonl"
+PROMPTS = get_args(ModelArguments.__dataclass_fields__["prompt_method"].type)
+DISTILLATION = get_args(DistillationArguments.__dataclass_fields__["distillation"].type)
+PATHS = ("output_dir", "teacher_run", "student_run", "split_file", "teacher_weights", "student_weights")
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Results of one run.
+
+    Args:
+        name: Name of its folder.
+        results: Content of its `results.json`.
+        latency: `milliseconds` of one image and the `device`, by role.
+    """
+
+    name: str
+    results: dict[str, Any]
+    latency: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def portable(self) -> "RunResults":
+        """Without passwords, and with the last part alone of the paths of this machine.
+
+        Raises:
+            ValueError: The results are not those of a run.
+        """
+        try:
+            args = portable_arguments(self.results["args"])
+            args |= {name: Path(args[name]).name for name in PATHS if args.get(name) is not None}
+            stream = self.results["stream"]
+            stream = stream | {"source": portable(stream["source"] or "images")}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.name}: these are not the results of a run ({error!r})") from error
+        return replace(self, results=self.results | {"args": args, "stream": stream})
+
+
+def read_runs(path: Path) -> list[RunResults]:
+    """Runs sorted by name.
+
+    Args:
+        path: A `runs.jsonl`, the folder of a report that has one, or a folder with the folders of runs.
+
+    Raises:
+        ValueError: There are no runs, or a file cannot be read as results.
+    """
+    if path.is_dir() and (path / RUNS).is_file():
+        path = path / RUNS
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        runs = [_from_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    else:
+        runs = [_from_folder(file.parent) for file in path.glob("*/results.json")]
+    if not runs:
+        raise ValueError(f"{path} has no folder of a finished run, with a results.json, and no {RUNS}")
+    return sorted(runs, key=lambda run: run.name)
+
+
+def write_runs(folder: Path, runs: Iterable[RunResults]) -> None:
+    """Writes `runs.jsonl`."""
+    lines = []
+    for run in sorted(runs, key=lambda run: run.name):
+        content = {"name": run.name, "results": run.results, **({"latency": run.latency} if run.latency else {})}
+        lines.append(json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(folder / RUNS, "".join(lines))
+
+
+def merge_runs(earlier: Iterable[RunResults], later: Iterable[RunResults]) -> list[RunResults]:
+    """The runs of both by name: the later results, with latencies of both."""
+    merged = {run.name: run for run in earlier}
+    for run in later:
+        latency = merged[run.name].latency if run.name in merged else {}
+        merged[run.name] = replace(run, latency=latency | run.latency)
+    return list(merged.values())
+
+
+def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
+    """Results by the name of the run, with present argument names and defaults for arguments newer than the run.
+
+    Raises:
+        ValueError: A run does not say how large its classifier is, or has a method that this package does not know.
+    """
+    defaults, complete = to_dict(parse(RUN, [])), {}
+    known = {"prompt_method": PROMPTS, "distillation": DISTILLATION, "classifier": CLASSIFIERS}
+    for run in runs:
+        args = defaults | with_present_names(run.results["args"])
+        if unknown := [f"{name} {args[name]!r}" for name, choices in known.items() if args[name] not in choices]:
+            raise ValueError(f"{run.name}: these are not the results of a run (unknown {', '.join(unknown)})")
+        models = [run.results[role] for role in ("teacher", "student") if role in run.results]
+        if args["classifier"] != "linear" and not all("classifier_values" in of_model for of_model in models):
+            raise ValueError(f"{run.name}: its results.json lacks the size of the classifier: run it again")
+        complete[run.name] = run.results | {"args": args}
+    return complete
+
+
+def measure_latencies(runs: Iterable[RunResults], experiments: Iterable[Experiment], folder: Path) -> list[RunResults]:
+    """Times one image on a saved model of each experiment, of the first seed that has one.
+
+    Args:
+        runs: The runs of the experiments.
+        experiments: Made of these runs.
+        folder: The folder with the folders of the runs.
+
+    Returns:
+        The runs with their latencies.
+
+    Raises:
+        ValueError: There is no saved model in the folder, or one cannot be loaded.
+    """
+    import torch
+
+    from ..evaluation.speed import latency
+    from ..hub.saved_models import load_saved_model
+
+    by_name, is_measured = {run.name: run for run in runs}, False
+    for experiment in experiments:
+        role = experiment.role
+        names = [name for name in experiment.runs.values() if (folder / name / role / "config.json").is_file()]
+        if names:
+            model = load_saved_model(folder / names[0] / role).model
+            side = model.backbone.patch_embed.img_size[0]
+            milliseconds = latency(model, torch.zeros(1, 3, side, side, device=model.device), repeats=100)
+            device = f"{model.device.type}, {torch.get_num_threads()} thread(s)"
+            measured = {"milliseconds": round(milliseconds, 3), "device": device}
+            run, is_measured = by_name[names[0]], True
+            by_name[run.name] = replace(run, latency=run.latency | {role: measured})
+    if not is_measured:
+        raise ValueError(f"{folder} has no saved models to measure: name the folder with the folders of runs")
+    return list(by_name.values())
+
+
+def latencies(runs: Iterable[RunResults], experiments: Iterable[Experiment]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The latency of each experiment for which there is one, by its name and role."""
+    by_name: Mapping[str, RunResults] = {run.name: run for run in runs}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for experiment in experiments:
+        for name in experiment.runs.values():
+            if experiment.role in by_name[name].latency:
+                found.setdefault((experiment.name, experiment.role), by_name[name].latency[experiment.role])
+    return found
+
+
+def _from_folder(folder: Path) -> RunResults:
+    """A run's folder; reports of version 0.1.0 kept such folders, with `latency.json` beside the results."""
+    latency = folder / "latency.json"
+    return RunResults(
+        folder.name, _read_json(folder / "results.json"), _read_json(latency) if latency.is_file() else {}
+    )
+
+
+def _from_line(line: str, place: str) -> RunResults:
+    try:
+        content = json.loads(line)
+        return RunResults(str(content["name"]), content["results"], content.get("latency", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: this is not a stored run ({error!r})") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: cannot read this file as JSON ({error})") from error
