@@ -5,31 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from ..catalogue import ALIGNED_HEAD, CLASSIFIERS
 from ..evaluation.accuracy_matrix import AccuracyMatrix
+from ..training.arguments import DistillationArguments, affecting, names_of, not_of_the_run, planned, shown_in_labels
 from .statistics import ScoresBySeed
 
-# Arguments that say how a run was carried out, and those that an experiment's other properties show
-_HOW = {
-    *(
-        "seed",
-        "stages",
-        "teacher_run",
-        "student_run",
-        "cache_teacher_outputs",
-        "output_dir",
-        "overwrite_output_dir",
-        "resume_from_checkpoint",
-    ),
-    *("dry_run", "dataloader_num_workers", "eval_batch_size", "save_steps", "report_to", "auto_find_batch_size"),
-    *("gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private", "hub_task_revisions"),
-}
-_SHOWN = {
-    *("dataset", "num_tasks", "classes_per_task", "first_task_classes", "class_order", "stream_seed"),
-    *("teacher", "student", "prompt_method", "distillation", "classifier", "classifier_alignment"),
-}
-_OF_STUDENTS = {"kd_alpha", "temperature", "kd_prompt_length", "kd_prompt_blocks"}
-# Classifiers in the order of a report; `aligned` is the linear one after classifier alignment
-CLASSIFIERS = {"linear": "linear", "aligned": "aligned", "ncm": "nearest class mean", "ranpac": "RanPAC"}
+# Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment
+CLASSIFIER_TITLES = {"linear": CLASSIFIERS["linear"].title, "aligned": ALIGNED_HEAD.title}
+CLASSIFIER_TITLES |= {name: method.title for name, method in CLASSIFIERS.items() if name != "linear"}
 JOINT_TEACHER = "joint teacher"  # trained on all classes before the student's first task
 
 
@@ -108,7 +91,7 @@ class Experiment:
     def label(self) -> str:
         """Prompts, learner and classifier."""
         words = [self.prompts, self.learner]
-        return ", ".join(words if self.classifier == "linear" else [*words, CLASSIFIERS[self.classifier]])
+        return ", ".join(words if self.classifier == "linear" else [*words, CLASSIFIER_TITLES[self.classifier]])
 
     @property
     def is_joint(self) -> bool:
@@ -206,13 +189,20 @@ def group_by_seed(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
     return [noted for group in alike.values() for noted in _disambiguate(group)]
 
 
+def _execution() -> frozenset[str]:
+    """Arguments that say how a run is carried out, in which the runs of an experiment may differ."""
+    return planned() | affecting("rounding", "files", "nothing") | not_of_the_run()
+
+
 def _fixed(args: dict[str, Any]) -> str:
-    return repr(sorted((name, repr(value)) for name, value in args.items() if name not in _HOW))
+    return repr(sorted((name, repr(value)) for name, value in args.items() if name not in _execution()))
 
 
 def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:
     """Experiments with the same label, each with a note of the arguments in which they differ."""
-    ignored = _HOW | _SHOWN | (_OF_STUDENTS if group[0].role == "teacher" else set())
+    ignored = _execution() | shown_in_labels()
+    if group[0].role == "teacher":
+        ignored |= names_of(DistillationArguments)
     names = [name for name in group[0].args if name not in ignored]
     differing = [name for name in names if len({repr(e.args.get(name)) for e in group}) > 1]
     for experiment in group:

@@ -23,24 +23,12 @@ from typing import Any
 import yaml
 
 from ..cli import parse, to_dict
-from ..training.arguments import RUN
+from ..training.arguments import RUN, planned
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, HEADS = "students", "heads"  # axes that teachers do not depend on
 _KEYS = {"arguments", "seeds", "grids"}
 _GRID_KEYS = {"teachers", "students", "heads"}
-# What the plan itself says of a run
-_PLANNED = {
-    "seed",
-    "stages",
-    "teacher_run",
-    "student_run",
-    "cache_teacher_outputs",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-}
-
 Values = dict[str, str | list[str]]
 
 
@@ -206,5 +194,5 @@ def _check_values(arguments: Any, path: Path, place: str) -> None:
         for value in arguments.values()
     ):
         raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{kd_alpha: 0.5}}")
-    if planned := sorted(arguments.keys() & _PLANNED):
-        raise ValueError(f"{path}: {place} sets {planned[0]}, which follows from the grid itself")
+    if fixed := sorted(arguments.keys() & planned()):
+        raise ValueError(f"{path}: {place} sets {fixed[0]}, which follows from the grid itself")

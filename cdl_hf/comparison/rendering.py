@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 from jinja2 import Environment
 
+from ..catalogue import DISTILLATION_METHODS, PROMPT_METHODS
 from ..escaping import csv_table
 from ..utils import write_text
-from .experiments import CLASSIFIERS, Experiment
-from .results import DISTILLATION, PROMPTS
+from .experiments import CLASSIFIER_TITLES, Experiment
 from .sections import BenchmarkChapter, Latencies, grouped, how_it_was_made, introduction
 
 CSV_COLUMNS = (
@@ -92,9 +92,9 @@ def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:
 
 def _place(e: Experiment) -> tuple:
     """Place in a report: long streams first, frozen backbones before prompts, teachers before students."""
-    distillation = -1 if e.distillation is None else DISTILLATION.index(e.distillation)
-    prompts = (PROMPTS.index(e.prompt_method) + 1) % len(PROMPTS)  # `none`, the last, comes first
-    classifier = list(CLASSIFIERS).index(e.classifier)
+    prompts = -1 if e.prompt_method == "none" else list(PROMPT_METHODS).index(e.prompt_method)
+    distillation = -1 if e.distillation is None else list(DISTILLATION_METHODS).index(e.distillation)
+    classifier = list(CLASSIFIER_TITLES).index(e.classifier)
     return e.benchmark, -e.stream["num_tasks"], prompts, distillation, e.has_joint_teacher, e.note, classifier
 
 

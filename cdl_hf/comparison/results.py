@@ -9,18 +9,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
 from ..cli import parse, to_dict
 from ..escaping import portable, portable_arguments
-from ..training.arguments import RUN, DistillationArguments, ModelArguments, with_present_names
+from ..training.arguments import RUN, paths, with_present_names
 from ..utils import write_text
-from .experiments import CLASSIFIERS, Experiment
+from .experiments import Experiment
 
 RUNS = "runs.jsonl"
-PROMPTS = get_args(ModelArguments.__dataclass_fields__["prompt_method"].type)
-DISTILLATION = get_args(DistillationArguments.__dataclass_fields__["distillation"].type)
-PATHS = ("output_dir", "teacher_run", "student_run", "split_file", "teacher_weights", "student_weights")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RunResults:
         """
         try:
             args = portable_arguments(self.results["args"])
-            args |= {name: Path(args[name]).name for name in PATHS if args.get(name) is not None}
+            args |= {name: Path(args[name]).name for name in paths() if args.get(name) is not None}
             stream = self.results["stream"]
             stream = stream | {"source": portable(stream["source"] or "images")}
         except (AttributeError, KeyError, TypeError) as error:
@@ -99,7 +97,7 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
         ValueError: A run does not say how large its classifier is, or has a method that this package does not know.
     """
     defaults, complete = to_dict(parse(RUN, [])), {}
-    known = {"prompt_method": PROMPTS, "distillation": DISTILLATION, "classifier": CLASSIFIERS}
+    known = {"prompt_method": PROMPT_METHODS, "distillation": DISTILLATION_METHODS, "classifier": CLASSIFIERS}
     for run in runs:
         args = defaults | with_present_names(run.results["args"])
         if unknown := [f"{name} {args[name]!r}" for name, choices in known.items() if args[name] not in choices]:

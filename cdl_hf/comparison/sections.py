@@ -9,7 +9,7 @@ from typing import Any
 from ..escaping import markdown_name
 from ..evaluation.pareto import pareto_front
 from ..evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
-from .experiments import CLASSIFIERS, Experiment
+from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
 from .statistics import MeanStd, ScoresBySeed, paired_difference, significantly_best
 
@@ -29,8 +29,8 @@ OVERVIEW = (
     "difference to the student alone, for each seed the mean over the prompt methods in the row."
 )
 CLASSIFIERS_TEXT = (
-    "The prompts are those of the models with a linear classifier above. `aligned` is that classifier after "
-    f"alignment; the others are computed from the features of all classes. {OVERVIEW}"
+    "The prompts are those of the models with trained heads above. An aligned head is the trained head after "
+    f"classifier alignment; the other classifiers are computed from the features of all classes. {OVERVIEW}"
 )
 BASELINES = (
     "A_N in %, of the teacher and of the student. Joint training is the same training, with as many epochs, on one "
@@ -150,7 +150,7 @@ class BenchmarkChapter:
     def _classifiers(self, members: list[Experiment], suffix: str) -> str:
         """Other classifiers on the same prompts, and on the frozen backbones."""
         parts = []
-        for classifier, title in [*CLASSIFIERS.items()][1:]:
+        for classifier, title in [*CLASSIFIER_TITLES.items()][1:]:
             experiments = [e for e in members if e.classifier == classifier]
             if any(e.prompt_method != "none" for e in experiments):
                 parts += [f"#### {title}", overview(experiments)]
@@ -263,15 +263,12 @@ def overview(experiments: list[Experiment]) -> str:
 def baseline_label(e: Experiment) -> str:
     """What a frozen or jointly trained model is."""
     if e.is_joint:
-        how = CLASSIFIERS[e.classifier] + ", joint training"
+        how = CLASSIFIER_TITLES[e.classifier] + ", joint training"
         if e.classifier == "linear":
             how = "joint linear probe" if e.prompt_method == "none" else "joint training"
     else:
-        trained = {
-            "linear": "linear classifier, trained task by task",
-            "aligned": "linear classifier, trained task by task and aligned",
-        }
-        how = trained.get(e.classifier, CLASSIFIERS[e.classifier])
+        trained = {"linear": "head trained task by task", "aligned": "head trained task by task and aligned"}
+        how = trained.get(e.classifier, CLASSIFIER_TITLES[e.classifier])
     return ", ".join([e.prompts, how] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
 
 

@@ -92,7 +92,7 @@ def test_report(runs, report, tmp_path):
     # With class means l2p's prompts add 7.7, 8.8 and 11 points to the frozen teacher: 9.17 +- 4.303 * 1.6803 / sqrt(3)
     assert "| teacher | 54.30 ± 0.00 | 63.47 ± 1.68<br>+9.17 [+4.99, +13.34] |  |" in text
     assert "| student, kdp |  | 51.67 ± 3.06 |  |" in text
-    assert "| frozen, linear classifier, trained task by task | 20.00 ± 0.00 |  |" in text
+    assert "| frozen, head trained task by task | 20.00 ± 0.00 |  |" in text
     assert "| frozen, nearest class mean | 54.30 ± 0.00 |  |" in text
     assert "| l2p, joint training | 71.33 ± 1.53 |  |" in text
     assert "| l2p, joint training, student, kdp |  | 56.33 ± 1.53 |" in text
