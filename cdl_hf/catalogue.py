@@ -46,7 +46,7 @@ class Method:
 
     def __str__(self) -> str:
         """As `--help` shows it."""
-        return f"{self.title}, {self.description}" if self.description else self.title
+        return f"{self.title}: {self.description}" if self.description else self.title
 
     @property
     def papers(self) -> tuple[Paper, ...]:
@@ -225,10 +225,10 @@ _DIST = Paper(
 )
 
 PROMPT_METHODS: dict[str, Method] = {
-    "l2p": Method("L2P", "for each image the prompts of a pool whose keys are nearest to its query", _L2P),
-    "dualprompt": Method("DualPrompt", "prompts shared by all tasks, and one for each task", _DUALPROMPT),
-    "coda_prompt": Method("CODA-Prompt", "a sum of prompt components, weighted for each image", _CODA_PROMPT),
-    "apt": Method("APT", "one key and one value added to the CLS token's in each block, merged after each task", _APT),
+    "l2p": Method("L2P", "the prompts of a pool nearest to the query of the image", _L2P),
+    "dualprompt": Method("DualPrompt", "prompts shared by all tasks and prompts of each task", _DUALPROMPT),
+    "coda_prompt": Method("CODA-Prompt", "a sum of prompt components weighted for each image", _CODA_PROMPT),
+    "apt": Method("APT", "a key and a value added to the CLS token's, merged after each task", _APT),
     "none": Method("no prompts", "the frozen backbone, a baseline"),
 }
 
@@ -236,18 +236,18 @@ PROMPT_METHODS: dict[str, Method] = {
 DISTILLATION_METHODS: dict[str, Method] = {
     "none": Method("no distillation", "the student learns alone"),
     "kd": Method("KD", "knowledge distillation of the logits", _KD),
-    "dkd": Method("DKD", "decoupled KD: the target class and the others have weights of their own", _DKD),
+    "dkd": Method("DKD", "decoupled KD, which weighs the target class and the others apart", _DKD),
     "lskd": Method("LSKD", "KD of standardized logits", _LSKD, (_KD,)),
-    "dist": Method("DIST", "correlations between predictions, within images and within classes", _DIST),
-    "fitnets": Method("FitNets", "KD, and hints from the features of the last block", _FITNETS, (_KD,)),
-    "reviewkd": Method("ReviewKD", "KD, and a review of the features of all blocks", _REVIEWKD, (_KD,)),
+    "dist": Method("DIST", "correlations of predictions within images and within classes", _DIST),
+    "fitnets": Method("FitNets", "KD and hints from the features of the last block", _FITNETS, (_KD,)),
+    "reviewkd": Method("ReviewKD", "KD and a review of the features of all blocks", _REVIEWKD, (_KD,)),
     "deit": Method("DeiT token", "KD through a distillation token with its own head", _DEIT, (_KD,)),
     "kdp": Method("KDP", "KD through knowledge distillation prompts with their own head", _CDL, (_KD,)),
     "cdl_prompt": Method("CDL-Prompt", "KD through prompts mapped from the teacher's", _CDL, (_KD,)),
 }
 
 CLASSIFIERS: dict[str, Method] = {
-    "linear": Method("trained head", "linear, trained with the prompts task by task"),
+    "linear": Method("trained head", "linear, trained with the prompts"),
     "ncm": Method("nearest class mean", "cosine to the mean feature of each class", _SIMPLECIL),
     "ranpac": Method("RanPAC", "ridge regression on random projections of the features", _RANPAC),
 }

@@ -2,18 +2,14 @@
 
     model_arguments, data_arguments = parse((ModelArguments, DataArguments))
 
-Every field is an argument. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a `list` of one of them,
-each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a list. Its metadata hold
-"help" and, where they apply, "choices", "min" and "max" (both inclusive); "unset" says what is taken where None is the
-default. The choices may be a mapping to what `--help` says of each. With "positional" a value may come without its
-name, before all arguments with one; a list, the last, takes the rest. "aliases" are earlier names, which are still
-read on the command line and in files. "role" is for the argument class's own module.
+Every field is an argument, made by [`argument`]. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a
+`list` of one of them, each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a
+list.
 What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
 
-Only the standard library and yaml are imported, so that `--help` answers at once.
+Only the standard library and yaml are imported, so that `--help` takes no time.
 """
 
-import argparse
 import difflib
 import io
 import math
@@ -21,17 +17,18 @@ import os
 import re
 import sys
 import time
-import types
-import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
+from .cli_arguments import KINDS, Argument, argument, collect
+from .cli_help import help_page, shown, title
 from .console import show_messages
 
-_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+__all__ = ["ParsedArguments", "argument", "cli_error", "parse", "to_dict", "to_yaml"]
+
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~", "")
 _COMMAND_LINE = "command line"
@@ -57,7 +54,7 @@ class ParsedArguments:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The arguments as given, ready for JSON or YAML; `to_dict` and `to_yaml` tell them as resolved."""
+        """The arguments as given, ready for JSON or YAML; for those resolved see [`to_dict`] and [`to_yaml`]."""
         return {"command_line": self.command_line, "config_file": self.config_file, "config": self.config}
 
 
@@ -67,7 +64,7 @@ def parse(
     description: str | None = None,
     record: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> ParsedArguments:
-    """Reads `argv` (this process's own if None). Mistakes end the process through `refuse`, `--help` with code 0.
+    """Reads `argv` (this process's own if None). Mistakes end the process through [`cli_error`], `--help` with code 0.
 
     From then on, what the terminal cannot show, such as a class's name under LANG=C, is printed as an escape.
 
@@ -79,10 +76,10 @@ def parse(
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     show_messages()
-    arguments = _collect(argument_classes)
+    arguments = collect(argument_classes)
     command_line = list(sys.argv[1:] if argv is None else argv)
     if "--help" in command_line or "-h" in command_line:
-        print(_help(argument_classes, arguments, description))
+        print(help_page(argument_classes, arguments, description))
         raise SystemExit(0)
 
     config_file, typed = _read_command_line(command_line, arguments)
@@ -103,7 +100,7 @@ def parse(
         for name in names:
             if name not in values and arguments[name].default is MISSING:
                 option = name if arguments[name].positional else f"--{name}"
-                cli_error(f"{option} is required: {arguments[name].help}.")
+                cli_error(f"{option} is required ({arguments[name].help})")
         try:
             instances.append(argument_class(**{name: values[name] for name in names if name in values}))
         except ValueError as error:
@@ -141,35 +138,6 @@ def cli_error(message: str) -> NoReturn:
 
 
 @dataclass(frozen=True)
-class _Argument:
-    """A field of an argument class, its annotation and metadata taken apart."""
-
-    kind: type
-    is_list: bool
-    is_single: bool  # a single value is one; both this and `is_list` where either will do
-    is_optional: bool
-    default: Any
-    help: str
-    choices: Collection[Any] | None = None
-    unset: str | None = None
-    min: float | None = None
-    max: float | None = None
-    positional: bool = False
-    of_call: bool = False
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def is_switch(self) -> bool:
-        return self.kind is bool and not self.is_list
-
-    @property
-    def range(self) -> str:
-        if self.min is None:
-            return "" if self.max is None else f"at most {self.max}"
-        return f"at least {self.min}" if self.max is None else f"from {self.min} to {self.max}"
-
-
-@dataclass(frozen=True)
 class _Entry:
     """A value as somebody wrote it, and where."""
 
@@ -182,50 +150,19 @@ class _Entry:
         return f"--{self.name}" if self.place == _COMMAND_LINE else f"{self.name} ({self.place})"
 
 
-def _collect(argument_classes: tuple[type, ...]) -> dict[str, _Argument]:
-    arguments: dict[str, _Argument] = {}
-    for argument_class in argument_classes:
-        hints = typing.get_type_hints(argument_class)
-        for f in fields(argument_class):
-            if f.name in arguments or f.name in ("config", "help"):
-                raise TypeError(f"{argument_class.__name__}.{f.name}: another argument has this name.")
-            kind, is_list, is_single, is_optional, choices = _take_apart(hints[f.name])
-            default = f.default if f.default_factory is MISSING else f.default_factory()
-            metadata = {"choices": choices} | {key: value for key, value in f.metadata.items() if key != "role"}
-            arguments[f.name] = _Argument(kind, is_list, is_single, is_optional, default, **metadata)
-    return arguments
-
-
-def _present_name(name: str, arguments: dict[str, _Argument]) -> str:
+def _present_name(name: str, arguments: dict[str, Argument]) -> str:
     """The argument's name now, where `name` is an earlier one or its `no_` form; else `name`."""
     bare = name.removeprefix("no_")
-    for present, argument in arguments.items():
-        if name in argument.aliases:
+    for present, known in arguments.items():
+        if name in known.aliases:
             return present
-        if bare in argument.aliases:
+        if bare in known.aliases:
             return f"no_{present}"
     return name
 
 
-def _take_apart(hint: Any) -> tuple[type, bool, bool, bool, tuple[Any, ...] | None]:
-    """An annotation as (type of a single value, may it be a list, a single value, None; choices)."""
-    hints = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    is_optional = type(None) in hints
-    lists = [typing.get_args(each)[0] for each in hints if typing.get_origin(each) is list]
-    singles = [each for each in hints if each is not type(None) and typing.get_origin(each) is not list]
-    kinds = set(lists + singles)
-    if len(kinds) != 1:
-        raise TypeError(f"{hint} is not a type that an argument can have.")
-    (single,) = kinds
-    choices = typing.get_args(single) if typing.get_origin(single) is Literal else None
-    kind = type(choices[0]) if choices else single
-    if kind not in _KINDS:
-        raise TypeError(f"{hint} is not a type that an argument can have.")
-    return kind, bool(lists), bool(singles), is_optional, choices
-
-
 def _read_command_line(
-    command_line: list[str], arguments: dict[str, _Argument]
+    command_line: list[str], arguments: dict[str, Argument]
 ) -> tuple[str | None, dict[str, _Entry]]:
     """The path that --config gives, and the other entries; of an argument given twice the last one counts."""
     first_named = next((i for i, token in enumerate(command_line) if token.startswith("--")), len(command_line))
@@ -243,41 +180,41 @@ def _read_command_line(
         opposite = name.removeprefix("no_")
         if name == "config":
             if len(values) != 1 or not values[0]:
-                cli_error("--config needs the path of one YAML file.")
+                cli_error("--config needs the path of one YAML file")
             config_file = values[0]
         elif name in arguments:
             argument = arguments[name]
             values = values or ["true"] * argument.is_switch
             if not values:
-                cli_error(f"--{name} needs a value: {argument.help}.")
+                cli_error(f"--{name} needs a value ({argument.help})")
             if len(values) > 1 and not argument.is_list:
-                cli_error(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}.")
+                cli_error(f"--{name} takes one value, but {len(values)} are given: {' '.join(values)}")
             is_list = argument.is_list and not (argument.is_single and len(values) == 1)
             entries[name] = _Entry(name, values if is_list else values[0])
         elif opposite != name and opposite in arguments and arguments[opposite].is_switch:
             if values:
-                cli_error(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone.")
+                cli_error(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone")
             entries[opposite] = _Entry(opposite, "false")
         else:
             nearest = _nearest(name, (*arguments, "config"), prefix="--")
-            cli_error(f"unknown argument --{name}.{nearest} --help lists all arguments.")
+            cli_error(f"unknown argument --{name}{nearest} (--help lists all arguments)")
     return config_file, entries
 
 
-def _by_position(values: list[str], arguments: dict[str, _Argument]) -> list[tuple[str, list[str]]]:
+def _by_position(values: list[str], arguments: dict[str, Argument]) -> list[tuple[str, list[str]]]:
     """The values that come before all names, each with the name of its argument."""
     given, rest = [], list(values)
-    for name, argument in arguments.items():
-        if argument.positional and rest:
-            taken = len(rest) if argument.is_list else 1
+    for name, known in arguments.items():
+        if known.positional and rest:
+            taken = len(rest) if known.is_list else 1
             given.append((name, rest[:taken]))
             rest = rest[taken:]
     if rest:
-        cli_error(f"{rest[0]!r} is not an argument: write --name value. --help lists all arguments.")
+        cli_error(f"{rest[0]!r} is not an argument: write --name value (--help lists all arguments)")
     return given
 
 
-def _read_yaml(path: str, arguments: dict[str, _Argument], header: str) -> dict[str, _Entry]:
+def _read_yaml(path: str, arguments: dict[str, Argument], header: str) -> dict[str, _Entry]:
     """The file's entries as texts, so that `2e-3`, `010` and `no` mean what they mean on the command line.
 
     A file that begins with `header` is the record of an earlier call, which [`to_yaml`] wrote. It does not say what
@@ -290,68 +227,68 @@ def _read_yaml(path: str, arguments: dict[str, _Argument], header: str) -> dict[
             file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
-        cli_error(f"{told}: cannot read this file ({error.strerror}).")
+        cli_error(f"{told}: cannot read this file ({error.strerror})")
     except UnicodeDecodeError:
-        cli_error(f"{told}: this file is not a text in UTF-8.")
+        cli_error(f"{told}: this file is not a text in UTF-8")
     except yaml.YAMLError as error:
-        cli_error(f"{told}: this file is not valid YAML ({_one_line(error)}).")
+        cli_error(f"{told}: this file is not valid YAML ({_one_line(error)})")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        cli_error(f"{told}: this file must consist of lines 'name: value'.")
+        cli_error(f"{told}: this file must consist of lines 'name: value'")
 
     entries: dict[str, _Entry] = {}
     for key, node in root.value:
         name, place = _present_name(str(key.value), arguments), f"{path}, line {key.start_mark.line + 1}"
         if name == "config":
-            cli_error(f"config ({place}): a YAML file cannot name another one; give --config on the command line.")
+            cli_error(f"config ({place}): a YAML file cannot name another one; give --config on the command line")
         if name not in arguments:
-            cli_error(f"unknown key {name!r} ({place}).{_nearest(name, arguments)} --help lists all arguments.")
+            cli_error(f"unknown key {name!r} ({place}){_nearest(name, arguments)} (--help lists all arguments)")
         if name in entries:
-            cli_error(f"{name} is set twice ({entries[name].place} and {place}): keep one of them.")
+            cli_error(f"{name} is set twice ({entries[name].place} and {place}): keep one of them")
         values = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(value, yaml.ScalarNode) for value in values):
-            cli_error(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it.")
+            cli_error(f"{name} ({place}) must be a single value or a plain list: nothing can be nested in it")
         raw = [value.value for value in values]
         if not (is_record and arguments[name].of_call):
             entries[name] = _Entry(name, raw if isinstance(node, yaml.SequenceNode) else raw[0], place)
     return entries
 
 
-def _convert(entry: _Entry, argument: _Argument) -> Any:
+def _convert(entry: _Entry, argument: Argument) -> Any:
     """The entry's value in the argument's type."""
     raw = entry.raw
     try:
         if argument.is_optional and _means_none(raw, argument):
             return None
         if not (argument.is_list if isinstance(raw, list) else argument.is_single):
-            wanted = "a list such as [a, b]" if argument.is_list else f"{_KINDS[argument.kind]}, not a list"
-            raise ValueError(f"must be {wanted}, but is {raw!r}.")
+            wanted = "a list such as [a, b]" if argument.is_list else f"{KINDS[argument.kind]}, not a list"
+            raise ValueError(f"must be {wanted}, got {raw!r}")
         return [_convert_one(text, argument) for text in raw] if isinstance(raw, list) else _convert_one(raw, argument)
     except ValueError as error:
         cli_error(f"{entry.label} {error}")
 
 
-def _means_none(raw: str | list[str], argument: _Argument) -> bool:
+def _means_none(raw: str | list[str], argument: Argument) -> bool:
     text = raw[0] if isinstance(raw, list) and len(raw) == 1 else raw
     return isinstance(text, str) and text.lower() in _NOTHING and text not in (argument.choices or ())
 
 
-def _convert_one(text: str, argument: _Argument) -> Any:
+def _convert_one(text: str, argument: Argument) -> Any:
     try:
         if not text.strip():
             raise ValueError
         value = _TRUTH[text.lower()] if argument.kind is bool else argument.kind(text)
         value = _expanded(value) if argument.kind is str else value
     except (KeyError, ValueError):
-        raise ValueError(f"must be {_KINDS[argument.kind]}, but is {text!r}.") from None
+        raise ValueError(f"must be {KINDS[argument.kind]}, got {text!r}") from None
     if argument.kind is float and not math.isfinite(value):
-        raise ValueError(f"must be a finite number, but is {text!r}.")
+        raise ValueError(f"must be a finite number, got {text!r}")
     if argument.choices and value not in argument.choices:
         choices = [str(choice) for choice in argument.choices]
-        raise ValueError(f"must be one of {', '.join(choices)}, but is {text!r}.{_nearest(text, choices)}")
+        raise ValueError(f"must be one of {', '.join(choices)}, got {text!r}{_nearest(text, choices)}")
     if argument.min is not None and value < argument.min or argument.max is not None and value > argument.max:
-        raise ValueError(f"must be {argument.range}, but is {text}.")
+        raise ValueError(f"must be {argument.range}, got {text}")
     return value
 
 
@@ -362,17 +299,17 @@ def _expanded(text: str) -> str:
 
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
-def _origins(message: str, arguments: dict[str, _Argument], entries: dict[str, _Entry], values: dict[str, Any]) -> str:
-    """Tells, of every argument that the message names, its value and where that comes from."""
+def _origins(message: str, arguments: dict[str, Argument], entries: dict[str, _Entry], values: dict[str, Any]) -> str:
+    """The value of every argument that the message names, and where it comes from."""
     told = []
     for name in dict.fromkeys(re.findall(r"\w+", message)):
         if name in entries:
-            told.append(f"{name} = {_shown(values[name])} ({entries[name].place})")
+            told.append(f"{name} = {shown(values[name])} ({entries[name].place})")
         elif name in arguments:
-            told.append(f"{name} = {_shown(arguments[name].default)} (default)")
+            told.append(f"{name} = {shown(arguments[name].default)} (default)")
     return f" [{', '.join(told)}]" if told else ""
 
 
@@ -380,50 +317,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _shown(value: Any) -> str:
-    """A value as one would type it."""
-    if isinstance(value, list):
-        return " ".join(_shown(each) for each in value)
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _header(argument_class: type) -> str:
-    return f"# {_title(argument_class)}"
-
-
-def _title(argument_class: type) -> str:
-    return argument_class.__doc__.strip().splitlines()[0].rstrip(".")
-
-
-def _help(argument_classes: tuple[type, ...], arguments: dict[str, _Argument], description: str | None) -> str:
-    """argparse only lays out the page: as a parser it would take `-1e-3` for an option."""
-    positional = [
-        f"{name.upper()}{' ...' if argument.is_list else ''}"
-        for name, argument in arguments.items()
-        if argument.positional
-    ]
-    page = argparse.ArgumentParser(
-        usage=" ".join(["%(prog)s", *positional, "[--config FILE.yaml] [--argument value ...]"]),
-        description=description,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=119),
-    )
-    page.add_argument("--config", metavar="FILE.yaml", help="sets defaults, which the command line overrides")
-    for argument_class in argument_classes:
-        group = page.add_argument_group(_title(argument_class))
-        for f in fields(argument_class):
-            argument = arguments[f.name]
-            notes = [f"one of {', '.join(map(str, argument.choices))}"] if argument.choices else []
-            notes += [argument.range] if argument.range else []
-            notes += ["its name may be left out"] if argument.positional else []
-            if argument.default is MISSING:
-                notes += ["required"]
-            else:
-                default = argument.unset or "not given" if argument.default is None else _shown(argument.default)
-                notes += [f"default: {default}"]
-            text = f"{argument.help} ({'; '.join(notes)})".replace("%", "%%")
-            if argument.is_switch:
-                group.add_argument(f"--{f.name}", f"--no_{f.name}", action="store_true", help=text)
-            else:
-                nargs = "+" if argument.is_list else None
-                group.add_argument(f"--{f.name}", metavar=argument.kind.__name__.upper(), nargs=nargs, help=text)
-    return page.format_help().rstrip()
+    return f"# {title(argument_class)}"

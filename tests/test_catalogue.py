@@ -25,7 +25,7 @@ def test_every_registered_method_is_in_the_catalogue():
 def test_titles_tell_the_methods_apart():
     assert len({method.title for method in ENTRIES}) == len(ENTRIES)
     assert all(method.description for method in ENTRIES)
-    assert str(method_of(DISTILLATION_METHODS, "lskd")) == "LSKD, KD of standardized logits"
+    assert str(method_of(DISTILLATION_METHODS, "lskd")) == "LSKD: KD of standardized logits"
     assert str(method_of(DISTILLATION_METHODS, "my_own")) == "my_own"
 
 

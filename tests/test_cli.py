@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from cdl_hf.cli import ParsedArguments, cli_error, parse, to_dict, to_yaml
+from cdl_hf.cli import ParsedArguments, argument, cli_error, parse, to_dict, to_yaml
 
 
 @dataclass
@@ -154,40 +155,40 @@ def test_command_line_overrides_yaml_overrides_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--pol_size 3", "unknown argument --pol_size. Did you mean --pool_size? --help lists all arguments."),
-        ("--pool-size 3", "unknown argument --pool-size. Did you mean --pool_size? --help lists all arguments."),
-        ("--confg run.yaml", "unknown argument --confg. Did you mean --config? --help lists all arguments."),
-        ("--qqqq", "unknown argument --qqqq. --help lists all arguments."),
-        ("--no_alpha", "unknown argument --no_alpha. Did you mean --alpha? --help lists all arguments."),
-        ("run.yaml", "'run.yaml' is not an argument: write --name value. --help lists all arguments."),
-        ("--pool_size", "--pool_size needs a value: prompts in the pool."),
-        ("--trackers", "--trackers needs a value: trackers."),
-        ("--pool_size 3 4", "--pool_size takes one value, but 2 are given: 3 4."),
-        ("--pool_size five", "--pool_size must be a whole number, but is 'five'."),
-        ("--pool_size 1.5", "--pool_size must be a whole number, but is '1.5'."),
-        ("--pool_size none", "--pool_size must be a whole number, but is 'none'."),
-        ("--pool_size 0", "--pool_size must be at least 1, but is 0."),
-        ("--dropout 1.5", "--dropout must be at most 1, but is 1.5."),
-        ("--alpha -0.1", "--alpha must be from 0 to 1, but is -0.1."),
-        ("--alpha half", "--alpha must be a number, but is 'half'."),
-        ("--alpha nan", "--alpha must be a finite number, but is 'nan'."),
-        ("--learning_rate inf", "--learning_rate must be a finite number, but is 'inf'."),
-        ("--learning_rate -1e-3", "--learning_rate must be at least 0, but is -1e-3."),
-        ("--betas 0.9 nan", "--betas must be a finite number, but is 'nan'."),
-        ("--blocks 0 12", "--blocks must be from 0 to 11, but is 12."),
-        ("--teacher=", "--teacher must be a text, but is ''."),
+        ("--pol_size 3", "unknown argument --pol_size; did you mean --pool_size? (--help lists all arguments)"),
+        ("--pool-size 3", "unknown argument --pool-size; did you mean --pool_size? (--help lists all arguments)"),
+        ("--confg run.yaml", "unknown argument --confg; did you mean --config? (--help lists all arguments)"),
+        ("--qqqq", "unknown argument --qqqq (--help lists all arguments)"),
+        ("--no_alpha", "unknown argument --no_alpha; did you mean --alpha? (--help lists all arguments)"),
+        ("run.yaml", "'run.yaml' is not an argument: write --name value (--help lists all arguments)"),
+        ("--pool_size", "--pool_size needs a value (prompts in the pool)"),
+        ("--trackers", "--trackers needs a value (trackers)"),
+        ("--pool_size 3 4", "--pool_size takes one value, but 2 are given: 3 4"),
+        ("--pool_size five", "--pool_size must be a whole number, got 'five'"),
+        ("--pool_size 1.5", "--pool_size must be a whole number, got '1.5'"),
+        ("--pool_size none", "--pool_size must be a whole number, got 'none'"),
+        ("--pool_size 0", "--pool_size must be at least 1, got 0"),
+        ("--dropout 1.5", "--dropout must be at most 1, got 1.5"),
+        ("--alpha -0.1", "--alpha must be from 0 to 1, got -0.1"),
+        ("--alpha half", "--alpha must be a number, got 'half'"),
+        ("--alpha nan", "--alpha must be a finite number, got 'nan'"),
+        ("--learning_rate inf", "--learning_rate must be a finite number, got 'inf'"),
+        ("--learning_rate -1e-3", "--learning_rate must be at least 0, got -1e-3"),
+        ("--betas 0.9 nan", "--betas must be a finite number, got 'nan'"),
+        ("--blocks 0 12", "--blocks must be from 0 to 11, got 12"),
+        ("--teacher=", "--teacher must be a text, got ''"),
         (
             "--prompt_method coda",
-            "must be one of l2p, dualprompt, coda_prompt, but is 'coda'. Did you mean coda_prompt?",
+            "must be one of l2p, dualprompt, coda_prompt, got 'coda'; did you mean coda_prompt?",
         ),
-        ("--image_size 256", "--image_size must be one of 224, 384, but is '256'."),
-        ("--trackers wandb wndb", "--trackers must be one of tensorboard, wandb, but is 'wndb'. Did you mean wandb?"),
-        ("--overwrite maybe", "--overwrite must be true or false, but is 'maybe'."),
-        ("--no_overwrite true", "--no_overwrite takes no value, but true is given: write --no_overwrite alone."),
-        ("--config", "--config needs the path of one YAML file."),
-        ("--config=", "--config needs the path of one YAML file."),
-        ("--config a.yaml b.yaml", "--config needs the path of one YAML file."),
-        ("--config no_such.yaml", "--config no_such.yaml: cannot read this file (No such file or directory)."),
+        ("--image_size 256", "--image_size must be one of 224, 384, got '256'"),
+        ("--trackers wandb wndb", "--trackers must be one of tensorboard, wandb, got 'wndb'; did you mean wandb?"),
+        ("--overwrite maybe", "--overwrite must be true or false, got 'maybe'"),
+        ("--no_overwrite true", "--no_overwrite takes no value, but true is given: write --no_overwrite alone"),
+        ("--config", "--config needs the path of one YAML file"),
+        ("--config=", "--config needs the path of one YAML file"),
+        ("--config a.yaml b.yaml", "--config needs the path of one YAML file"),
+        ("--config no_such.yaml", "--config no_such.yaml: cannot read this file (No such file or directory)"),
         (
             "--num_tasks 60",
             "with alpha above 0, num_tasks may be 50 at most: lower one of them. "
@@ -202,34 +203,34 @@ def test_command_line_mistakes(argv, message, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alpha: 0\nqqqq: 3", "unknown key 'qqqq' (PATH, line 2). --help lists all arguments."),
+        ("alpha: 0\nqqqq: 3", "unknown key 'qqqq' (PATH, line 2) (--help lists all arguments)"),
         (
             "pool-size: 3",
-            "unknown key 'pool-size' (PATH, line 1). Did you mean pool_size? --help lists all arguments.",
+            "unknown key 'pool-size' (PATH, line 1); did you mean pool_size? (--help lists all arguments)",
         ),
-        ("<<: {alpha: 1}", "unknown key '<<' (PATH, line 1). --help lists all arguments."),
-        ("alpha: 0\n\nalpha: 1", "alpha is set twice (PATH, line 1 and PATH, line 3): keep one of them."),
+        ("<<: {alpha: 1}", "unknown key '<<' (PATH, line 1) (--help lists all arguments)"),
+        ("alpha: 0\n\nalpha: 1", "alpha is set twice (PATH, line 1 and PATH, line 3): keep one of them"),
         ("config: b.yaml", "config (PATH, line 1): a YAML file cannot name another one"),
-        ("pool_size: five", "pool_size (PATH, line 1) must be a whole number, but is 'five'."),
-        ("pool_size:", "pool_size (PATH, line 1) must be a whole number, but is ''."),
-        ("pool_size: [1]", "pool_size (PATH, line 1) must be a whole number, not a list, but is ['1']."),
-        ("blocks: 1", "blocks (PATH, line 1) must be a list such as [a, b], but is '1'."),
+        ("pool_size: five", "pool_size (PATH, line 1) must be a whole number, got 'five'"),
+        ("pool_size:", "pool_size (PATH, line 1) must be a whole number, got ''"),
+        ("pool_size: [1]", "pool_size (PATH, line 1) must be a whole number, not a list, got ['1']"),
+        ("blocks: 1", "blocks (PATH, line 1) must be a list such as [a, b], got '1'"),
         (
             "blocks: [[1]]",
-            "blocks (PATH, line 1) must be a single value or a plain list: nothing can be nested in it.",
+            "blocks (PATH, line 1) must be a single value or a plain list: nothing can be nested in it",
         ),
         ("blocks: &b [*b]", "blocks (PATH, line 1) must be a single value or a plain list"),
-        ("model: {teacher: a}", "unknown key 'model' (PATH, line 1)."),
+        ("model: {teacher: a}", "unknown key 'model' (PATH, line 1)"),
         ("teacher: {name: a}", "teacher (PATH, line 1) must be a single value or a plain list"),
-        ("alpha: .nan", "alpha (PATH, line 1) must be a number, but is '.nan'."),
-        ("alpha: NaN", "alpha (PATH, line 1) must be a finite number, but is 'NaN'."),
-        ("alpha: 2", "alpha (PATH, line 1) must be from 0 to 1, but is 2."),
+        ("alpha: .nan", "alpha (PATH, line 1) must be a number, got '.nan'"),
+        ("alpha: NaN", "alpha (PATH, line 1) must be a finite number, got 'NaN'"),
+        ("alpha: 2", "alpha (PATH, line 1) must be from 0 to 1, got 2"),
         (
             "teacher: !!python/object/apply:os.getcwd []",
-            "teacher (PATH, line 1) must be a text, not a list, but is [].",
+            "teacher (PATH, line 1) must be a text, not a list, got []",
         ),
-        ("- alpha", "--config PATH: this file must consist of lines 'name: value'."),
-        ("alpha", "--config PATH: this file must consist of lines 'name: value'."),
+        ("- alpha", "--config PATH: this file must consist of lines 'name: value'"),
+        ("alpha", "--config PATH: this file must consist of lines 'name: value'"),
         ("alpha: [1", '--config PATH: this file is not valid YAML (while parsing a flow sequence in "PATH", line 1'),
         ("alpha: 1\n---\nalpha: 2", "--config PATH: this file is not valid YAML (expected a single document"),
         ("num_tasks: 60", "[alpha = 0.5 (default), num_tasks = 60 (PATH, line 1)]"),
@@ -245,9 +246,9 @@ def test_yaml_is_checked_even_where_it_is_overridden(tmp_path, capsys):
 
 
 def test_config_must_be_a_readable_text(tmp_path, capsys):
-    check_refusal(["--config", str(tmp_path)], f"--config {tmp_path}: cannot read this file (Is a directory).", capsys)
+    check_refusal(["--config", str(tmp_path)], f"--config {tmp_path}: cannot read this file (Is a directory)", capsys)
     (tmp_path / "latin.yaml").write_bytes("teacher: \xe9".encode("latin-1"))
-    check_refusal(["--config", str(tmp_path / "latin.yaml")], "this file is not a text in UTF-8.", capsys)
+    check_refusal(["--config", str(tmp_path / "latin.yaml")], "this file is not a text in UTF-8", capsys)
 
 
 def check_refusal(argv, message, capsys, classes=CLASSES):
@@ -274,7 +275,7 @@ def test_the_record_of_an_earlier_call_counts_where_nothing_is_given(tmp_path, c
 
 
 def test_required_argument(tmp_path, capsys):
-    check_refusal([], "--output_dir is required: a folder.", capsys, (OutputArguments,))
+    check_refusal([], "--output_dir is required (a folder)", capsys, (OutputArguments,))
     (output,) = parse((OutputArguments,), ["--config", write(tmp_path, "output_dir: runs/a")])
     assert output == OutputArguments("runs/a")
 
@@ -307,12 +308,13 @@ def test_help_is_grouped_and_tells_types_choices_ranges_and_defaults(capsys):
         "--config FILE.yaml",
         "--teacher STR",
         "a model, 100% of it (default: bundled)",
-        "(one of l2p, dualprompt, coda_prompt; default: coda_prompt)",
+        "--prompt_method {l2p,dualprompt,coda_prompt}",
+        "how the model is prompted (default: coda_prompt)",
         "--blocks INT [INT ...]",
         "(from 0 to 11; default: not given)",
         "peak learning rate (at least 0; default: 0.001)",
         "of Adam (default: 0.9 0.999)",
-        "--overwrite, --no_overwrite",
+        "--[no_]overwrite",
         "a folder (required)",
     ):
         assert text in page
@@ -375,9 +377,9 @@ def test_positional_arguments(argv):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "error: checkpoint is required: a model."),
-        (["model"], "error: files is required: images."),
-        (["model", "--top_k", "3", "a.png"], "--top_k takes one value, but 2 are given: 3 a.png."),
+        ([], "error: checkpoint is required (a model)"),
+        (["model"], "error: files is required (images)"),
+        (["model", "--top_k", "3", "a.png"], "--top_k takes one value, but 2 are given: 3 a.png"),
     ],
 )
 def test_missing_positional_arguments(argv, told, capsys):
@@ -391,7 +393,8 @@ def test_help_shows_positional_arguments(capsys):
         parse((FileArguments,), ["--help"])
     page = capsys.readouterr().out
     assert "CHECKPOINT FILES ... [--config FILE.yaml]" in page
-    assert "a model (its name may be left out; required)" in page
+    assert re.search(r"positional arguments:\n  CHECKPOINT +a model\n  FILES +images\n", page)
+    assert "--checkpoint" not in page
 
 
 def test_two_classes_may_not_share_a_name():
@@ -408,10 +411,38 @@ def test_unusable_annotation_is_the_programmers_mistake():
         parse((Odd,), [])
 
 
+@dataclass
+class MethodArguments:
+    """The method."""
+
+    method: str = argument("The method", "kd", choices={"kd": "knowledge distillation", "other": "another one " * 20})
+    size: int | None = argument("A size", None, unset="the model's")
+
+
+def test_help_describes_each_choice_on_a_line_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        parse((MethodArguments,), ["--help"])
+    page = capsys.readouterr().out
+    assert re.search(
+        r"--method NAME +The method \(default: kd\)\n +kd     knowledge distillation\n +other  anoth", page
+    )
+    assert "A size (default: the model's)" in page
+    check_refusal(["--method", "kdp"], "--method must be one of kd, other, got 'kdp'; did", capsys, (MethodArguments,))
+
+
+def test_an_argument_copies_its_default():
+    @dataclass
+    class Lists:
+        values: list[int] = argument("Values", [1, 2])
+
+    Lists().values.append(3)
+    assert Lists().values == [1, 2]
+
+
 def test_imports_nothing_heavy():
-    script = (
-        "import sys, cdl_hf.cli;"
+    code = (
+        "import sys, cdl_hf.cli, cdl_hf.catalogue, cdl_hf.training.arguments;"
         "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'accelerate', 'numpy'})"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

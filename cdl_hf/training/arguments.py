@@ -1,14 +1,15 @@
 """The arguments of a run, and their roles. The defaults are those of the bundled example; YAML presets hold others.
 
-Only the standard library and the catalogue are imported, so that `--help` answers at once.
+Nothing heavy is imported, so that `--help` takes no time.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
 from typing import Any, Literal
 
 from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
+from ..cli_arguments import argument
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,10 @@ class Role:
     in_label: bool = False
 
 
-def _argument(
-    default: Any,
-    help: str,
-    *,
-    unset: str | None = None,
-    choices: Collection[str] | None = None,
-    min: float | None = None,
-    max: float | None = None,
-    of_call: bool = False,
-    aliases: tuple[str, ...] = (),
-    **role: Any,
-) -> Any:
-    """A field of an argument dataclass: what `cdl_hf/cli.py` reads, and the fields of its [`Role`]."""
-    metadata: dict[str, Any] = {"help": help, "unset": unset, "min": min, "max": max}
-    metadata |= {"of_call": of_call, "aliases": aliases, "role": Role(**role)}
-    if choices is not None:
-        metadata["choices"] = choices
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+def _argument(default: Any, help: str, **more: Any) -> Any:
+    """As [`argument`], with the fields of its [`Role`] beside the other keywords."""
+    role = {f.name: more.pop(f.name) for f in fields(Role) if f.name in more}
+    return argument(help, default, role=Role(**role), **more)
 
 
 @dataclass
@@ -377,10 +362,7 @@ class HubArguments:
 
 RUN = (StreamArguments, ModelArguments, DistillationArguments, CDLConfig, HubArguments)
 _PRESENT_NAMES = {
-    alias: field.name
-    for argument_class in RUN
-    for field in fields(argument_class)
-    for alias in field.metadata.get("aliases", ())
+    alias: f.name for argument_class in RUN for f in fields(argument_class) for alias in f.metadata["aliases"]
 }
 
 

@@ -76,7 +76,7 @@ class Workshop:
 # What the mistake is, how it is made, and words of the message.
 CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     # The form of arguments
-    ("unknown argument", ["--learnin_rate", "1"], ("--learnin_rate", "Did you mean --learning_rate?")),
+    ("unknown argument", ["--learnin_rate", "1"], ("--learnin_rate", "did you mean --learning_rate?")),
     ("unknown key", lambda w: w.yaml("seed: 1\nlearnin_rate: 1"), ("learnin_rate", "my.yaml, line 2")),
     ("wrong type", ["--num_train_epochs", "many"], ("--num_train_epochs", "a whole number", "'many'")),
     ("wrong type in YAML", lambda w: w.yaml("num_train_epochs: two"), ("num_train_epochs", "line 1", "'two'")),
@@ -89,7 +89,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("infinite", ["--learning_rate", "inf"], ("--learning_rate", "finite")),
     ("negative", ["--learning_rate", "-1"], ("--learning_rate", "at least 0")),
     ("above its range", ["--kd_alpha", "1.5"], ("--kd_alpha", "from 0 to 1")),
-    ("no choice", ["--prompt_method", "l3p"], ("--prompt_method", "l2p", "Did you mean")),
+    ("no choice", ["--prompt_method", "l3p"], ("--prompt_method", "l2p", "did you mean")),
     ("no distillation method", ["--distillation", "kpd"], ("--distillation", "kdp")),
     ("range turned round", ["--crop_scale", "0.9", "0.1"], ("crop_scale", "low <= high")),
     ("batch in unequal parts", ["--batch_size", "5", "--gradient_accumulation_steps", "2"], ("multiple",)),

@@ -217,7 +217,7 @@ def test_wrong_argument_is_told_before_anything_is_trained(compare, tmp_path):
     grid.write_text(GRID.replace("classifier: ncm", "classifiers: ncm"))
     trained, told, code = compare()
     assert (trained, code) == ([], 2)
-    assert "unknown argument --classifiers. Did you mean --classifier?" in told.err
+    assert "unknown argument --classifiers; did you mean --classifier?" in told.err
 
 
 def test_a_call_tells_the_exit_code_and_the_last_message(capfd):
