@@ -1,12 +1,12 @@
-"""Kills a run with SIGKILL at random moments, resumes it, and compares its end with that of an uninterrupted run.
+"""Crash test: runs killed with SIGKILL at random moments, resumed, and compared with an uninterrupted run.
 
     python recipes/crash_test.py --kills 20
     python recipes/crash_test.py --kills 10 --extra="--prompt_method l2p --num_tasks 3 --cache_teacher_outputs"
 
-The kills fall in turn in a step, between two stages, in an evaluation and in the writing of each kind of file, with
-half of it written or all, and not yet in its place; which ones, is drawn from the seed. `--extra` chooses the methods.
-Equal means equal in every bit: the weights of both models, what they had learnt after each task, stored answers,
-`metrics.jsonl` and `results.json` but for times.
+The kills take turns: in a step, between two stages, in an evaluation, and while each kind of file is written, with
+half or all of it on disk but not yet renamed. The seed determines which step, stage or file. `--extra` chooses the
+methods. Equal means bit for bit: the weights of both models, the state after each task, cached teacher outputs,
+`metrics.jsonl`, and `results.json` except for times.
 """
 
 import json
@@ -31,7 +31,7 @@ TRAIN = Path(__file__).with_name("train.py")
 # Runs are forked from a process that has imported what takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["cdl_hf.training.trainer", "cdl_hf.training.results", "cdl_hf.evaluation.plots"])
-# Kinds of files: what their paths within the run's folder begin with, and how often such are flushed at least
+# Kinds of files: how their paths within the run's folder begin, and how often they are flushed at least
 FILES: dict[str, tuple[tuple[str, ...], int]] = {
     "arguments": (("args",), 2),
     "metrics": (("metrics",), 4),
@@ -48,17 +48,17 @@ KINDS = ("in a step", "between stages", "in an evaluation", *(f"writing {name}" 
 class CrashTestArguments:
     """The trials."""
 
-    kills: int = field(default=20, metadata={"help": "number of trials", "min": 1})
-    seed: int = field(default=0, metadata={"help": "seed of the moments", "min": 0})
+    kills: int = field(default=20, metadata={"help": "Number of trials", "min": 1})
+    seed: int = field(default=0, metadata={"help": "Seed of the random moments", "min": 0})
     extra: str = field(
         default="--num_tasks 4 --max_samples_per_class 2 --num_train_epochs 2 --save_steps 3",
-        metadata={"help": "arguments of train.py, in one text: --extra='--num_tasks 5'"},
+        metadata={"help": "Arguments of train.py, in one string: --extra='--num_tasks 5'"},
     )
 
 
 @dataclass
 class Moment:
-    """When to kill: in the n-th flush of a kind of files, or seconds after the n-th line of metrics."""
+    """When to kill: in the n-th flush of a kind of file, or some seconds after the n-th line of metrics."""
 
     kind: str
     number: int
@@ -67,7 +67,7 @@ class Moment:
 
     @classmethod
     def draw(cls, kind: str, metrics: list[dict], chance: random.Random) -> "Moment":
-        """One of this kind among those of a whole run with these metrics."""
+        """A random moment of this kind in a complete run with these metrics."""
         if kind.startswith("writing"):
             _, most = FILES[kind.removeprefix("writing ")]
             return cls(kind, chance.randint(1, most), half=chance.random() < 0.5)
@@ -90,7 +90,7 @@ class Moment:
         time.sleep(self.seconds)
 
     def arm(self, folder: Path) -> None:
-        """Lets this process, which is to be the run, die before it flushes a file to disk."""
+        """Makes this process, which becomes the run, die before it flushes a file to disk."""
         (begins, _), flush, left = FILES[self.kind.removeprefix("writing ")], os.fsync, [self.number]
 
         def flush_or_die(descriptor: int) -> None:
@@ -113,19 +113,19 @@ def main() -> None:
         folder = Path(name)
         began = time.monotonic()
         if finish(start(args, folder / "whole")):
-            sys.exit(f"The uninterrupted run failed: python recipes/train.py {args.extra} tells why.")
+            sys.exit(f"The uninterrupted run failed; see the error of: python recipes/train.py {args.extra}")
         print(f"uninterrupted: {time.monotonic() - began:.0f} s", flush=True)
         metrics = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
         equal = 0
         for trial in range(args.kills):
             moment = Moment.draw(KINDS[trial % len(KINDS)], metrics, chance)
             equal += survives(args, folder / f"killed_{trial}", moment, folder / "whole", f"kill {trial + 1}")
-    print(f"{equal} of {args.kills} kills ended as the uninterrupted run")
+    print(f"{equal} of {args.kills} runs ended equal to the uninterrupted one")
     sys.exit(equal != args.kills)
 
 
 def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path, name: str) -> bool:
-    """Kills a run at the moment, resumes it, and tells whether it ends as the whole one."""
+    """Kills a run at the moment, resumes it, and returns whether it ends equal to the complete run."""
     process = start(args, folder, moment=moment)
     moment.wait(process, folder)
     process.kill()
@@ -147,13 +147,13 @@ def start(args: CrashTestArguments, folder: Path, *more: str, moment: Moment | N
 
 
 def finish(process: BaseProcess) -> int:
-    """Waits for the end of a process; its exit code."""
+    """Waits for a process to end, and returns its exit code."""
     process.join()
     return process.exitcode
 
 
 def train(arguments: list[str], folder: Path, moment: Moment | None) -> None:
-    """What `python recipes/train.py` does, unseen; it dies where the moment is in a writing."""
+    """Runs `python recipes/train.py` without output; it dies if the moment is while a file is written."""
     if moment is not None and moment.kind.startswith("writing"):
         moment.arm(folder)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -169,22 +169,22 @@ def number_of_lines(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Everything of a finished run that must not depend on when it was killed."""
+    """Everything in a finished run that must not depend on when it was killed."""
     results = json.loads((folder / "results.json").read_text())
-    for name in ("seconds", "latency_ms", "args"):  # the latter names the folder
+    for name in ("seconds", "latency_ms", "args"):  # the arguments name the folder
         del results[name]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("seconds", None)
     models = {role: tensors(folder / role / "model.safetensors") for role in ("teacher", "student")}
     states = folder / "states"
-    learnt = {str(file.relative_to(states)): tensors(file) for file in states.rglob("*.safetensors")}
-    answers = {str(file.relative_to(states)): file.read_bytes() for file in states.rglob("*.npy")}
-    return {"results": results, "metrics": lines, "models": models, "learnt": learnt, "answers": answers}
+    learned = {str(file.relative_to(states)): tensors(file) for file in states.rglob("*.safetensors")}
+    cached = {str(file.relative_to(states)): file.read_bytes() for file in states.rglob("*.npy")}
+    return {"results": results, "metrics": lines, "models": models, "states": learned, "cached": cached}
 
 
 def tensors(file: Path) -> dict[str, bytes]:
-    """A file's tensors; what else it holds is in no particular order."""
+    """The bytes of a file's tensors; the order of its metadata may differ."""
     return {name: tensor.tobytes() for name, tensor in load_file(file).items()}
 
 

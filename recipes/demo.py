@@ -1,10 +1,10 @@
-"""A page on which a run's teacher and student answer side by side, as they would have after each task.
+"""A web page with the predictions of a run's teacher and student side by side, as they were after each task.
 
     python recipes/demo.py runs/my_run                     # opens http://127.0.0.1:7860
     python recipes/demo.py runs/my_run --space my_space    # writes a folder that can be pushed as a Space
 
-Draw (models of the bundled data set) or drop an image; the slider goes back to what both knew after any task. Needs
-the extra [demo]; nothing is fetched from elsewhere.
+Draw (with models of the bundled drawings) or drop an image; the slider goes back to what both knew after each task.
+Needs the extra [demo]; the page loads nothing from other sites.
 """
 
 import html
@@ -23,8 +23,10 @@ import yaml
 from cdl_hf.cli import cli_error, parse
 
 TOP = 5
-UPLOAD = "20mb"  # the largest file that visitors may send
-TIMED = 5  # times that a model answers, of which the page shows the median: one alone is anything on a busy machine
+UPLOAD = "20mb"  # the largest file that visitors may upload
+TIMED = (
+    5  # predictions per image, of whose times the page shows the median: a single one is unreliable on a busy machine
+)
 COLORS = {"teacher": "#0072B2", "student": "#D55E00"}  # as in the pictures of a run
 DRAWINGS = "quickdraw100"  # the data set whose models take drawings
 PACKAGES = (  # that a Space needs besides gradio
@@ -35,12 +37,12 @@ PACKAGES = (  # that a Space needs besides gradio
 
 @dataclass
 class DemoArguments:
-    """The run, and where its page goes."""
+    """The run and its page."""
 
-    run: str = field(metadata={"help": "output folder of a finished run", "positional": True})
-    port: int = field(default=7860, metadata={"help": "of this machine, where the page is", "min": 1, "max": 65535})
+    run: str = field(metadata={"help": "Output folder of a finished run", "positional": True})
+    port: int = field(default=7860, metadata={"help": "Port of the page on this machine", "min": 1, "max": 65535})
     space: str | None = field(
-        default=None, metadata={"help": "new folder to write as a Space of the Hub, instead of opening the page"}
+        default=None, metadata={"help": "New folder to write as a Space for the Hub, instead of opening the page"}
     )
 
 
@@ -62,25 +64,25 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """The most probable classes with their probabilities, and the time that an answer takes."""
+    """The most probable classes with their probabilities, and the time that a prediction takes."""
 
     classes: list[tuple[str, float]]
     milliseconds: float
 
 
 class Demo:
-    """A run's models, which answer as after any task.
+    """The models of a run, which predict as they did after any of its tasks.
 
     Args:
         run: Output folder of a finished run.
 
     Attributes:
-        num_tasks: Tasks that one can go back to; 1 where the run's `states/` are not there.
-        args: Arguments of the run that the page tells.
-        takes_drawings: Whether the models have learnt drawings.
+        num_tasks: Number of tasks to go back to; 1 if the run's `states/` are missing.
+        args: Arguments of the run that the page shows.
+        takes_drawings: Whether the models were trained on drawings.
 
     Raises:
-        ValueError: It is no run, it is not finished, or a model cannot be loaded.
+        ValueError: The folder is not a finished run, or a model cannot be loaded.
     """
 
     def __init__(self, run: Path):
@@ -93,7 +95,9 @@ class Demo:
         if not is_run(run):
             raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
         self.saved = load_run(run)
-        some = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)  # a teacher may have one task
+        some = max(
+            self.saved.values(), key=lambda saved: saved.model.config.num_tasks
+        )  # a teacher of joint training has one
         self.class_names, self.classes_per_task = some.class_names, some.model.config.classes_per_task
         self.transform = eval_transform(some.image_processor)
         self.states = {role: TaskCheckpoints(run, role) for role in self.saved}
@@ -108,23 +112,23 @@ class Demo:
             raise ValueError(f"{run / 'args.yaml'} is damaged: {reason}, {type(error).__name__}") from error
         self.takes_drawings = self.args["dataset"] == DRAWINGS
         self._lock, self._task = threading.Lock(), self.last
-        self.answer(Image.new("RGB", (64, 64)), self.last)  # the first call takes longer than all others
+        self.answer(Image.new("RGB", (64, 64)), self.last)  # the first call takes longer than the others
 
     def task(self, number: int) -> int:
-        """Index of the task that the slider's number (from 1) stands for."""
+        """Index of the task for the slider's number, which starts at 1."""
         return number - 1 if self.num_tasks > 1 else self.last
 
     def classes(self, task: int) -> tuple[list[str], list[str]]:
-        """Names of all classes known after a task, and of those that came with it."""
+        """Names of all classes seen after a task, and of the classes of this task."""
         stop = sum(self.classes_per_task[: task + 1])
         return self.class_names[:stop], self.class_names[stop - self.classes_per_task[task] : stop]
 
     def answer(self, image, task: int) -> dict[str, Answer]:
-        """What each model says of a PIL image, as it was after `task`."""
+        """The prediction of each model for a PIL image, as it was after `task`."""
         pixel_values = self.transform(image)[None]
         names, _ = self.classes(task)
         answers = {}
-        with self._lock:  # one visitor at a time: the models go back and forth in time
+        with self._lock:  # one visitor at a time, because the models change with the task
             for role, saved in self.saved.items():
                 if task != self._task:
                     self.states[role].load(task, saved.model)
@@ -143,13 +147,13 @@ class Demo:
 
 
 def render(demo: Demo, image, task: int) -> str:
-    """The answers as HTML: what the models see, and a panel for each."""
+    """The predictions as HTML: the image that the models see, and a panel for each model."""
     names, new = demo.classes(task)
-    learnt = f"After task {task + 1} of {demo.last + 1}: {len(names)} classes, the newest {', '.join(new)}."
+    learnt = f"After task {task + 1} of {demo.last + 1}: {len(names)} classes, the newest are {', '.join(new)}."
     lines = [f'<p class="learnt">{html.escape(learnt)}</p>']
     if image is None:
         hint = "Draw one of them" if demo.takes_drawings else "Drop an image of one of them"
-        return "\n".join([*lines, f'<p class="hint">{hint}, and both will tell what they see.</p>'])
+        return "\n".join([*lines, f'<p class="hint">{hint}, and both models will classify it.</p>'])
     answers = demo.answer(image, task)
     panels = "\n".join(panel(role, answers[role], set(new)) for role in ("teacher", "student") if role in answers)
     seen = (
@@ -172,7 +176,7 @@ def panel(role: str, answer: Answer, new: set[str]) -> str:
 
 
 def as_url(image, side: int = 196) -> str:
-    """An image in the page itself, in whole pixels if it is a small one."""
+    """An image as a data URL, enlarged to sharp pixels if it is small."""
     import base64
     from io import BytesIO
 
@@ -245,7 +249,7 @@ li { margin-bottom: 8px; } .share { font-variant-numeric: tabular-nums; }
 
 
 def slider_options(demo: Demo) -> dict:
-    """Of the slider over tasks, which is hidden where there is one to show; gradio takes no range of one value."""
+    """Options of the slider over tasks, which is hidden for a single task: gradio has no range of one value."""
     shown = demo.num_tasks > 1
     return {"minimum": 1, "maximum": demo.num_tasks if shown else 2, "value": demo.num_tasks, "visible": shown}
 
@@ -280,13 +284,13 @@ def build_page(demo: Demo):
             image = as_drawing(image)
         return image, on_task(image, number)
 
-    prompts = ", steered by learnt prompts" if demo.args["prompt_method"] != "none" else ""
-    taught = " The student learnt from the teacher." if demo.args["distillation"] != "none" else ""
+    prompts = " with learned prompts" if demo.args["prompt_method"] != "none" else ""
+    taught = " The student also learned from the teacher." if demo.args["distillation"] != "none" else ""
     with gr.Blocks(title="A teacher and its student", analytics_enabled=False) as page:
         gr.Markdown(
             "# A teacher and its student, task by task\n"
-            f"Both are frozen Vision Transformers{prompts}; new classes came task by task, and no image was kept."
-            f"{taught}"
+            f"Both are frozen Vision Transformers{prompts}. They learned new classes task by task, without storing "
+            f"old images.{taught}"
         )
         image = gr.State()
         with gr.Row():
@@ -301,9 +305,9 @@ def build_page(demo: Demo):
                     # A `gr.Image` would open the file with whatever Pillow knows, and turn 16 bits white.
                     file = gr.File(type="filepath", show_label=False, height=420)
             with gr.Column(scale=7, min_width=360):
-                slider = gr.Slider(**slider_options(demo), step=1, label="Tasks learnt so far", elem_id="tasks")
+                slider = gr.Slider(**slider_options(demo), step=1, label="Tasks learned so far", elem_id="tasks")
                 answers = gr.HTML(render(demo, None, demo.task(demo.num_tasks)), css_template=STYLE, elem_id="answers")
-        # Of strokes that come faster than answers, the last counts.
+        # If strokes come faster than predictions, the last one counts.
         quietly = {"show_progress": "hidden", "trigger_mode": "always_last"}
         if canvas is not None:
             canvas.input(on_drawing, [slider], [image, answers], **quietly)
@@ -313,7 +317,7 @@ def build_page(demo: Demo):
 
 
 def launch(page, **options):
-    """Serves the page with fonts of the visitor's own machine, nothing from elsewhere, and a limit to uploads."""
+    """Serves the page with the visitor's own fonts, nothing from other sites, and a limit for uploads."""
     import gradio as gr
 
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -330,19 +334,19 @@ launch(build_page(Demo(Path("run"))))
 
 
 def write_space(run: Path, folder: Path) -> None:
-    """Writes a Space: the run's models and states, this page, the package without its data, and what it needs.
+    """Writes a Space: the run's models and states, this page, the package without its data, and its requirements.
 
     Raises:
-        ValueError: The folder is there already, or the run cannot be shown.
+        ValueError: The folder exists, or the run cannot be shown.
     """
     import cdl_hf
     from cdl_hf.hub.model_card import portable
 
     demo = Demo(run)
     if folder.exists():
-        raise ValueError(f"{folder} is there already; name a new folder")
+        raise ValueError(f"{folder} exists; name a new folder")
     if find_spec("gradio") is None:
-        raise ValueError("gradio is not installed, whose version a Space names: pip install 'cdl_hf[demo]'")
+        raise ValueError("gradio is not installed, and a Space must name its version: pip install 'cdl_hf[demo]'")
     folder.mkdir(parents=True)
     package = Path(cdl_hf.__file__).parent
     unwanted = shutil.ignore_patterns("__pycache__", "assets", "*.png", "checkpoints")
@@ -351,7 +355,7 @@ def write_space(run: Path, folder: Path) -> None:
     for part in (*demo.saved, "states"):
         if (run / part).is_dir():
             shutil.copytree(run / part, folder / "run" / part, ignore=shutil.ignore_patterns("*.npy", "README.md"))
-    # All that the page reads of it; what folder it was in is nobody's business.
+    # Only what the page reads, without the path of the data.
     args = {**demo.args, "dataset": portable(str(demo.args["dataset"]))}
     (folder / "run" / "args.yaml").write_text(yaml.safe_dump(args), encoding="utf-8")
     shutil.copy(__file__, folder / "demo.py")
@@ -362,8 +366,8 @@ def write_space(run: Path, folder: Path) -> None:
     (folder / "README.md").write_text(
         "---\ntitle: A teacher and its student, task by task\ncolorFrom: blue\ncolorTo: yellow\nsdk: gradio\n"
         f"sdk_version: {version('gradio')}\napp_file: app.py\npinned: false\n---\n\n"
-        "A teacher and a student that learnt a stream of tasks together (continual distillation learning). Move the "
-        "slider to\nsee what both knew after each task.\n",
+        "A teacher and a student that have learned a stream of tasks (continual distillation learning).\n"
+        "Move the slider to see what both knew after each task.\n",
         encoding="utf-8",
     )
 

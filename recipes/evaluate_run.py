@@ -1,12 +1,13 @@
-"""How good a saved model is: accuracy by task and class, confusion, calibration, latency and throughput.
+"""Evaluation of a run or a saved model: accuracy by task and class, confusion, calibration, latency, throughput.
 
     python recipes/evaluate_run.py runs/my_run             # teacher and student on their own test images
     python recipes/evaluate_run.py my_run/student --dataset my_images/ --output_dir evaluation
 
-Classes of a data set are matched by their names. All classes that the model has seen compete; no task is given.
-Images that the run was trained on are told by their files' content, which its folder remembers, and are left out: of
-another data set its test split, or all images where it has none. A file that was compressed or resized since is not
-recognized. A model away from its run does not know what it has seen.
+A run is evaluated on its own test images. With --dataset, it is evaluated on the test split of other data, or on all
+images if there is no test split; classes are matched by their names. Predictions are over all classes that the model
+has seen, without task ids. Images that the run was trained on are left out: the run's folder has digests of them,
+which do not match if a file was recompressed or resized. A model outside of its run's folder does not know what it was
+trained on.
 """
 
 from dataclasses import dataclass, field
@@ -25,33 +26,46 @@ class EvaluateArguments:
     """Model and data."""
 
     checkpoint: str = field(
-        metadata={"help": "folder of a saved model, its name on the Hub, or the folder of a run", "positional": True}
+        metadata={
+            "help": "Folder of a saved model, its name on the Hub, or the output folder of a run",
+            "positional": True,
+        }
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "as for train.py; for a run its own test images if not given"}
+        default=None, metadata={"help": "Data to test on, as for train.py", "unset": "the run's own test images"}
     )
-    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
-    label_column: str | None = field(default=None, metadata={"help": "column of the labels, where it is not clear"})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images", "unset": "found by its type"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the labels", "unset": "found by its type"}
+    )
     test_split: str | None = field(
-        default=None, metadata={"help": "split to test on; found by its name, or all images where there is none"}
+        default=None,
+        metadata={"help": "Split to test on", "unset": "found by its name, or all images if there is none"},
     )
     split_file: str | None = field(
-        default=None, metadata={"help": "list of images of the dataset that are not for the test"}
+        default=None, metadata={"help": "YAML list of images of the dataset that are not used for the test"}
     )
-    skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
-    batch_size: int = field(default=128, metadata={"help": "images a step, and in measuring throughput", "min": 1})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping"}
+    )
+    batch_size: int = field(default=128, metadata={"help": "Images per step, and for measuring throughput", "min": 1})
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "processes that read images", "min": 0, "aliases": ("num_workers",)}
+        default=0, metadata={"help": "Number of processes that read images", "min": 0, "aliases": ("num_workers",)}
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "folder for evaluation.json and a picture of each confusion; only a table if not given"},
+        metadata={
+            "help": "Folder for evaluation.json and pictures of the confusion matrices",
+            "unset": "none is written",
+        },
     )
 
     def __post_init__(self):
         for name in ("image_column", "label_column", "test_split", "split_file"):
             if self.dataset is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} needs dataset: a run's own images are those that it had")
+                raise ValueError(f"{name} needs dataset: without it, the run's own test images are used")
 
 
 def main() -> None:
@@ -82,7 +96,7 @@ def main() -> None:
     batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.dataloader_num_workers), images)
     predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
     batch = next(iter(batches))["pixel_values"].to(first.model.device)
-    # A given teacher may have seen at once what its student learnt task by task.
+    # A teacher of joint training has one task, its student several.
     config = max((each.model.config for each in saved.values()), key=lambda config: config.num_tasks)
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     results = {
@@ -108,14 +122,14 @@ def main() -> None:
     print(table(report))
     if args.output_dir is not None:
         write(report, Path(args.output_dir))
-        print(f"\nIn {args.output_dir}: evaluation.json and a picture of each confusion.")
+        print(f"\nWritten to {args.output_dir}: evaluation.json and pictures of the confusion matrices")
 
 
 def eval_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, list[str]]:
-    """Images that the model was not trained on, the data set's or the run's own, and sentences on those left out.
+    """Images that the model was not trained on, of the data set or the run, and notes about images left out.
 
     Raises:
-        ValueError: The data set is not to be had, or none is named.
+        ValueError: The data set cannot be loaded, or none is named.
     """
     from cdl_hf.data import load_image_dataset
     from cdl_hf.hub.saved_models import is_run
@@ -129,7 +143,7 @@ def eval_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, l
         view, notes = unseen_images(splits["test"], args.dataset, run_of(args.checkpoint))
         return [view], notes
     if not is_run(args.checkpoint):
-        raise ValueError("--dataset is needed: a saved model does not say where its images are, only a run does")
+        raise ValueError("--dataset is needed: only a run knows its test images, a saved model does not")
     return own_test_images(Path(args.checkpoint), class_names, skip_unreadable_images=args.skip_unreadable_images)
 
 
@@ -155,10 +169,10 @@ def describe_device(device) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures in words."""
+    """The report as text."""
     models = report["models"]
     images, classes = next(iter(models.values()))["images"], len(report["class_names"])
-    lines = [f"{images:,} test images of {report['dataset']}; {classes} classes compete, no task is given."]
+    lines = [f"{images:,} test images of {report['dataset']}; {classes} classes, no task ids"]
 
     def section(title: str, rows: list[tuple[str, list[str]]]) -> None:
         width = max(len(label) for label in [title, *(label for label, _ in rows)])
@@ -171,18 +185,18 @@ def table(report: dict[str, Any]) -> str:
     batch = report["batch_size"]
     calibration = "calibration"
     section(
-        "over all",
+        "all classes",
         [
-            row("accuracy, mean over the tasks", "{:.2f} %", lambda f: f["average_accuracy"]),
-            row("accuracy, mean over the images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
-            row("confidence in the answers, mean", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
+            row("accuracy, mean over tasks", "{:.2f} %", lambda f: f["average_accuracy"]),
+            row("accuracy, mean over images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
+            row("mean confidence of the predictions", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
             row("calibration error (ECE), points", "{:.2f}", lambda f: f[calibration]["expected_calibration_error"]),
             row("latency of one image, ms", "{:.2f}", lambda f: f["latency_ms"]),
-            row(f"images a second, in batches of {batch}", "{:,.0f}", lambda f: f["images_per_second"]),
+            row(f"images per second, batches of {batch}", "{:,.0f}", lambda f: f["images_per_second"]),
             row("parameters", "{:,}", lambda f: f["parameters"]),
         ],
     )
-    lines.append(f"(measured on: {report['device']}; the query pass is included)")
+    lines.append(f"(measured on {report['device']}, including the query pass)")
     tasks, start = [], 0
     for task, size in enumerate(report["classes_per_task"]):
         names = report["class_names"][start : start + size]
@@ -235,7 +249,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
         plot_confusion(
             np.array(figures["confusion"]),
             folder / f"confusion_{name}.png",
-            f"{report['dataset']}: what the {name} takes for what",
+            f"{report['dataset']}: confusion of the {name}",
             class_names=report["class_names"],
             classes_per_task=report["classes_per_task"],
         )

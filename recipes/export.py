@@ -1,10 +1,10 @@
-"""A saved model as files for programs without this package: ONNX and torch.export, query and prompts inside.
+"""Export of a saved model to ONNX and torch.export, query pass and prompts included.
 
     python recipes/export.py runs/my_run/student --output_dir exported
     python recipes/export.py runs/my_run/student --output_dir exported --int8 --dataset quickdraw100
 
-Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx, each for batches of any size; compares their logits
-with the model's on batches of several sizes, and tells their size and speed on the CPU. Needs the extra [export].
+Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx for any batch size, compares their logits with the
+model's on batches of several sizes, and prints their size and speed on the CPU. Needs the extra [export].
 """
 
 import logging
@@ -24,25 +24,36 @@ SOURCE_OPTIONS = ("image_column", "label_column", "test_split", "skip_unreadable
 class ExportArguments:
     """Model and files."""
 
-    checkpoint: str = field(metadata={"help": "folder of a saved model, or its name on the Hub", "positional": True})
-    output_dir: str = field(metadata={"help": "folder for the files"})
-    int8: bool = field(default=False, metadata={"help": "also write ONNX with 8-bit weights in the linear layers"})
+    checkpoint: str = field(metadata={"help": "Folder of a saved model, or its name on the Hub", "positional": True})
+    output_dir: str = field(metadata={"help": "Folder for the files"})
+    int8: bool = field(default=False, metadata={"help": "Also write ONNX with 8-bit weights in the linear layers"})
     dataset: str | None = field(
-        default=None, metadata={"help": "compare on its test images, and measure the accuracy of every file"}
+        default=None,
+        metadata={
+            "help": "Data whose test images are used for the comparison and for measuring accuracy, as for train.py",
+            "unset": "random pixels",
+        },
     )
-    image_column: str | None = field(default=None, metadata={"help": "column of the images, where it is not clear"})
-    label_column: str | None = field(default=None, metadata={"help": "column of the labels, where it is not clear"})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images", "unset": "found by its type"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the labels", "unset": "found by its type"}
+    )
     test_split: str | None = field(
-        default=None, metadata={"help": "split to test on; found by its name, or all images where there is none"}
+        default=None,
+        metadata={"help": "Split to test on", "unset": "found by its name, or all images if there is none"},
     )
-    skip_unreadable_images: bool = field(default=False, metadata={"help": "leave out images that cannot be read"})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping"}
+    )
 
     def __post_init__(self):
         if self.int8 and self.dataset is None:
-            raise ValueError("int8 changes the answers: give a dataset to measure what it costs")
+            raise ValueError("int8 changes the predictions: give a dataset to measure the loss of accuracy")
         for name in SOURCE_OPTIONS:
             if self.dataset is None and getattr(self, name):
-                raise ValueError(f"{name} needs dataset: without one no images are read")
+                raise ValueError(f"{name} needs dataset: without it, no images are read")
 
 
 def main() -> None:
@@ -62,7 +73,7 @@ def main() -> None:
     from cdl_hf.hub.saved_models import load_saved_model
     from cdl_hf.training.run_images import run_of, unseen_images
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which constants it does not fold
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # warns about constants that it does not fold
     logging.getLogger().addFilter(lambda record: "pre-processing before quantization" not in record.getMessage())
     folder = Path(args.output_dir)
     try:
@@ -82,7 +93,7 @@ def main() -> None:
     except ValueError as error:
         cli_error(str(error))
 
-    program = export_program(saved)  # moves the model to the CPU, where all are compared
+    program = export_program(saved)  # moves the model to the CPU, for the comparison
     save_program(program, saved, folder / "model.pt2")
     save_onnx(program, saved, folder / "model.onnx")
     exported = torch.export.load(folder / "model.pt2").module()
@@ -117,21 +128,21 @@ def main() -> None:
         ]
         print(f"{name:<16}" + "".join(c.rjust(w) for c, w in zip(cells, (8, 13, 14, 11, 14), strict=True)))
     print(
-        f"(difference: the largest of a logit, on batches of {', '.join(map(str, BATCHES))}; speed: on the CPU with "
+        f"(difference: maximum over logits, batches of {', '.join(map(str, BATCHES))}; speed: CPU, "
         f"{torch.get_num_threads()} thread(s), images/s in batches of {BATCHES[-1]})"
     )
     stop_if_wrong({name: differences[name] for name in ("model.pt2", "model.onnx")})
 
 
 def stop_if_wrong(differences: dict[str, float]) -> None:
-    """Ends the process with code 1 where a file's logits are not the model's."""
+    """Ends the process with code 1 if a file's logits differ from the model's."""
     wrong = [name for name, difference in differences.items() if not difference <= TOLERANCE]
     if wrong:
-        sys.exit(f"{' and '.join(wrong)} differ from the model by more than {TOLERANCE}: do not use them.")
+        sys.exit(f"{' and '.join(wrong)} differ from the model by more than {TOLERANCE}: do not use them")
 
 
 def comparison_batches(saved, images) -> list:
-    """Pixel values in batches of several sizes: of test images evenly from the whole stream, or random ones."""
+    """Pixel values in batches of several sizes: test images spread over the whole stream, or random numbers."""
     import torch
 
     count = sum(BATCHES)
@@ -146,7 +157,7 @@ def comparison_batches(saved, images) -> list:
 
 
 def size(folder: Path, name: str) -> int:
-    """Bytes of a file and of the second one that holds its weights, if they are large."""
+    """Bytes of a file, including the second file that holds its weights if they are large."""
     return sum(path.stat().st_size for path in folder.glob(f"{name}*"))
 
 

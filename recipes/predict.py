@@ -1,10 +1,10 @@
-"""What a saved model sees in images.
+"""Classification of image files with a saved model.
 
-    python recipes/predict.py runs/my_run/student drawing.png photographs/ --output answers.csv --top_k 3
+    python recipes/predict.py runs/my_run/student drawing.png photos/ --output predictions.csv --top_k 3
 
-Folders are searched with all that is below them. Files that cannot be read are named and counted, and the others are
-answered. Images are opened as in training: upright, transparency on white, 16-bit grey scaled to 8 bits. In CSV an
-apostrophe stands before a name that a spreadsheet would take for a formula, such as `=1+1`; in JSON none does.
+Folders are searched recursively. Files that cannot be read are listed and counted, and the others are classified.
+Images are opened as in training: upright, transparency on white, 16-bit gray scaled to 8 bits. In CSV, an apostrophe
+precedes a name that a spreadsheet would take for a formula, such as `=1+1`; in JSON it does not.
 """
 
 import json
@@ -20,15 +20,15 @@ from cdl_hf.escaping import csv_table
 class PredictArguments:
     """Model and images."""
 
-    checkpoint: str = field(metadata={"help": "folder of a saved model, or its name on the Hub", "positional": True})
-    files: list[str] = field(metadata={"help": "images, and folders of images", "positional": True})
+    checkpoint: str = field(metadata={"help": "Folder of a saved model, or its name on the Hub", "positional": True})
+    files: list[str] = field(metadata={"help": "Images and folders of images", "positional": True})
     output: str | None = field(
-        default=None, metadata={"help": "file to write, .csv or .json; if not given, the CSV goes to the terminal"}
+        default=None, metadata={"help": "File to write, .csv or .json", "unset": "CSV on the terminal"}
     )
-    top_k: int = field(default=5, metadata={"help": "answers an image, the most probable first", "min": 1})
-    batch_size: int = field(default=64, metadata={"help": "images a step", "min": 1})
+    top_k: int = field(default=5, metadata={"help": "Number of classes per image, the most probable first", "min": 1})
+    batch_size: int = field(default=64, metadata={"help": "Images per step", "min": 1})
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "processes that read images", "min": 0, "aliases": ("num_workers",)}
+        default=0, metadata={"help": "Number of processes that read images", "min": 0, "aliases": ("num_workers",)}
     )
 
     def __post_init__(self):
@@ -64,12 +64,12 @@ def main() -> None:
     for file, reason in unreadable.items():
         print(f"{file}: {reason}", file=sys.stderr)
     left_out = f"; {len(unreadable):,} cannot be read" if unreadable else ""
-    print(f"{len(answers):,} of {len(files):,} images answered{left_out}.", file=sys.stderr)
+    print(f"{len(answers):,} of {len(files):,} images classified{left_out}", file=sys.stderr)
     sys.exit(0 if answers else 1)
 
 
 def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str, str]]:
-    """Of each readable file its most probable classes, and the reason for each other file."""
+    """The most probable classes of each readable file, and the reason why each other file cannot be read."""
     import torch
     from torch.utils.data import DataLoader
     from tqdm import tqdm
@@ -90,7 +90,7 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
 
 
 def as_csv(answers: list[dict]) -> str:
-    """A line an image: file, label_1, score_1, label_2, ..."""
+    """One line per image: file, label_1, score_1, label_2, ..."""
     count = len(answers[0]["classes"]) if answers else 0
     rows = [["file", *(f"{what}_{k + 1}" for k in range(count) for what in ("label", "score"))]]
     for answer in answers:

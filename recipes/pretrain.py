@@ -1,15 +1,15 @@
-"""Pre-trains a backbone for a domain that has none: supervised, on any data set of images with classes.
+"""Supervised pre-training of a backbone for a domain that has none, on any data set of images with classes.
 
     accelerate launch recipes/pretrain.py --dataset my_images --model vit_tiny_patch16_224 \\
         --model_args '{"img_size": 64, "patch_size": 8, "depth": 6}' --output_dir runs/backbone
 
-The result, `<output_dir>/backbone`, is a folder in timm's form, which `--teacher` and `--student` of train.py take (a
-plain Vision Transformer; one that train.py would refuse is refused here, before it is trained) and
-`timm.create_model("local-dir:<folder>", pretrained=True)` loads; `<output_dir>/network` is the same with its
-classifier. Such a network, any timm model trained here on the same data, can guide another one (`--distill_from`).
+The result, `<output_dir>/backbone`, is a folder in timm's format. `--teacher` and `--student` of train.py accept it,
+and `timm.create_model("local-dir:<folder>", pretrained=True)` loads it. A Vision Transformer that train.py would
+refuse is refused here before training. `<output_dir>/network` is the same network with its classifier; another network
+can learn from its soft labels on the same data (`--distill_from`), whatever its timm architecture.
 
-Images are resized as at test time; then one bicubic resampling does all geometry: rotation, scaling, stretching,
-shear, shift, mirroring and a smooth distortion. Then strokes are thickened or not, parts erased, images mixed.
+Augmentation: images are resized as at test time; one bicubic resampling then rotates, scales, stretches, shears,
+shifts, mirrors and smoothly distorts them. Afterwards strokes may be thickened, parts erased, and images mixed.
 """
 
 import io
@@ -52,57 +52,80 @@ from cdl_hf.utils import DamagedFile, atomic_write, seal_file, verify, write_jso
 
 @dataclass
 class DataArguments(DatasetArguments):
-    """Data."""
+    """The data set."""
 
-    dataset: str = field(metadata={"help": "a known data set, a local path (images, tables) or a Hub name"})
+    dataset: str = field(
+        metadata={"help": "Name of a known data set, a folder of images, a table, a saved data set, or a Hub name"}
+    )
     test_fraction: float = field(
-        default=0.1, metadata={"help": "share of each class held out where there is no test split", "min": 0, "max": 1}
+        default=0.1,
+        metadata={"help": "Share of each class that is held out when there is no test split", "min": 0, "max": 1},
     )
     probe: str | None = field(
-        default=None, metadata={"help": "data set on which to measure the finished backbone's features (see probe.py)"}
+        default=None, metadata={"help": "Data set on which to probe the finished backbone's features (see probe.py)"}
     )
 
 
 @dataclass
 class ModelArguments:
-    """Model."""
+    """The network."""
 
-    model: str = field(metadata={"help": "timm's name of the architecture, such as vit_tiny_patch16_224"})
+    model: str = field(metadata={"help": "timm name of the architecture, such as vit_tiny_patch16_224"})
     model_args: str = field(default="{}", metadata={"help": "JSON object of arguments for timm.create_model"})
-    image_size: int | None = field(default=None, metadata={"help": "height and width; default: the model's", "min": 8})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square images in pixels", "unset": "the network's", "min": 8}
+    )
     mean: float | None = field(
-        default=None, metadata={"help": "subtracted from pixels in [0, 1]; default: the model's"}
+        default=None, metadata={"help": "Mean that is subtracted from pixels in [0, 1]", "unset": "the network's"}
     )
-    std: float | None = field(default=None, metadata={"help": "divides them then; default: the model's"})
+    std: float | None = field(
+        default=None, metadata={"help": "Standard deviation that divides the pixels", "unset": "the network's"}
+    )
     distill_from: str | None = field(
-        default=None, metadata={"help": "network folder whose soft labels replace the data's labels"}
+        default=None, metadata={"help": "Network folder of an earlier run, whose soft labels replace the labels"}
     )
-    temperature: float = field(default=2.0, metadata={"help": "of the soft labels", "min": 0.1})
+    temperature: float = field(default=2.0, metadata={"help": "Temperature of the soft labels", "min": 0.1})
 
 
 @dataclass
 class PretrainingConfig:
-    """Training."""
+    """The training."""
 
-    output_dir: str = field(metadata={"help": "a new folder, or one to go on with (--resume_from_checkpoint)"})
+    output_dir: str = field(
+        metadata={"help": "New folder, or the folder of a run to resume (--resume_from_checkpoint)"}
+    )
     resume_from_checkpoint: bool = field(
-        default=False, metadata={"help": "go on after the last finished epoch in output_dir", "aliases": ("resume",)}
+        default=False,
+        metadata={"help": "Continue after the last finished epoch in output_dir", "aliases": ("resume",)},
     )
     num_train_epochs: int = field(
-        default=50, metadata={"help": "passes over the training images", "min": 1, "aliases": ("num_epochs",)}
+        default=50, metadata={"help": "Number of epochs", "min": 1, "aliases": ("num_epochs",)}
     )
-    batch_size: int = field(default=128, metadata={"help": "images a step and process; even, for mixing", "min": 2})
-    learning_rate: float = field(default=1e-3, metadata={"help": "highest rate of AdamW; cosine to zero", "min": 0})
-    weight_decay: float = field(default=0.05, metadata={"help": "of matrices, not of biases and norms", "min": 0})
-    warmup_epochs: float = field(default=2.0, metadata={"help": "linear rise of the rate before the cosine", "min": 0})
-    ema_decay: float = field(default=0.998, metadata={"help": "of the averaged weights, which are kept", "max": 1})
-    label_smoothing: float = field(default=0.1, metadata={"help": "share spread over all classes", "min": 0, "max": 1})
-    mixing: float = field(default=0.2, metadata={"help": "share of batches with mixup or cutmix", "min": 0, "max": 1})
-    augmentation: float = field(default=1.0, metadata={"help": "strength of the augmentation; 0 for none", "min": 0})
+    batch_size: int = field(
+        default=128, metadata={"help": "Images per step and process; an even number, for mixing", "min": 2}
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate of AdamW, with cosine decay to zero", "min": 0}
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay of matrices; biases and norms have none", "min": 0}
+    )
+    warmup_epochs: float = field(default=2.0, metadata={"help": "Epochs of linear warmup before the cosine", "min": 0})
+    ema_decay: float = field(
+        default=0.998, metadata={"help": "Decay of the averaged weights, which are saved", "max": 1}
+    )
+    label_smoothing: float = field(
+        default=0.1, metadata={"help": "Label smoothing: share spread over all classes", "min": 0, "max": 1}
+    )
+    mixing: float = field(default=0.2, metadata={"help": "Share of batches with mixup or cutmix", "min": 0, "max": 1})
+    augmentation: float = field(
+        default=1.0, metadata={"help": "Strength of the augmentation; 0 turns it off", "min": 0}
+    )
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "processes that read and resize images", "min": 0, "aliases": ("num_workers",)}
+        default=0,
+        metadata={"help": "Number of processes that read and resize images", "min": 0, "aliases": ("num_workers",)},
     )
-    seed: int = field(default=0, metadata={"help": "of everything random", "min": 0})
+    seed: int = field(default=0, metadata={"help": "Random seed", "min": 0})
 
 
 def augment(images: torch.Tensor, strength: float) -> torch.Tensor:
@@ -134,35 +157,33 @@ def augment(images: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def load_network(folder: str, names: list[str]) -> torch.nn.Module:
-    """A network saved here earlier, to learn from; it must know the same classes in the same order."""
+    """A network saved by an earlier run, whose soft labels are used; its classes must be the same, in this order."""
     if not (Path(folder) / "config.json").is_file():
-        cli_error(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run).")
+        cli_error(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run)")
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
     if network.pretrained_cfg.get("label_names") != names:
-        cli_error(f"distill_from: {folder} was not trained on these classes, or is without its classifier.")
+        cli_error(f"distill_from: {folder} was not trained on these classes, or has no classifier")
     return network
 
 
 def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Module, dict]:
-    """The network to train and its test pipeline in timm's terms."""
+    """The network to train, and its evaluation pipeline in timm's format."""
     try:
         network = timm.create_model(args.model, num_classes=len(names), **json.loads(args.model_args))
     except json.JSONDecodeError as error:
-        cli_error(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}.")
+        cli_error(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}")
     except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
-        cli_error(f"timm cannot make {args.model} with {args.model_args}: {error}.")
+        cli_error(f"timm cannot create {args.model} with {args.model_args}: {error}")
     try:
         check_images(network, args.model)
         if isinstance(network, VisionTransformer):  # another network can guide one (distill_from)
             check_backbone(network, args.model)
     except ValueError as error:
-        cli_error(f"model: {error}.")
+        cli_error(f"model: {error}")
     expected = get_model_input_config(network)
     channels, size, _ = expected["input_size"]
     if args.image_size and args.image_size != size and expected["fixed_input_size"]:
-        cli_error(
-            f"image_size is {args.image_size}, but this network's is {size}: set img_size in model_args instead."
-        )
+        cli_error(f"image_size is {args.image_size}, but this network's is {size}: set img_size in model_args instead")
     size = args.image_size or size
     cfg = network.pretrained_cfg
     mean = cfg["mean"] if args.mean is None else (args.mean,) * channels
@@ -181,7 +202,7 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
             network, label_names = network.half(), {}
         save_for_hf(network, folder / name, model_config=label_names, data_config=pipeline, safe_serialization=True)
         config = json.loads((folder / name / "config.json").read_text())
-        config["model_args"].pop("num_classes")  # stands beside them; twice is an error for some readers
+        config["model_args"].pop("num_classes")  # is in the file already; some readers fail if it is there twice
         for key in ("tag", "license", "origin_url", "test_crop_pct"):  # of weights that are not these
             config["pretrained_cfg"].pop(key, None)
         write_json(folder / name / "config.json", config)
@@ -191,7 +212,7 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
 def made_of(
     model_args: ModelArguments, args: PretrainingConfig, splits: Splits, guide: torch.nn.Module | None, accelerator
 ) -> dict[str, Any]:
-    """What decides the weights that come out, by content and not by place; a resumed run must be made of the same."""
+    """What determines the trained weights, by content and not by path; it must be the same in a resumed run."""
     of_the_call = {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "distill_from"}
     given = {name: value for name, value in {**asdict(model_args), **asdict(args)}.items() if name not in of_the_call}
     images = {split: ordered_digest(image_digests(view), read_labels(view)) for split, view in splits.items()}
@@ -200,7 +221,7 @@ def made_of(
 
 
 def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The state after the last finished epoch of a run that is made of the same."""
+    """The state after the last finished epoch, of a run with the same origin."""
     try:
         verify(file)
         state = torch.load(file, map_location=device, weights_only=True)
@@ -218,12 +239,12 @@ def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) ->
         f"{name} was {before.get(name)}, is now {value}" for name, value in origin.items() if before.get(name) != value
     ]
     if changed:
-        cli_error(f"the run in {file.parent} cannot go on with something else: {'; '.join(changed)}")
+        cli_error(f"the run in {file.parent} cannot be resumed with other settings: {'; '.join(changed)}")
     return state
 
 
 def distillation_loss(logits: torch.Tensor, guidance: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Hinton's: KL of softened predictions (B, C), scaled so that gradients keep their size."""
+    """Loss of Hinton et al.: KL of softened predictions (B, C), scaled to keep the size of the gradients."""
     soft = (guidance / temperature).softmax(1)
     return F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
 
@@ -281,7 +302,7 @@ def main():
         cli_error(str(error))
     names = splits["train"].features["label"].names
     if len(splits["train"]) < args.batch_size * accelerator.num_processes:
-        cli_error(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images.")
+        cli_error(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images")
 
     # Networks: the one that learns, its running average, the one that guides
     network, pipeline = create_network(model_args, names)

@@ -1,9 +1,9 @@
-"""How good are a frozen backbone's features on a data set, without any prompts?
+"""Probes of a frozen backbone's features on a data set, without prompts: a linear classifier and class means.
 
-    python recipes/probe.py --backbone cdl_hf/assets/backbones/vit_micro_quickdraw --dataset quickdraw100
+    python recipes/probe.py --backbone vit_micro_quickdraw --dataset quickdraw100
 
-Trains a linear classifier and a nearest-class-mean classifier on the class tokens of the training images, with all
-classes at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
+Trains a linear classifier and a nearest-class-mean classifier on the features of the training images, on all classes
+at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
 """
 
 from dataclasses import dataclass, field
@@ -28,17 +28,19 @@ RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
 
 @dataclass
 class ProbeArguments:
-    """Backbone."""
+    """The backbone."""
 
-    backbone: str = field(metadata={"help": "folder of a saved backbone, or a timm name with its tag"})
-    batch_size: int = field(default=256, metadata={"help": "images a forward pass", "min": 1})
+    backbone: str = field(
+        metadata={"help": "Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name"}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images per forward pass", "min": 1})
 
 
 def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **options) -> dict[str, float]:
     """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features.
 
     Args:
-        options: of `load_image_dataset`.
+        options: Further arguments of `load_image_dataset`.
     """
     splits = load_image_dataset(dataset, **options)
     classes = splits["train"].features["label"].num_classes
@@ -58,7 +60,7 @@ def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **opti
 
 @torch.no_grad()
 def _features(backbone, images: TaskImages, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a head reads (n, D), and the labels (n,)."""
+    """Features that a head reads (n, D), and labels (n,)."""
     device = next(backbone.parameters()).device
     backbone.eval()
     features, labels = [], []
@@ -70,7 +72,7 @@ def _features(backbone, images: TaskImages, batch_size: int) -> tuple[torch.Tens
 
 
 def _linear(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int) -> torch.Tensor:
-    """Predictions of multinomial logistic regression on standardised features, trained to convergence."""
+    """Predictions of multinomial logistic regression on standardized features, trained to convergence."""
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
     head = torch.nn.Linear(x.shape[1], classes)
@@ -95,7 +97,7 @@ def main():
     except ValueError as error:
         cli_error(str(error))
     print(f"{args.backbone} on {data.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
-    print(f"linear probe {accuracy['linear_probe']:.1f} %, nearest class mean {accuracy['nearest_class_mean']:.1f} %")
+    print(f"linear probe {accuracy['linear_probe']:.1f}%, nearest class mean {accuracy['nearest_class_mean']:.1f}%")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_accuracy_after_the_first_task_is_that_of_the_run(demo, finished_run, dr
 
 def test_page_tells_what_is_known_and_what_is_new(recipe, demo, image):
     text = recipe.render(demo, image, 1)
-    assert "After task 2 of 3: 4 classes, the newest class_2, class_3." in text
+    assert "After task 2 of 3: 4 classes, the newest are class_2, class_3." in text
     assert text.count("<li>") == 2 * 4 and text.count("<b>new</b>") == 2 * 2
     assert text.index("Teacher") < text.index("Student") and "data:image/png;base64," in text
     assert "Drop an image" in recipe.render(demo, None, 0)
@@ -141,7 +141,7 @@ def test_uploads_are_limited(recipe):
         ([], "error: run is required"),
         (["nowhere"], "not the output folder of a run"),
         (["{run}/student"], "not the output folder of a run"),
-        (["{run}", "--space", "{run}"], "is there already"),
+        (["{run}", "--space", "{run}"], "exists; name a new folder"),
         (["{run}", "--port", "70000"], "from 1 to 65535"),
     ],
 )

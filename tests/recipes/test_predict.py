@@ -44,7 +44,7 @@ def test_answers_are_those_of_the_pipeline(finished_run, folder, tmp_path, capsy
         for ours, theirs in zip(answers[str(folder / name)], classify(str(folder / name), top_k=2), strict=True):
             assert ours["label"] == theirs["label"] and ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
     errors = capsys.readouterr().err
-    assert "broken.png: not an image" in errors and "4 of 5 images answered; 1 cannot be read." in errors
+    assert "broken.png: not an image" in errors and "4 of 5 images classified; 1 cannot be read" in errors
 
     shallow = folder / "shallow.png"  # the same image in 8 bits
     PIL.Image.fromarray((np.asarray(PIL.Image.open(folder / "deep.png")) // 257).astype(np.uint8)).save(shallow)
@@ -67,7 +67,7 @@ def test_csv_to_a_file_and_to_the_terminal(finished_run, folder, tmp_path, capsy
 
 def test_nothing_readable_is_a_failure(finished_run, folder, capsys):
     assert predict(finished_run / "student", folder / "broken.png") == 1
-    assert "0 of 1 images answered; 1 cannot be read." in capsys.readouterr().err
+    assert "0 of 1 images classified; 1 cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
