@@ -3,34 +3,36 @@
     hf auth login
     python recipes/push.py runs/my_run --hub_model_id me/drawings
 
-Exit code: 0 all is there; 2 a mistake in the arguments; 69 (EX_UNAVAILABLE) the Hub did not take it, try again.
+Exit code: 0 all is pushed; 2 a mistake in the arguments; 69 (EX_UNAVAILABLE) the Hub did not accept it, try again.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_hf.cli import cli_error
+from cdl_hf.cli import argument, cli_error, parse
+from cdl_hf.training.arguments import RepositoryArguments
 from cdl_hf.training.interruptions import EX_UNAVAILABLE
 
 
+@dataclass
+class PushArguments:
+    """The run."""
+
+    output_dir: str = argument("Output folder of the run", positional=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path, help="output folder of the run")
-    parser.add_argument("--hub_model_id", help="owner/name or name; the folder's name if not given")
-    parser.add_argument("--hub_private", action="store_true", help="make the repositories private")
-    parser.add_argument(
-        "--hub_task_revisions",
-        action="store_true",
-        help="push the models as they were after each task, too, as branches task-01, task-02, ...",
-    )
-    args = parser.parse_args()
+    args, hub_args = parse((PushArguments, RepositoryArguments), description=__doc__)
 
     from cdl_hf.hub.push import PushError, push_run  # takes seconds
 
     try:
         addresses = push_run(
-            args.output_dir, args.hub_model_id, private=args.hub_private, task_revisions=args.hub_task_revisions
+            Path(args.output_dir),
+            hub_args.hub_model_id,
+            private=hub_args.hub_private,
+            task_revisions=hub_args.hub_task_revisions,
         )
     except PushError as error:
         print(error, file=sys.stderr)

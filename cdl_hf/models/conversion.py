@@ -1,17 +1,17 @@
-"""Reads the state dicts that the authors' code of CDL (arXiv 2407.13911) trains into checkpoints of this package.
+"""Conversion of state dicts trained by the authors' code of CDL (arXiv 2407.13911) to checkpoints of this package.
 
     python -m cdl_hf.models.conversion student.pth converted/ --role student --classes_per_task 20 --num_tasks 10
 
 The prompt method, the KD branch, the transformers and all sizes are read off the names and shapes of the tensors. What
-they do not tell is an argument: how the classes are split into tasks, and how many of the tasks have been trained.
+they do not say is an argument: how the classes are split into tasks, and how many of the tasks have been trained.
 """
 
-import argparse
 import pickle
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -193,22 +193,45 @@ def _named(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{owner}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("state_dict", type=Path, help=".pth file of the authors' code")
-    parser.add_argument("output_dir", type=Path, help="folder of the checkpoint, for from_pretrained")
-    parser.add_argument("--role", choices=["teacher", "student"], required=True)
-    parser.add_argument("--classes_per_task", type=int, nargs="+", required=True, help="one number: of every task")
-    parser.add_argument("--num_tasks", type=int, default=None, help="needed with one number of classes_per_task")
-    parser.add_argument("--tasks_seen", type=int, default=None, help="tasks trained so far; all by default")
-    parser.add_argument("--class_names", type=Path, default=None, help="text file, a class a line, in column order")
-    parser.add_argument("--backbone", default=None, help="timm architecture, if its sizes do not tell")
-    parser.add_argument("--query_backbone", default=None, help="timm architecture of s_feat, if its sizes do not tell")
-    parser.add_argument("--teacher", type=Path, default=None, help=".pth file of a CDL-Prompt student's teacher")
-    parser.add_argument("--kd_alpha", type=float, default=0.5, help="weight of the KD head in a prediction")
-    parser.add_argument("--resize", type=int, default=224, help="shorter side in pixels, before the crop to the input")
-    args = parser.parse_args()
+@dataclass
+class ConversionArguments:
+    """The state dict, and what it does not say."""
 
+    state_dict: str = field(metadata={"help": "A .pth file of the authors' code", "positional": True})
+    output_dir: str = field(metadata={"help": "Folder for the checkpoint, for from_pretrained", "positional": True})
+    role: Literal["teacher", "student"] = field(metadata={"help": "Which of the two models it is"})
+    classes_per_task: list[int] = field(
+        metadata={"help": "Number of classes of each task, or one number for all num_tasks tasks", "min": 1}
+    )
+    num_tasks: int | None = field(
+        default=None, metadata={"help": "Number of tasks", "unset": "from classes_per_task", "min": 1}
+    )
+    tasks_seen: int | None = field(
+        default=None, metadata={"help": "Number of tasks trained so far", "unset": "all", "min": 1}
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "Text file with a class name a line, by class id", "unset": "numbers"}
+    )
+    backbone: str | None = field(default=None, metadata={"help": "timm architecture", "unset": "found by its sizes"})
+    query_backbone: str | None = field(
+        default=None, metadata={"help": "timm architecture of s_feat", "unset": "found by its sizes"}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "A .pth file of the teacher, for a student of CDL-Prompt"}
+    )
+    kd_alpha: float = field(
+        default=PromptViTConfig.kd_alpha,
+        metadata={"help": "Weight of the KD head in a prediction", "min": 0, "max": 1},
+    )
+    resize: int = field(
+        default=224, metadata={"help": "Shorter side in pixels, before the crop to the input", "min": 1}
+    )
+
+
+def main() -> None:
+    from ..cli import cli_error, parse  # here alone: the module needs only its siblings
+
+    (args,) = parse((ConversionArguments,), description=__doc__)
     classes = (
         args.classes_per_task * (args.num_tasks or 1) if len(args.classes_per_task) == 1 else args.classes_per_task
     )
@@ -221,12 +244,12 @@ def main() -> None:
             tasks_seen=args.tasks_seen,
             backbone=args.backbone,
             query_backbone=args.query_backbone,
-            class_names=args.class_names.read_text().splitlines() if args.class_names else None,
+            class_names=Path(args.class_names).read_text().splitlines() if args.class_names else None,
             teacher_state_dict=teacher,
             kd_alpha=args.kd_alpha,
         )
     except (OSError, ValueError, pickle.UnpicklingError) as error:
-        parser.error(str(error))
+        cli_error(str(error))
     model.save_pretrained(args.output_dir)
     height, width = model.backbone.patch_embed.img_size
     CLIPImageProcessor(
@@ -237,7 +260,7 @@ def main() -> None:
     ).save_pretrained(args.output_dir)
     print(f"{args.output_dir}: {model.config.prompt_method}, KD branch {model.config.kd_branch}")
     if unused:
-        print(f"played no part: {', '.join(unused)}")
+        print(f"not used: {', '.join(unused)}")
 
 
 if __name__ == "__main__":

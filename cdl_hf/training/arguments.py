@@ -84,8 +84,8 @@ class StreamArguments(DatasetArguments):
     )
     class_order: str | list[str] = _argument(
         "natural",
-        "natural, seeded (drawn with stream_seed), split_file (by the targets of that list), or all class names or "
-        "labels: separated by commas, or as a list, in which a name may have commas itself; entries that are all "
+        "Order of the classes: natural, seeded (drawn with stream_seed), split_file (by the targets of that list), or "
+        "all class names or labels, separated by commas, or as a list where names have commas; entries that are all "
         "names are read as names",
         in_label=True,
     )
@@ -341,19 +341,25 @@ class CDLConfig:
 
 
 @dataclass
-class HubArguments:
-    """Sharing on the Hub."""
+class RepositoryArguments:
+    """The repositories on the Hub."""
 
-    push_to_hub: bool = _argument(False, "Push teacher and student to the Hub when the run is finished")
     hub_model_id: str | None = _argument(
         None,
-        "owner/name or name of the repositories <name>-teacher and <name>-student",
+        "Repositories <name>-teacher and <name>-student, with or without an owner: owner/name",
         unset="the output folder's name",
     )
     hub_private: bool = _argument(False, "Make the repositories private")
     hub_task_revisions: bool = _argument(
         False, "Push the models as they were after each task, too, as branches task-01, task-02, ..."
     )
+
+
+@dataclass
+class HubArguments(RepositoryArguments):
+    """Sharing on the Hub."""
+
+    push_to_hub: bool = _argument(False, "Push teacher and student to the Hub when the run is finished")
 
     def __post_init__(self):
         if not self.push_to_hub and (self.hub_model_id or self.hub_private or self.hub_task_revisions):
