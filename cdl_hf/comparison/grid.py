@@ -1,4 +1,4 @@
-"""Which runs of recipes/train.py a comparison is made of, from a YAML file of axes.
+"""The runs of a comparison, as planned by a YAML file of axes.
 
     arguments: {num_train_epochs: 4}                       # of every run
     seeds: [0, 1, 2]
@@ -8,10 +8,10 @@
           prompts: {l2p: {prompt_method: l2p}, apt: {prompt_method: apt}}
           order: {natural: {}, drawn: {class_order: seeded}}
         students: {none: {distillation: none}, kdp: {distillation: kdp}}     # of every teacher
-        heads: {ncm: {head: ncm}}                    # computed for every teacher and student
+        classifiers: {ncm: {classifier: ncm}}        # computed for every teacher and student
 
-A run is named by the values it takes, such as `l2p-natural-kdp-seed0`: a teacher depends on everything but
-`students`, and serves all of them. Runs of two grids with the same name are one run.
+A run is named by its values, such as `l2p-natural-kdp-seed0`. A teacher depends on all axes but `students` and
+`classifiers`, and serves all its students. Runs of two grids with the same name are one run.
 """
 
 import itertools
@@ -26,9 +26,11 @@ from ..cli import parse, to_dict
 from ..training.arguments import RUN, planned
 
 TEACHER, STUDENT = "teacher", "student"
-STUDENTS, HEADS = "students", "heads"  # axes that teachers do not depend on
+STUDENTS, CLASSIFIERS = "students", "classifiers"  # axes that teachers do not depend on
+_EARLIER = {"heads": CLASSIFIERS}  # keys of earlier versions
 _KEYS = {"arguments", "seeds", "grids"}
-_GRID_KEYS = {"teachers", "students", "heads"}
+_GRID_KEYS = {"teachers", STUDENTS, CLASSIFIERS}
+
 Values = dict[str, str | list[str]]
 
 
@@ -37,14 +39,14 @@ class PlannedRun:
     """A run of train.py.
 
     Args:
-        setting: Its name without the seed.
+        experiment: Its name without the seed.
         seed: The seed.
-        role: `"teacher"` or `"student"`: which of the two it trains, or computes a head for.
-        arguments: As the file gives them, texts or lists of texts by name.
-        source: The run whose states it takes.
+        role: `"teacher"` or `"student"`: the model that it trains, or computes a classifier for.
+        arguments: Arguments as written in the file, strings or lists of strings by name.
+        source: The run whose states it reads.
     """
 
-    setting: str
+    experiment: str
     seed: int
     role: str
     arguments: Values = field(hash=False)
@@ -53,10 +55,15 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"{self.setting}-seed{self.seed}"
+        return f"{self.experiment}-seed{self.seed}"
+
+    @property
+    def kind(self) -> str:
+        """`teacher`, `student`, or `classifier` where nothing else is trained."""
+        return "classifier" if self.source is not None and self.source.role == self.role else self.role
 
     def command_line(self, runs: Path) -> list[str]:
-        """Arguments of train.py, but where it writes.
+        """Arguments of train.py, except for the output folder.
 
         Args:
             runs: Folder of all runs.
@@ -69,22 +76,22 @@ class PlannedRun:
         return [token for name, value in values.items() for token in (f"--{name}", *_listed(value))]
 
     def resolved(self, runs: Path) -> dict[str, Any]:
-        """All arguments of train.py in their types. A mistake in them ends the process, as it would end the run."""
+        """All arguments of train.py in their types; a mistake ends the process, as it would end the run."""
         return to_dict(parse(RUN, self.command_line(runs)))
 
 
 def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun]]:
-    """The runs that a file asks for, by the name of the teacher that they share, sources before those that take them.
+    """The runs of a file by the name of the teacher that they share; sources come before the runs that read them.
 
-    All teachers of a seed come before those of the next, so that there is something of everything soon.
+    All teachers of a seed come before those of the next, so that each experiment soon has a result.
 
     Args:
         path: The YAML file.
-        only: Values to keep (seeds as `seed0`); of an axis none of whose values is named here, all are kept. Axes of
-            the same name in several grids are one; a grid that has none of the values to keep is left out.
+        only: Values to keep (seeds as `seed0`). An axis without any of them is kept whole. Axes of the same name in
+            several grids are one; a grid that has none of the values to keep is left out.
 
     Raises:
-        ValueError: The file cannot be read as a grid; the message says where it goes wrong.
+        ValueError: The file is not a grid; the message says where.
     """
     content = _read(path)
     grids = [
@@ -104,13 +111,13 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
             }
             if f"seed{seed}" not in kept.pop("seeds") or (grid[STUDENTS] and not kept[STUDENTS]):
                 continue
-            students, heads = kept.pop(STUDENTS), kept.pop(HEADS)
+            students, classifiers = kept.pop(STUDENTS), kept.pop(CLASSIFIERS)
             for values in itertools.product(*(axis.items() for axis in kept.values())):
                 arguments = _relative(content["arguments"], path)
                 for _, more in values:
                     arguments |= _relative(more, path)
                 name = "-".join(name for name, _ in values)
-                for run in _runs_of(name, arguments, int(seed), students, heads):
+                for run in _runs_of(name, arguments, int(seed), students, classifiers):
                     teacher = f"{name}-teacher-seed{seed}"
                     known_run = groups.setdefault(teacher, {}).setdefault(run.name, run)
                     if known_run != run:
@@ -119,7 +126,7 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
 
 
 def _runs_of(
-    name: str, arguments: Values, seed: int, students: dict[str, Values], heads: dict[str, Values]
+    name: str, arguments: Values, seed: int, students: dict[str, Values], classifiers: dict[str, Values]
 ) -> Iterator[PlannedRun]:
     teacher = PlannedRun(f"{name}-teacher", seed, TEACHER, arguments)
     learners = [teacher]
@@ -127,17 +134,17 @@ def _runs_of(
         learners.append(PlannedRun(f"{name}-{learner}", seed, STUDENT, {**arguments, **more}, teacher))
     yield from learners
     for run in learners:
-        for head, more in heads.items():
-            yield PlannedRun(f"{run.setting}-{head}", seed, run.role, {**run.arguments, **more}, run)
+        for classifier, more in classifiers.items():
+            yield PlannedRun(f"{run.experiment}-{classifier}", seed, run.role, {**run.arguments, **more}, run)
 
 
 def _axes(grid: dict[str, Any]) -> dict[str, dict[str, Values]]:
-    """All axes of a grid by name: its teachers', students and heads."""
-    return {**grid["teachers"], STUDENTS: grid.get(STUDENTS, {}), HEADS: grid.get(HEADS, {})}
+    """All axes of a grid by name: those of its teachers, students and classifiers."""
+    return {**grid["teachers"], STUDENTS: grid.get(STUDENTS, {}), CLASSIFIERS: grid.get(CLASSIFIERS, {})}
 
 
 def _relative(values: Values, path: Path) -> Values:
-    """With the preset that `config` names found from the grid's folder."""
+    """The values, with the path of the preset that `config` names relative to the grid's folder."""
     return values | ({"config": str(path.parent / Path(values["config"]).expanduser())} if "config" in values else {})
 
 
@@ -146,7 +153,7 @@ def _listed(value: str | list[str]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's content, its texts as they are written."""
+    """The content of the file; all values are the strings that are written there."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
@@ -161,29 +168,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: seeds must be a list of whole numbers")
     if not isinstance(content["grids"], dict) or not content["grids"]:
         raise ValueError(f"{path}: grids must name at least one grid")
+    content["grids"] = {title: _with_present_keys(grid) for title, grid in content["grids"].items()}
     for title, grid in content["grids"].items():
         _check_keys(grid, _GRID_KEYS, {"teachers"}, path, title)
         if not isinstance(grid["teachers"], dict) or not grid["teachers"]:
             raise ValueError(f"{path}: the teachers of {title} must have at least one axis")
         named = {**{f"{title}, {name}": axis for name, axis in grid["teachers"].items()}}
-        named |= {f"{title}, {name}": grid[name] for name in (STUDENTS, HEADS) if name in grid}
+        named |= {f"{title}, {name}": grid[name] for name in (STUDENTS, CLASSIFIERS) if name in grid}
         for name, axis in named.items():
             if not isinstance(axis, dict) or not axis:
                 raise ValueError(f"{path}: {name} must be values with their arguments, as in a: {{kd_alpha: 0.5}}")
             for value, arguments in axis.items():
                 _check_values(arguments, path, f"{name}, {value}")
-        if strange := sorted(grid["teachers"].keys() & {"seeds", STUDENTS, HEADS}):
+        if strange := sorted(grid["teachers"].keys() & {"seeds", STUDENTS, CLASSIFIERS}):
             raise ValueError(f"{path}: an axis of the teachers of {title} is named {strange[0]}; choose another name")
         if TEACHER in grid.get(STUDENTS, {}):
             raise ValueError(f"{path}: a student of {title} is named teacher; choose another name")
     return content
 
 
+def _with_present_keys(grid: Any) -> Any:
+    return {_EARLIER.get(key, key): value for key, value in grid.items()} if isinstance(grid, dict) else grid
+
+
 def _check_keys(content: Any, known: set[str], needed: set[str], path: Path, place: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: {place} must consist of {', '.join(sorted(known))}")
     if strange := sorted(content.keys() - known):
-        raise ValueError(f"{path}: {place} has an unknown entry {strange[0]!r}, besides {', '.join(sorted(known))}")
+        raise ValueError(f"{path}: {place} has an unknown entry {strange[0]!r}; known are {', '.join(sorted(known))}")
     if missing := sorted(needed - content.keys()):
         raise ValueError(f"{path}: {place} has no {missing[0]}")
 
@@ -195,4 +207,4 @@ def _check_values(arguments: Any, path: Path, place: str) -> None:
     ):
         raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{kd_alpha: 0.5}}")
     if fixed := sorted(arguments.keys() & planned()):
-        raise ValueError(f"{path}: {place} sets {fixed[0]}, which follows from the grid itself")
+        raise ValueError(f"{path}: {place} sets {fixed[0]}, which compare.py sets itself")

@@ -1,4 +1,4 @@
-"""What runs a YAML file of axes asks for."""
+"""The runs that a YAML file of axes plans."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ grids:
       prompts: {l2p: {prompt_method: l2p}}
       order: {natural: {}}
     students: {kd: {distillation: kd, kd_alpha: 0.7}}
-    heads: {ncm: {classifier: ncm}}
+    classifiers: {ncm: {classifier: ncm}}
 """
 
 
@@ -41,7 +41,7 @@ def test_teachers_are_shared_and_runs_of_two_grids_are_one(grid):
         f"{name}-teacher-seed0" for name in ("l2p-natural", "l2p-drawn", "apt-natural", "apt-drawn")
     ]
     assert len(groups) == 8
-    assert [run.setting.removeprefix("l2p-natural-") for run in groups["l2p-natural-teacher-seed5"]] == [
+    assert [run.experiment.removeprefix("l2p-natural-") for run in groups["l2p-natural-teacher-seed5"]] == [
         *("teacher", "none", "kd", "teacher-ncm", "kd-ncm")
     ]
 
@@ -68,36 +68,41 @@ def test_command_lines(grid):
 def test_values_to_keep(grid):
     groups = read_grid(grid(), ["seed5", "drawn", "kd"])
     assert list(groups) == ["l2p-drawn-teacher-seed5", "apt-drawn-teacher-seed5"]
-    assert [run.setting for run in groups["apt-drawn-teacher-seed5"]] == ["apt-drawn-teacher", "apt-drawn-kd"]
+    assert [run.experiment for run in groups["apt-drawn-teacher-seed5"]] == ["apt-drawn-teacher", "apt-drawn-kd"]
     assert list(read_grid(grid(), ["apt", "natural", "seed0"])) == ["apt-natural-teacher-seed0"]  # none of grid two
     (group,) = read_grid(grid(), ["l2p", "natural", "seed0", "none"]).values()
-    assert [run.setting for run in group] == ["l2p-natural-teacher", "l2p-natural-none"]
+    assert [run.experiment for run in group] == ["l2p-natural-teacher", "l2p-natural-none"]
     with pytest.raises(ValueError, match="has no 'l2'"):
         read_grid(grid(), ["l2"])
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "message"),
     [
         ("seeds: [0, 5]", "seed: 0", "unknown entry 'seed'"),
         ("seeds: [0, 5]", "seeds: [a]", "seeds must be a list of whole numbers"),
         ("students: {none: {distillation: none}", "students: {teacher: {distillation: none}", "named teacher"),
-        ("classifier: ncm", "head: {a: b}", "two, heads, ncm must be arguments"),
+        ("classifier: ncm", "head: {a: b}", "two, classifiers, ncm must be arguments"),
         ("classifier: ncm", "seed: 3", "sets seed"),
         (
-            "kd, kd_alpha: 0.7}}\n    heads",
-            "kd, kd_alpha: 0.5}}\n    heads",
+            "kd, kd_alpha: 0.7}}\n    classifiers",
+            "kd, kd_alpha: 0.5}}\n    classifiers",
             "l2p-natural-kd-seed0, with different arguments",
         ),
-        ("heads: {ncm", "head: {ncm", "unknown entry 'head'"),
+        ("classifiers: {ncm", "head: {ncm", "unknown entry 'head'"),
         ("order: {natural: {}}", "order: {}", "two, order must be values"),
         ("seeds: [0, 5]", "seeds: [0, 5", "not valid YAML"),
     ],
 )
-def test_mistakes_are_told(grid, before, after, told):
+def test_mistakes_are_reported(grid, before, after, message):
     assert before in GRID
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_grid(grid(GRID.replace(before, after)))
+
+
+def test_the_earlier_key_of_classifiers_is_read(grid):
+    groups = read_grid(grid(GRID.replace("classifiers:", "heads:")))
+    assert "l2p-natural-kd-ncm" in [run.experiment for run in groups["l2p-natural-teacher-seed5"]]
 
 
 def test_bundled_grid_asks_for_every_pair_of_methods_and_only_for_what_train_takes():

@@ -1,8 +1,7 @@
-"""recipes/compare.py: what it runs, skips and tells; train.py stands in as a fake but for the last test."""
+"""recipes/compare.py: what it runs, skips and reports. train.py is a fake, except in the last test."""
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -13,6 +12,7 @@ import yaml
 from tiny_runs import load_recipe, run_recipe
 
 from cdl_hf.cli import parse, to_dict
+from cdl_hf.comparison import runner
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.run_lock import RunLock
 
@@ -28,7 +28,7 @@ grids:
     students:
       cdl_prompt: {distillation: cdl_prompt}
       kd: {distillation: kd}
-    heads: {ncm: {classifier: ncm}}
+    classifiers: {ncm: {classifier: ncm}}
 """
 
 
@@ -41,7 +41,7 @@ def pretend_to_train(argv: list[str]) -> tuple[int, str]:
     (folder / "states" / role).mkdir(parents=True, exist_ok=True)
     for task in range(3):
         (folder / "states" / role / f"task_{task:03d}.safetensors").touch()
-    results = {"stream": {"num_tasks": 3}, "args": arguments, role: FIGURES}
+    results = {"stream": {"num_tasks": 3}, "args": arguments, "seconds": {role: 60.0}, role: FIGURES}
     (folder / "results.json").write_text(json.dumps(results))
     return 0, ""
 
@@ -59,7 +59,7 @@ def compare(tmp_path, monkeypatch, capsys):
             trained.append(Path(line[line.index("--output_dir") + 1]).name)
             return pretend_to_train(line[2:])
 
-        monkeypatch.setattr(recipe, "call", call)
+        monkeypatch.setattr(runner, "call", call)
         files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
         monkeypatch.setattr(sys, "argv", ["compare.py", *files, *more])
         code = 0
@@ -69,56 +69,63 @@ def compare(tmp_path, monkeypatch, capsys):
             code = end.code
         return trained, capsys.readouterr(), code
 
-    run.recipe = recipe
     return run
 
 
-def test_grid_is_run_once_and_told_in_a_table(compare, tmp_path):
-    trained, told, code = compare()
+def test_grid_is_run_once_and_a_table_is_written(compare, tmp_path):
+    trained, printed, code = compare()
     assert trained == [f"apt-{name}-seed0" for name in ("teacher", "cdl_prompt", "kd", "teacher-ncm", "kd-ncm")]
     rows = (tmp_path / "runs" / "table.md").read_text().splitlines()[2:]
     cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:5]] for row in rows}
     assert cells["apt-kd"] == ["41.25", "3.50", "1 of 1"]
-    # What train.py refuses is told with its reason, and the other runs do not suffer.
+    # What train.py refuses is listed with its reason, and the other runs do not suffer.
     assert cells["apt-cdl_prompt"] == ["", "", "0 of 1, refused"]
     assert cells["apt-cdl_prompt-ncm"][2] == "0 of 1, refused"
-    assert "  apt-cdl_prompt-seed0: cdl_prompt maps prompts, and apt has none\n" in told.out
+    assert "  apt-cdl_prompt-seed0: cdl_prompt maps prompts, and apt has none\n" in printed.out
     assert code == 0
 
-    trained, told, code = compare()
+    trained, printed, code = compare()
     assert trained == ["apt-cdl_prompt-seed0"]  # refused again; nothing else is run
-    assert told.out.count("1 of 1") == 4
+    assert printed.out.count("1 of 1") == 4
 
 
-def test_what_is_lost_is_trained_again_only_where_it_is_needed(compare, tmp_path):
+def test_progress_is_counted_with_the_time_left(compare):
+    trained, printed, code = compare("--only", "kd")
+    assert "\nrun 1 of 4: apt-teacher-seed0\n" in printed.out
+    assert "\nrun 4 of 4: apt-kd-ncm-seed0, about 1 min left\n" in printed.out
+    trained, printed, code = compare()  # four are finished
+    assert "\nrun 5 of 6: apt-cdl_prompt-seed0, about 2 min left\n" in printed.out
+
+
+def test_lost_states_are_made_again_only_where_they_are_needed(compare, tmp_path):
     compare("--only", "kd")
     runs = tmp_path / "runs"
     for name in ("teacher", "kd"):
         shutil.rmtree(runs / f"apt-{name}-seed0" / "states")
     assert compare("--only", "kd")[0] == []  # the results are enough
     shutil.rmtree(runs / "apt-kd-ncm-seed0")
-    trained, told, code = compare("--only", "kd")
+    trained, printed, code = compare("--only", "kd")
     assert trained == ["apt-teacher-seed0", "apt-kd-seed0", "apt-kd-ncm-seed0"]
     assert code == 0
     assert compare("--only", "kd")[0] == []
 
 
-def test_finished_run_with_other_arguments_is_told_and_not_taken(compare, tmp_path):
+def test_a_finished_run_with_other_arguments_is_reported_and_not_used(compare, tmp_path):
     compare("--only", "kd")
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID.replace("distillation: kd}", "distillation: kd, alpha: 0.75}"))
-    trained, told, code = compare("--only", "kd")
+    trained, printed, code = compare("--only", "kd")
     assert (trained, code) == ([], 1)
-    assert "alpha was 0.5, is now 0.75" in told.out
-    assert "0 of 1, failed" in told.out
+    assert "alpha was 0.5, is now 0.75" in printed.out
+    assert "0 of 1, failed" in printed.out
 
 
-def test_a_teacher_that_cannot_be_had_fails_the_grid(compare, tmp_path):
+def test_a_teacher_that_fails_fails_the_grid(compare, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID.replace("{num_tasks: 3}", "{num_tasks: 3, distillation: cdl_prompt}"))
-    trained, told, code = compare("--only", "kd")
+    trained, printed, code = compare("--only", "kd")
     assert (trained, code) == (["apt-teacher-seed0"], 1)
-    assert "  apt-kd-seed0: there is no apt-teacher-seed0" in told.out
+    assert "  apt-kd-seed0: there is no apt-teacher-seed0" in printed.out
 
 
 def test_an_argument_that_is_newer_than_a_run_had_its_default_then(compare, tmp_path):
@@ -142,7 +149,7 @@ def wait_in(folder, channel):
 
 
 def test_a_run_that_another_process_is_making_is_waited_for_last(compare, tmp_path, monkeypatch):
-    """Here everything needs it; nothing is trained twice, and nothing is told as failed."""
+    """Here everything needs it; nothing is trained twice, and nothing is reported as failed."""
     folder = tmp_path / "runs" / "apt-teacher-seed0"
     folder.mkdir(parents=True)
     here, there = FORK.Pipe()
@@ -154,90 +161,70 @@ def test_a_run_that_another_process_is_making_is_waited_for_last(compare, tmp_pa
         here.send("end")
         other.join()
 
-    monkeypatch.setattr(compare.recipe, "pause", pause)
-    trained, told, code = compare("--only", "kd")
+    monkeypatch.setattr(runner, "pause", pause)
+    trained, printed, code = compare("--only", "kd")
     assert (trained, code) == (["apt-kd-seed0", "apt-teacher-ncm-seed0", "apt-kd-ncm-seed0"], 0)
-    assert told.out.count("apt-teacher-seed0 is being made by another process") == 1
-    assert told.out.count("1 of 1") == 4
+    assert printed.out.count("apt-teacher-seed0 is being made by another process") == 1
+    assert printed.out.count("1 of 1") == 4
 
 
-def test_while_it_waits_a_signal_stops_it(compare, tmp_path, monkeypatch):
+def test_a_signal_interrupts_the_waiting(compare, tmp_path, monkeypatch):
     monkeypatch.setattr(RunLock, "is_taken", lambda self: True)
-    monkeypatch.setattr(compare.recipe.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
     assert compare()[::2] == ([], 75)
 
 
-def test_a_finished_run_that_lacks_its_model_or_whose_results_are_damaged_is_gone_on_with(compare, tmp_path):
+def test_a_finished_run_that_lacks_its_model_or_whose_results_are_damaged_is_resumed(compare, tmp_path):
     compare("--only", "kd")
     arguments = to_dict(parse(RUN, [*TEACHER, "--cache_teacher_outputs"]))
     folder = tmp_path / "runs" / "apt-teacher-seed0"
     (folder / "args.yaml").write_text(yaml.safe_dump({k: v for k, v in arguments.items() if v is not None}))
     assert compare("--only", "kd")[0] == []  # results are enough
     (folder / "checkpoints").mkdir()
-    trained, told, code = compare("--only", "kd")
-    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in told.out
+    trained, printed, code = compare("--only", "kd")
+    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in printed.out
     (folder / "teacher").mkdir()
     (folder / "teacher" / "config.json").touch()
     assert compare("--only", "kd")[0] == []
     (folder / "results.json").write_text("")
-    trained, told, code = compare("--only", "kd")
-    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in told.out
+    trained, printed, code = compare("--only", "kd")
+    assert trained == ["apt-teacher-seed0"] and "--resume_from_checkpoint" in printed.out
 
 
-def test_a_begun_run_is_not_gone_on_with_under_other_arguments(compare, tmp_path):
+def test_a_begun_run_is_not_resumed_with_other_arguments(compare, tmp_path):
     """What the grid no longer says, --resume_from_checkpoint would take from the run's own arguments."""
     folder = tmp_path / "runs" / "apt-teacher-seed0"
     folder.mkdir(parents=True)
     (folder / "args.yaml").write_text("alpha: 0.75\nprompt_method: apt\nnum_tasks: 3\n")
-    trained, told, code = compare("--only", "kd")
-    assert (trained, code) == ([], 1) and "it is begun, with other arguments (kd_alpha was 0.75" in told.out
+    trained, printed, code = compare("--only", "kd")
+    assert (trained, code) == ([], 1) and "it is begun, with other arguments (kd_alpha was 0.75" in printed.out
 
 
 def test_a_damaged_record_of_a_begun_run_stops_no_other(compare, tmp_path):
     folder = tmp_path / "runs" / "apt-kd-ncm-seed0"
     folder.mkdir(parents=True)
     (folder / "args.yaml").write_text("alpha: 0.75\nprompt_me")
-    trained, told, code = compare("--only", "kd")
+    trained, printed, code = compare("--only", "kd")
     assert (trained, code) == (["apt-teacher-seed0", "apt-kd-seed0", "apt-teacher-ncm-seed0"], 1)
-    assert "apt-kd-ncm-seed0: it is begun, and its args.yaml is damaged: remove its folder" in told.out
-    assert f"{folder / 'args.yaml'}: this file is not valid YAML" in told.err
+    assert "apt-kd-ncm-seed0: it is begun, and its args.yaml is damaged: remove its folder" in printed.out
+    assert f"{folder / 'args.yaml'}: this file is not valid YAML" in printed.err
 
 
 def test_jobs(compare):
-    trained, told, code = compare("--list_jobs")
+    trained, printed, code = compare("--list_jobs")
     assert (trained, code) == ([], 0)
-    assert told.out.strip() == "1  apt-teacher-seed0: 6 runs, 0 of them finished"
-    trained, told, code = compare("--job", "2")
+    assert printed.out.strip() == "1  apt-teacher-seed0: 6 runs, 0 of them finished"
+    trained, printed, code = compare("--job", "2")
     assert (trained, code) == ([], 2)
-    assert "--job 2: " in told.err
+    assert "--job 2: " in printed.err
 
 
-def test_wrong_argument_is_told_before_anything_is_trained(compare, tmp_path):
+def test_a_wrong_argument_is_reported_before_anything_is_trained(compare, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID.replace("classifier: ncm", "classifiers: ncm"))
-    trained, told, code = compare()
+    trained, printed, code = compare()
     assert (trained, code) == ([], 2)
-    assert "unknown argument --classifiers; did you mean --classifier?" in told.err
-
-
-def test_a_call_tells_the_exit_code_and_the_last_message(capfd):
-    call = load_recipe("compare").call
-    script = "import sys; print('out'); sys.stderr.write('bar\\rtrain.py: error: too large\\n\\n'); sys.exit(2)"
-    assert call([sys.executable, "-c", script]) == (2, "too large")
-    assert "too large" in capfd.readouterr().err  # passed on
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_run_end_and_stops_the_grid(number):
-    recipe, before = load_recipe("compare"), signal.getsignal(number)
-    ends = "signal.pause()" if number == signal.SIGTERM else ""  # which is passed on; a Ctrl-C reaches both
-    script = (
-        "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n"
-        f"os.kill({os.getpid()}, {int(number)})\n{ends}"
-    )
-    with pytest.raises(recipe.Stopped):
-        recipe.call([sys.executable, "-c", script])
-    assert signal.getsignal(number) is before
+    assert "unknown argument --classifiers; did you mean --classifier?" in printed.err
 
 
 @pytest.mark.slow
@@ -254,7 +241,7 @@ def test_grid_of_real_runs(command, tmp_path, monkeypatch):
             return end.code, "refused"
         return 0, ""
 
-    monkeypatch.setattr(recipe, "call", call)
+    monkeypatch.setattr(runner, "call", call)
     files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", ["compare.py", *files])
     recipe.main()
