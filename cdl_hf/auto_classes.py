@@ -44,14 +44,16 @@ class _RegisterOnImport(MetaPathFinder):
     """Finds the modules of the auto classes as Python does, and registers the models once their code has run."""
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in _REGISTER_WITH or (spec := PathFinder.find_spec(name, path, target)) is None:
+        if name not in _REGISTER_WITH:
             return None
-        loader = spec.loader
-        execute = loader.exec_module
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
             _REGISTER_WITH[name](module)
 
-        loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -6,6 +6,8 @@ The [`KDBranch`] of the student provides the token that the KD head reads.
 from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
+from ..models.kd_branches import PromptMap
+from ..models.prompt_pools import PromptPool
 from .logit_methods import KD
 
 
@@ -15,6 +17,7 @@ class DeiT(KD):
     kd_branch = "deit"
 
     def soft_logits(self, output: PromptViTOutput) -> Tensor:
+        assert output.kd_logits is not None  # the student has a KD branch
         return output.kd_logits
 
 
@@ -45,7 +48,7 @@ class CDLPrompt(DeiT):
         super().__init__(student, teacher, **settings)
         if not self.shares_query:
             raise ValueError("CDL-Prompt needs a teacher with the query network of its student")
-        copy, pool = student.kd_branch.teacher_pool, teacher.prompt_pool
+        copy, pool = self._copied_pool, teacher.prompt_pool
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
         if student.config.num_tasks != teacher.config.num_tasks:
             raise ValueError("CDL-Prompt needs a teacher trained task by task, as its student is")
@@ -55,8 +58,14 @@ class CDLPrompt(DeiT):
                 f"teacher_width={teacher.backbone.embed_dim} (it has {shapes}, the student expects {expected})"
             )
 
+    @property
+    def _copied_pool(self) -> PromptPool:
+        """The teacher's prompts in the student."""
+        assert isinstance(self.model.kd_branch, PromptMap)
+        return self.model.kd_branch.teacher_pool
+
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        self.model.kd_branch.teacher_pool.load_state_dict(self.teacher.prompt_pool.state_dict())
+        self._copied_pool.load_state_dict(self.teacher.prompt_pool.state_dict())
         return super().forward(pixel_values, labels, query, teacher_logits)

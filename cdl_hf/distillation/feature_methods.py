@@ -1,6 +1,7 @@
 """Distillation methods that match the tokens of the transformer blocks as well as the logits."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -112,7 +113,7 @@ class ReviewKD(FeatureKD):
             ours, theirs = self.align(ours, theirs)
             deeper, out = fusion(ours, deeper)
             losses.append(F.mse_loss(out.float(), theirs.float()))
-        return self.weight * sum(losses) / len(losses)
+        return self.weight * cast(Tensor, sum(losses)) / len(losses)
 
 
 class Fusion(nn.Module):

@@ -62,6 +62,7 @@ class KD(TrainingObjective):
     ) -> dict[str, Tensor]:
         query = self.model.query(pixel_values) if query is None else query
         current = self.model.config.current_classes
+        taught = None
         if teacher_logits is None or self.reads_tokens:
             taught = self._teach(pixel_values, query)
             teacher_logits = taught.head_logits[:, current]
@@ -70,7 +71,7 @@ class KD(TrainingObjective):
         parts["cross_entropy"] = (1 - self.kd_alpha) * parts["cross_entropy"]
         soft = self.soft_loss(self.soft_logits(output)[:, current], teacher_logits, labels - current.start)
         parts["soft_loss"] = self.kd_alpha * soft
-        if self.reads_tokens:
+        if taught is not None and taught.hidden_states is not None:
             parts["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
         return self._answer(parts, logits, query)
 

@@ -51,15 +51,17 @@ def dkd_loss(
     # by index rather than by mask: the size of a masked selection would force a synchronization with the device
     others = torch.arange(classes - 1, device=labels.device).expand(len(labels), -1)
     others = others + (others >= labels[:, None])
-    split, rest = [], []
-    for log_probability in (student, teacher):
+
+    def parts(log_probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the target against the others, and within the others."""
         target = log_probability.gather(1, labels[:, None])
         other = log_probability.gather(1, others)
         total = other.logsumexp(1, keepdim=True)  # not log(1 - p), which is log(0) where p rounds to 1
-        split.append(torch.cat([target, total], dim=1))
-        rest.append(other - total)
-    target_loss = F.kl_div(*split, reduction="batchmean", log_target=True)
-    rest_loss = F.kl_div(*rest, reduction="batchmean", log_target=True)
+        return torch.cat([target, total], dim=1), other - total
+
+    (student_target, student_rest), (teacher_target, teacher_rest) = parts(student), parts(teacher)
+    target_loss = F.kl_div(student_target, teacher_target, reduction="batchmean", log_target=True)
+    rest_loss = F.kl_div(student_rest, teacher_rest, reduction="batchmean", log_target=True)
     return temperature**2 * (target_weight * target_loss + rest_weight * rest_loss)
 
 

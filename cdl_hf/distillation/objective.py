@@ -7,6 +7,8 @@ query, (B, Dq), it is in the answer too. What frozen networks have answered to t
 again: `query`, and `teacher_logits` (B, C_task) of the teacher.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +36,8 @@ class TrainingObjective(nn.Module):
         return self._answer(parts, logits, query)
 
     def _answer(self, parts: dict[str, Tensor], logits: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        return {"loss": sum(parts.values()), "logits": logits, **parts, **({} if query is None else {"query": query})}
+        loss = cast(Tensor, sum(parts.values()))
+        return {"loss": loss, "logits": logits, **parts, **({} if query is None else {"query": query})}
 
     def _hard_loss(self, output: PromptViTOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         current = self.model.config.current_classes

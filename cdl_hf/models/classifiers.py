@@ -47,6 +47,10 @@ class Classifier(nn.Module):
         for name in self.for_further_classes:
             setattr(self, name, statistics[name].clone() if name in statistics else None)
 
+    def init_weights(self) -> None:
+        """Forgets all classes."""
+        raise NotImplementedError  # every classifier has its own
+
     def fit(self, features: Tensor, labels: Tensor) -> None:
         raise NotImplementedError  # every classifier has its own
 
@@ -56,6 +60,7 @@ class NearestClassMean(Classifier):
     `scale`, which only makes probabilities of it."""
 
     scale = 16.0
+    sums: Tensor
 
     def __init__(self, config: PromptViTConfig, embed_dim: int):
         super().__init__()
@@ -88,6 +93,8 @@ class RanPAC(Classifier):
 
     for_further_classes = ("gram", "sums")
     ridges = [10.0**k for k in range(-8, 9)]
+    projection: Tensor
+    weight: Tensor
 
     def __init__(self, config: PromptViTConfig, embed_dim: int):
         super().__init__()
@@ -114,7 +121,7 @@ class RanPAC(Classifier):
             ValueError: Classes have been fitted before, but the statistics of their images are not here.
         """
         hidden = self._random_features(features)
-        if self.gram is None:
+        if self.gram is None or self.sums is None:
             if self.weight.any():
                 raise ValueError(
                     "RanPAC cannot add classes to a saved model, which holds only what predicts: go on from the run's "
@@ -140,11 +147,13 @@ class RanPAC(Classifier):
             return F.relu(features.float() @ self.projection.float())
 
     def _add(self, hidden: Tensor, targets: Tensor) -> None:
+        assert self.gram is not None and self.sums is not None
         self.gram.addmm_(hidden.T, hidden)
         self.sums.addmm_(hidden.T, targets)
 
     def _decompose(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues and -vectors of the Gram matrix, which solve every ridge at once, and the rotated sums."""
+        assert self.gram is not None and self.sums is not None
         eigenvalues, vectors = torch.linalg.eigh(to_float64(self.gram))
         return eigenvalues.clamp_min(0), vectors, vectors.T @ to_float64(self.sums)
 

@@ -239,9 +239,9 @@ class PromptViTConfig(PreTrainedConfig):
             )
         if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
-        if self.prompt_method == "l2p" and not 1 <= self.top_k <= self.pool_size:
+        if self.prompt_method == "l2p" and not 1 <= self.top_k <= (self.pool_size or 0):
             raise ValueError(f"top_k must be between 1 and pool_size ({self.pool_size}), got {self.top_k}")
-        if self.prompt_method == "coda_prompt" and (self.pool_size < 1 or self.pool_size % self.num_tasks):
+        if self.prompt_method == "coda_prompt" and (not self.pool_size or self.pool_size % self.num_tasks):
             raise ValueError(
                 f"CODA-Prompt gives each task an equal share of its pool: pool_size ({self.pool_size}) must be a "
                 f"multiple of the number of tasks ({self.num_tasks})"

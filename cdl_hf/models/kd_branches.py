@@ -37,6 +37,10 @@ class KDBranch(nn.Module):
         super().__init__()
         self.kd_weight = config.kd_alpha
 
+    def init_weights(self) -> None:
+        """Draws all parameters as for a new stream."""
+        raise NotImplementedError  # every branch has its own
+
     def add_token(self, x: Tensor) -> Tensor:
         """Tokens before the first block: (B, n, D) -> (B, n or n + 1, D)."""
         return x
@@ -117,7 +121,8 @@ class PromptMap(KDBranch):
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
         self.kd_weight = 0.5  # the plain mean of the heads, whatever the weight of the losses
-        teacher_dim = config.teacher_width
+        teacher_dim, length = config.teacher_width, config.prompt_length
+        assert teacher_dim is not None and length is not None  # as the configuration has checked
         self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_dim, query_dim, depth)
         self.blocks = self.teacher_pool.prompted_blocks
         size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
@@ -125,7 +130,7 @@ class PromptMap(KDBranch):
             raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_dim} dimensions")
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_dim))
         self.attention = nn.Parameter(torch.empty(len(self.blocks), size, teacher_dim))
-        self.values = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
+        self.values = nn.Parameter(torch.empty(len(self.blocks), size, length, embed_dim))
         self.train()
 
     def init_weights(self) -> None:
@@ -148,6 +153,7 @@ class PromptMap(KDBranch):
         i = self.blocks.index(block)
         with torch.no_grad():
             teacher_prefix, _ = self.teacher_pool(query, block, task_id)
+            assert teacher_prefix.key is not None and query is not None
             teacher_prompt = torch.cat([teacher_prefix.key, teacher_prefix.value], dim=1).float().mean(1)
         with in_full_precision(query):
             weights = attended_cosine(teacher_prompt, self.attention[i].float(), self.keys[i].float())

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, re
 from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
-from .kd_branches import BRANCHES
+from .kd_branches import BRANCHES, KDBranch
 from .prefix_attention import cls_features, embed, final_norm
 from .prompt_pools import POOLS, PromptPool
 
@@ -44,8 +45,8 @@ class PromptViTOutput(ModelOutput):
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
-    head_logits: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]  # always given; ModelOutput wants a default
+    head_logits: Tensor = None  # type: ignore[assignment]
     kd_logits: Tensor | None = None
     prompt_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -63,7 +64,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     config_class = PromptViTConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     accepts_loss_kwargs = False
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
     _no_split_modules = ["PrefixBlock"]
@@ -74,26 +75,30 @@ class PromptViTForImageClassification(PreTrainedModel):
 
     def __init__(self, config: PromptViTConfig):
         super().__init__(config)
+        names = cast(dict[int, str], config.id2label)
         for class_id in range(config.seen_classes):
-            config.id2label.setdefault(class_id, f"LABEL_{class_id}")  # as transformers does without names
+            names.setdefault(class_id, f"LABEL_{class_id}")  # as transformers does without names
         self.backbone = create_backbone(config.backbone, **config.backbone_args)
         embed_dim, depth = self.backbone.embed_dim, len(self.backbone.blocks)
-        if config.query_backbone is None:
-            self.query_backbone = None
-        else:
+        self.query_backbone: VisionTransformer | None = None
+        if config.query_backbone is not None:
             self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
         query_dim = (self.query_backbone or self.backbone).embed_dim
         self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, embed_dim, query_dim, depth)
         head = self.prompt_pool.head_class
         self.head = head(embed_dim, config.num_classes)
-        self.kd_branch = self.kd_head = None
+        self.kd_branch: KDBranch | None = None
+        self.kd_head: LinearHead | None = None
         if config.kd_branch != "none":
             self.kd_branch = BRANCHES[config.kd_branch](config, embed_dim, query_dim, depth)
             self.kd_head = head(embed_dim, config.num_classes)
-        self.classifier = self.kd_classifier = None  # what predicts in place of the heads, which train the prompts
+        # What predicts in place of the heads, which train the prompts.
+        self.classifier: Classifier | None = None
+        self.kd_classifier: Classifier | None = None
         if config.head != "linear":
             self.classifier = CLASSIFIERS[config.head](config, embed_dim)
-            self.kd_classifier = None if self.kd_head is None else CLASSIFIERS[config.head](config, embed_dim)
+            if self.kd_head is not None:
+                self.kd_classifier = CLASSIFIERS[config.head](config, embed_dim)
         self._in_task = False
         self._freeze()
         self._keys_to_ignore_on_load_missing = [left_out_pattern(name) for name in config.left_out]
@@ -116,18 +121,20 @@ class PromptViTForImageClassification(PreTrainedModel):
         """
         if query_backbone is not None and query_backbone.is_the_same_as(backbone):
             query_backbone = None
-        config = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
-        config.backbone_weights = backbone.reference
+        checked = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
+        checked.backbone_weights = backbone.reference
         if query_backbone is not None:
-            config.query_backbone, config.query_backbone_args = query_backbone.name, query_backbone.args
-            config.query_backbone_weights = query_backbone.reference
-        model = cls(config)
+            checked.query_backbone, checked.query_backbone_args = query_backbone.name, query_backbone.args
+            checked.query_backbone_weights = query_backbone.reference
+        model = cls(checked)
         model.backbone.load_state_dict(backbone.module.state_dict())
-        if query_backbone is not None:
+        if query_backbone is not None and model.query_backbone is not None:
             model.query_backbone.load_state_dict(query_backbone.module.state_dict())
         return model
 
-    def save_pretrained(self, save_directory: str | PathLike, *, save_backbone: bool = True, **kwargs) -> None:
+    def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword
+        self, save_directory: str | PathLike, *, save_backbone: bool = True, **kwargs
+    ) -> None:
         """As `PreTrainedModel.save_pretrained`.
 
         Args:
@@ -157,7 +164,7 @@ class PromptViTForImageClassification(PreTrainedModel):
             self.config.left_out = []  # this model has them
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # takes all but the path by keyword
         cls,
         pretrained_model_name_or_path: str | PathLike,
         *model_args,
@@ -177,9 +184,10 @@ class PromptViTForImageClassification(PreTrainedModel):
         """
         kwargs.setdefault("use_safetensors", True)  # nothing is unpickled
         try:
-            model, loading_info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
+            model, loading_info = loaded
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
@@ -195,7 +203,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (PromptPool, LinearHead, Classifier, *BRANCHES.values())):
+        if isinstance(module, (PromptPool, LinearHead, Classifier, KDBranch)):
             module.init_weights()
         elif isinstance(module, VisionTransformer):
             for parameter in (module.cls_token, module.reg_token, module.pos_embed):
@@ -230,7 +238,8 @@ class PromptViTForImageClassification(PreTrainedModel):
             raise ValueError(
                 f"task {task_id} has {config.classes_per_task[task_id]} classes, but got {len(class_names)} names"
             )
-        known = [config.id2label[i] for i in range(config.seen_classes)]
+        names = cast(dict[int, str], config.id2label)
+        known = [names[i] for i in range(config.seen_classes)]
         config.tasks_seen += 1
         config.id2label = dict(enumerate([*known, *class_names]))
         config.label2id = {name: i for i, name in config.id2label.items()}
@@ -330,11 +339,11 @@ class PromptViTForImageClassification(PreTrainedModel):
             if self.classifier is not None:
                 logits = self.classifier(features, seen)
                 kd_part = None if self.kd_classifier is None else self.kd_classifier(kd_features, seen)
-            if kd_part is not None:
+            if kd_part is not None and self.kd_branch is not None:
                 logits = torch.lerp(logits, kd_part, self.kd_branch.kd_weight)
         loss = None
         if labels is not None:
-            if self.training and kd_logits is not None and not self._in_task:
+            if self.training and kd_logits is not None and self.kd_branch is not None and not self._in_task:
                 loss = self._cross_entropy(torch.lerp(logits, kd_logits, self.kd_branch.kd_weight), labels)
             else:
                 loss = self._cross_entropy(logits, labels)
@@ -355,7 +364,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         if branch is not None:
             x = branch.add_token(x)
             cls_index, read = branch.cls_index, [branch.cls_index, branch.kd_index]
-        hidden_states = (x,) if output_hidden_states else None
+        hidden_states: tuple[Tensor, ...] = (x,) if output_hidden_states else ()
         prompt_losses = []
         for i, block in enumerate(vit.blocks):
             prefix, prompt_loss = self.prompt_pool(query, i, task_id)
@@ -371,7 +380,8 @@ class PromptViTForImageClassification(PreTrainedModel):
                 hidden_states += (x,)
         tokens = final_norm(vit, x[:, read] if output_hidden_states else x)
         kd_features = None if branch is None else tokens[:, 1]
-        return tokens[:, 0], kd_features, sum(prompt_losses) if prompt_losses else None, hidden_states
+        total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None
+        return tokens[:, 0], kd_features, total, hidden_states if output_hidden_states else None
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of columns `labels` (B,): all classes seen compete or, as in the papers, those of the task in training."""

@@ -1,6 +1,7 @@
 """A timm Vision Transformer's blocks run with prefix keys and values, added CLS vectors and extra tokens."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.layers import Attention, HybridEmbed, PatchEmbed
@@ -28,6 +29,7 @@ class Prefix:
         """Keys and values of this prefix, then those of the other."""
         if other is None:
             return self
+        assert self.key is not None and self.value is not None and other.key is not None and other.value is not None
         size = max(self.key.shape[0], other.key.shape[0])  # not len(), which an export would fix
         pairs = ((self.key, other.key), (self.value, other.value))
         return Prefix(*(torch.cat([x.expand(size, -1, -1) for x in pair], dim=1) for pair in pairs))
@@ -98,6 +100,7 @@ def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
 
     What heads and queries read is in the precision of the weights.
     """
+    assert vit.cls_token is not None  # see check_backbone
     return vit.fc_norm(vit.norm(tokens.to(vit.cls_token.dtype)))
 
 
@@ -121,7 +124,7 @@ def run_block(
     Returns:
         (B, n or len(rows), D)
     """
-    attended = _attention(block.attn, block.norm1(x), prefix, suffix, cls_index, rows)
+    attended = _attention(cast(Attention, block.attn), block.norm1(x), prefix, suffix, cls_index, rows)
     x = (x if rows is None else x[:, rows]) + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
@@ -130,7 +133,7 @@ class PrefixBlock(Block):
     """timm's block, whose parts prompts run one by one. It is called as a module all the same: what shards a
     transformer, or spreads it over devices, does so block by block and needs its hooks called."""
 
-    forward = run_block
+    forward = run_block  # type: ignore[assignment]
 
 
 def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ def _attention(
         query = F.linear(x[:, rows], weight[:split], query_bias)
         key, value = F.linear(x, weight[split:], key_value_bias).chunk(2, dim=-1)
 
-    if prefix is not None and prefix.cls_key is not None:
+    if prefix is not None and prefix.cls_key is not None and prefix.cls_value is not None:
         around = (0, 0, cls_index, x.shape[1] - cls_index - 1)
         key = key + F.pad(prefix.cls_key[None].to(key.dtype), around)
         value = value + F.pad(prefix.cls_value[None].to(value.dtype), around)
@@ -161,10 +164,10 @@ def _attention(
     query, key, value = (_heads(t, attn.num_heads) for t in (query, key, value))
     query, key = attn.q_norm(query), attn.k_norm(key)
     keys, values = [key], [value]
-    if prefix is not None and prefix.key is not None:
+    if prefix is not None and prefix.key is not None and prefix.value is not None:
         keys.insert(0, _prefix_heads(prefix.key, key))
         values.insert(0, _prefix_heads(prefix.value, value))
-    if suffix is not None:
+    if suffix is not None and suffix.key is not None and suffix.value is not None:
         keys.append(_prefix_heads(suffix.key, key))
         values.append(_prefix_heads(suffix.value, value))
     if len(keys) > 1:

@@ -48,6 +48,10 @@ class PromptPool(nn.Module):
                 f"prompted blocks {self.prompted_blocks} do not all exist: the backbone has blocks 0 to {depth - 1}"
             )
 
+    def init_weights(self) -> None:
+        """Draws all parameters as for a new stream."""
+        raise NotImplementedError  # every pool has its own
+
     def start_task(self, task_id: int) -> None:
         """Called before the training of a task."""
 
@@ -64,8 +68,10 @@ class L2P(PromptPool):
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
         self.top_k = config.top_k
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, config.prompt_length, embed_dim))
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.pool_size, query_dim))
+        size, length = config.pool_size, config.prompt_length
+        assert size is not None and length is not None  # the configuration sets the paper's
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, length, embed_dim))
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
 
     def init_weights(self) -> None:
         init.uniform_(self.prompts)
@@ -95,6 +101,7 @@ class DualPrompt(PromptPool):
         shared = set(self.blocks) & set(config.g_prompt_blocks)
         if shared:
             raise ValueError(f"blocks {sorted(shared)} are in both prompt_blocks and g_prompt_blocks of DualPrompt")
+        assert config.prompt_length is not None  # the configuration sets the paper's
         self.g_blocks = config.g_prompt_blocks
         self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, embed_dim))
         self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, embed_dim))
@@ -133,8 +140,9 @@ class CodaPrompt(PromptPool):
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
-        size = config.pool_size
-        smallest = min(query_dim, config.prompt_length * embed_dim)
+        size, length = config.pool_size, config.prompt_length
+        assert size is not None and length is not None  # the configuration sets the paper's
+        smallest = min(query_dim, length * embed_dim)
         if size > smallest:
             raise ValueError(
                 f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (width of the "
@@ -142,7 +150,7 @@ class CodaPrompt(PromptPool):
             )
         self.components_per_task = size // config.num_tasks
         self.ortho_weight = config.ortho_weight
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, config.prompt_length, embed_dim))
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, length, embed_dim))
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
         self.attention = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
 
@@ -174,7 +182,8 @@ class CodaPrompt(PromptPool):
             key, value = _halves(torch.einsum("bm,mld->bld", weights, prompts.float()))
             loss = None
             if self.ortho_weight:
-                loss = self.ortho_weight * sum(_ortho_penalty(p) for p in (keys, attention, prompts.flatten(1)))
+                penalties = [_ortho_penalty(p) for p in (keys, attention, prompts.flatten(1))]
+                loss = self.ortho_weight * (penalties[0] + penalties[1] + penalties[2])
         return Prefix(key, value), loss
 
     def _visible(self, pool: Tensor, task_id: int) -> Tensor:
@@ -193,6 +202,7 @@ class APT(PromptPool):
 
     needs_query = False
     head_class = UnitNormHead
+    merged: Tensor
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
@@ -256,7 +266,8 @@ def attended_cosine(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
 
 def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
     """Splits (..., L, D) prompts into keys and values, each (..., L/2, D)."""
-    return prompts.chunk(2, dim=-2)
+    keys, values = prompts.chunk(2, dim=-2)
+    return keys, values
 
 
 def orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
