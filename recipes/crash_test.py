@@ -19,13 +19,13 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from cdl_hf.cli import parse
+from cdl_hf.cli import argument, parse
 
 TRAIN = Path(__file__).with_name("train.py")
 # Runs are forked from a process that has imported what takes seconds.
@@ -48,11 +48,11 @@ KINDS = ("in a step", "between stages", "in an evaluation", *(f"writing {name}" 
 class CrashTestArguments:
     """The trials."""
 
-    kills: int = field(default=20, metadata={"help": "Number of trials", "min": 1})
-    seed: int = field(default=0, metadata={"help": "Seed of the random moments", "min": 0})
-    extra: str = field(
-        default="--num_tasks 4 --max_samples_per_class 2 --num_train_epochs 2 --save_steps 3",
-        metadata={"help": "Arguments of train.py, in one string: --extra='--num_tasks 5'"},
+    kills: int = argument("Number of trials", 20, min=1)
+    seed: int = argument("Seed of the random moments", 0, min=0)
+    extra: str = argument(
+        "Arguments of train.py, in one string: --extra='--num_tasks 5'",
+        "--num_tasks 4 --max_samples_per_class 2 --num_train_epochs 2 --save_steps 3",
     )
 
 

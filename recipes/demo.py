@@ -13,14 +13,14 @@ import shutil
 import statistics
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 
 TOP = 5
 UPLOAD = "20mb"  # the largest file that visitors may upload
@@ -39,11 +39,9 @@ PACKAGES = (  # that a Space needs besides gradio
 class DemoArguments:
     """The run and its page."""
 
-    run: str = field(metadata={"help": "Output folder of a finished run", "positional": True})
-    port: int = field(default=7860, metadata={"help": "Port of the page on this machine", "min": 1, "max": 65535})
-    space: str | None = field(
-        default=None, metadata={"help": "New folder to write as a Space for the Hub, instead of opening the page"}
-    )
+    run: str = argument("Output folder of a finished run", positional=True)
+    port: int = argument("Port of the page on this machine", 7860, min=1, max=65535)
+    space: str | None = argument("New folder to write as a Space for the Hub, instead of opening the page", None)
 
 
 def main() -> None:

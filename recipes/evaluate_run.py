@@ -10,13 +10,13 @@ which do not match if a file was recompressed or resized. A model outside of its
 trained on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
 
@@ -25,41 +25,21 @@ SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
 class EvaluateArguments:
     """Model and data."""
 
-    checkpoint: str = field(
-        metadata={
-            "help": "Folder of a saved model, its name on the Hub, or the output folder of a run",
-            "positional": True,
-        }
+    checkpoint: str = argument(
+        "Folder of a saved model, its name on the Hub, or the output folder of a run", positional=True
     )
-    dataset: str | None = field(
-        default=None, metadata={"help": "Data to test on, as for train.py", "unset": "the run's own test images"}
+    dataset: str | None = argument("Data to test on, as for train.py", None, unset="the run's own test images")
+    image_column: str | None = argument("Column of the images", None, unset="found by its type")
+    label_column: str | None = argument("Column of the labels", None, unset="found by its type")
+    test_split: str | None = argument(
+        "Split to test on", None, unset="found by its name, or all images if there is none"
     )
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images", "unset": "found by its type"}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of the labels", "unset": "found by its type"}
-    )
-    test_split: str | None = field(
-        default=None,
-        metadata={"help": "Split to test on", "unset": "found by its name, or all images if there is none"},
-    )
-    split_file: str | None = field(
-        default=None, metadata={"help": "YAML list of images of the dataset that are not used for the test"}
-    )
-    skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping"}
-    )
-    batch_size: int = field(default=128, metadata={"help": "Images per step, and for measuring throughput", "min": 1})
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Number of processes that read images", "min": 0, "aliases": ("num_workers",)}
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for evaluation.json and pictures of the confusion matrices",
-            "unset": "none is written",
-        },
+    split_file: str | None = argument("YAML list of images of the dataset that are not used for the test", None)
+    skip_unreadable_images: bool = argument("Leave out images that cannot be read, instead of stopping", False)
+    batch_size: int = argument("Images per step, and for measuring throughput", 128, min=1)
+    dataloader_num_workers: int = argument("Number of processes that read images", 0, min=0, aliases=("num_workers",))
+    output_dir: str | None = argument(
+        "Folder for evaluation.json and pictures of the confusion matrices", None, unset="none is written"
     )
 
     def __post_init__(self):

@@ -9,11 +9,11 @@ model's on batches of several sizes, and prints their size and speed on the CPU.
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 
 TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
@@ -24,29 +24,20 @@ SOURCE_OPTIONS = ("image_column", "label_column", "test_split", "skip_unreadable
 class ExportArguments:
     """Model and files."""
 
-    checkpoint: str = field(metadata={"help": "Folder of a saved model, or its name on the Hub", "positional": True})
-    output_dir: str = field(metadata={"help": "Folder for the files"})
-    int8: bool = field(default=False, metadata={"help": "Also write ONNX with 8-bit weights in the linear layers"})
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data whose test images are used for the comparison and for measuring accuracy, as for train.py",
-            "unset": "random pixels",
-        },
+    checkpoint: str = argument("Folder of a saved model, or its name on the Hub", positional=True)
+    output_dir: str = argument("Folder for the files")
+    int8: bool = argument("Also write ONNX with 8-bit weights in the linear layers", False)
+    dataset: str | None = argument(
+        "Data whose test images are used for the comparison and for measuring accuracy, as for train.py",
+        None,
+        unset="random pixels",
     )
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images", "unset": "found by its type"}
+    image_column: str | None = argument("Column of the images", None, unset="found by its type")
+    label_column: str | None = argument("Column of the labels", None, unset="found by its type")
+    test_split: str | None = argument(
+        "Split to test on", None, unset="found by its name, or all images if there is none"
     )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of the labels", "unset": "found by its type"}
-    )
-    test_split: str | None = field(
-        default=None,
-        metadata={"help": "Split to test on", "unset": "found by its name, or all images if there is none"},
-    )
-    skip_unreadable_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read, instead of stopping"}
-    )
+    skip_unreadable_images: bool = argument("Leave out images that cannot be read, instead of stopping", False)
 
     def __post_init__(self):
         if self.int8 and self.dataset is None:

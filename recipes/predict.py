@@ -9,10 +9,10 @@ precedes a name that a spreadsheet would take for a formula, such as `=1+1`; in 
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.escaping import csv_table
 
 
@@ -20,16 +20,12 @@ from cdl_hf.escaping import csv_table
 class PredictArguments:
     """Model and images."""
 
-    checkpoint: str = field(metadata={"help": "Folder of a saved model, or its name on the Hub", "positional": True})
-    files: list[str] = field(metadata={"help": "Images and folders of images", "positional": True})
-    output: str | None = field(
-        default=None, metadata={"help": "File to write, .csv or .json", "unset": "CSV on the terminal"}
-    )
-    top_k: int = field(default=5, metadata={"help": "Number of classes per image, the most probable first", "min": 1})
-    batch_size: int = field(default=64, metadata={"help": "Images per step", "min": 1})
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Number of processes that read images", "min": 0, "aliases": ("num_workers",)}
-    )
+    checkpoint: str = argument("Folder of a saved model, or its name on the Hub", positional=True)
+    files: list[str] = argument("Images and folders of images", positional=True)
+    output: str | None = argument("File to write, .csv or .json", None, unset="CSV on the terminal")
+    top_k: int = argument("Number of classes per image, the most probable first", 5, min=1)
+    batch_size: int = argument("Images per step", 64, min=1)
+    dataloader_num_workers: int = argument("Number of processes that read images", 0, min=0, aliases=("num_workers",))
 
     def __post_init__(self):
         if self.output is not None and Path(self.output).suffix not in (".csv", ".json"):

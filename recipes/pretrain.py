@@ -17,7 +17,7 @@ import json
 import math
 import pickle
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cdl_hf.cli import cli_error, parse, to_dict
+from cdl_hf.cli import argument, cli_error, parse, to_dict
 from cdl_hf.data.errors import DatasetError
 from cdl_hf.data.labels import read_labels
 from cdl_hf.data.loading import load_image_dataset
@@ -54,78 +54,47 @@ from cdl_hf.utils import DamagedFile, atomic_write, seal_file, verify, write_jso
 class DataArguments(DatasetArguments):
     """The data set."""
 
-    dataset: str = field(
-        metadata={"help": "Name of a known data set, a folder of images, a table, a saved data set, or a Hub name"}
+    dataset: str = argument("Name of a known data set, a folder of images, a table, a saved data set, or a Hub name")
+    test_fraction: float = argument(
+        "Share of each class that is held out when there is no test split", 0.1, min=0, max=1
     )
-    test_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of each class that is held out when there is no test split", "min": 0, "max": 1},
-    )
-    probe: str | None = field(
-        default=None, metadata={"help": "Data set on which to probe the finished backbone's features (see probe.py)"}
-    )
+    probe: str | None = argument("Data set on which to probe the finished backbone's features (see probe.py)", None)
 
 
 @dataclass
 class ModelArguments:
     """The network."""
 
-    model: str = field(metadata={"help": "timm name of the architecture, such as vit_tiny_patch16_224"})
-    model_args: str = field(default="{}", metadata={"help": "JSON object of arguments for timm.create_model"})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the square images in pixels", "unset": "the network's", "min": 8}
-    )
-    mean: float | None = field(
-        default=None, metadata={"help": "Mean that is subtracted from pixels in [0, 1]", "unset": "the network's"}
-    )
-    std: float | None = field(
-        default=None, metadata={"help": "Standard deviation that divides the pixels", "unset": "the network's"}
-    )
-    distill_from: str | None = field(
-        default=None, metadata={"help": "Network folder of an earlier run, whose soft labels replace the labels"}
-    )
-    temperature: float = field(default=2.0, metadata={"help": "Temperature of the soft labels", "min": 0.1})
+    model: str = argument("Architecture by its timm name, such as vit_tiny_patch16_224")
+    model_args: str = argument("JSON object of arguments for timm.create_model", "{}")
+    image_size: int | None = argument("Side of the square images in pixels", None, unset="the network's", min=8)
+    mean: float | None = argument("Mean that is subtracted from pixels in [0, 1]", None, unset="the network's")
+    std: float | None = argument("Standard deviation that divides the pixels", None, unset="the network's")
+    distill_from: str | None = argument("Network folder of an earlier run, whose soft labels replace the labels", None)
+    temperature: float = argument("Temperature of the soft labels", 2.0, min=0.1)
 
 
 @dataclass
 class PretrainingConfig:
     """The training."""
 
-    output_dir: str = field(
-        metadata={"help": "New folder, or the folder of a run to resume (--resume_from_checkpoint)"}
+    output_dir: str = argument("New folder, or the folder of a run to resume (--resume_from_checkpoint)")
+    resume_from_checkpoint: bool = argument(
+        "Continue after the last finished epoch in output_dir", False, aliases=("resume",)
     )
-    resume_from_checkpoint: bool = field(
-        default=False,
-        metadata={"help": "Continue after the last finished epoch in output_dir", "aliases": ("resume",)},
+    num_train_epochs: int = argument("Number of epochs", 50, min=1, aliases=("num_epochs",))
+    batch_size: int = argument("Images per step and process; an even number, for mixing", 128, min=2)
+    learning_rate: float = argument("Peak learning rate of AdamW, with cosine decay to zero", 1e-3, min=0)
+    weight_decay: float = argument("Weight decay of matrices; biases and norms have none", 0.05, min=0)
+    warmup_epochs: float = argument("Epochs of linear warmup before the cosine", 2.0, min=0)
+    ema_decay: float = argument("Decay of the averaged weights, which are saved", 0.998, max=1)
+    label_smoothing: float = argument("Label smoothing: share spread over all classes", 0.1, min=0, max=1)
+    mixing: float = argument("Share of batches with mixup or cutmix", 0.2, min=0, max=1)
+    augmentation: float = argument("Strength of the augmentation; 0 turns it off", 1.0, min=0)
+    dataloader_num_workers: int = argument(
+        "Number of processes that read and resize images", 0, min=0, aliases=("num_workers",)
     )
-    num_train_epochs: int = field(
-        default=50, metadata={"help": "Number of epochs", "min": 1, "aliases": ("num_epochs",)}
-    )
-    batch_size: int = field(
-        default=128, metadata={"help": "Images per step and process; an even number, for mixing", "min": 2}
-    )
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of AdamW, with cosine decay to zero", "min": 0}
-    )
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay of matrices; biases and norms have none", "min": 0}
-    )
-    warmup_epochs: float = field(default=2.0, metadata={"help": "Epochs of linear warmup before the cosine", "min": 0})
-    ema_decay: float = field(
-        default=0.998, metadata={"help": "Decay of the averaged weights, which are saved", "max": 1}
-    )
-    label_smoothing: float = field(
-        default=0.1, metadata={"help": "Label smoothing: share spread over all classes", "min": 0, "max": 1}
-    )
-    mixing: float = field(default=0.2, metadata={"help": "Share of batches with mixup or cutmix", "min": 0, "max": 1})
-    augmentation: float = field(
-        default=1.0, metadata={"help": "Strength of the augmentation; 0 turns it off", "min": 0}
-    )
-    dataloader_num_workers: int = field(
-        default=0,
-        metadata={"help": "Number of processes that read and resize images", "min": 0, "aliases": ("num_workers",)},
-    )
-    seed: int = field(default=0, metadata={"help": "Random seed", "min": 0})
+    seed: int = argument("Random seed", 0, min=0)
 
 
 def augment(images: torch.Tensor, strength: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ Trains a linear classifier and a nearest-class-mean classifier on the features o
 at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import timm
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.data.loading import load_image_dataset
 from cdl_hf.data.task_images import Batches, TaskImages
 from cdl_hf.data.transforms import eval_transform, image_processor_for
@@ -30,10 +30,8 @@ RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
 class ProbeArguments:
     """The backbone."""
 
-    backbone: str = field(
-        metadata={"help": "Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name"}
-    )
-    batch_size: int = field(default=256, metadata={"help": "Images per forward pass", "min": 1})
+    backbone: str = argument("Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name")
+    batch_size: int = argument("Images per forward pass", 256, min=1)
 
 
 def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **options) -> dict[str, float]:

@@ -68,8 +68,6 @@ def test_commands_are_understood(launcher, recipe, arguments, tmp_path, monkeypa
     (tmp_path / "runs" / "my_run").mkdir(parents=True)
     (tmp_path / "runs" / "my_run" / "args.yaml").write_text(to_yaml(parse(RUN, [])))
     monkeypatch.chdir(tmp_path)
-    if recipe == "recipes/push.py":
-        pytest.skip("has a parser of its own still")
     monkeypatch.syspath_prepend(ROOT / "recipes")
     module = load_recipe(Path(recipe).stem)
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from pages import ROOT, block
 
+from cdl_hf.catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -74,3 +76,34 @@ def test_the_command_for_own_images_trains(tmp_path):
 def test_the_promised_commands_are_there():
     for command in ("pip install . && accelerate launch recipes/train.py", "pip install '.[tests]' && pytest"):
         assert f"```\n{command}\n```" in README
+
+
+def test_the_tables_of_methods_are_those_of_the_catalogue():
+    section = README.split("## Methods")[1].split("## Results")[0]
+    tables = [re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|", table, re.MULTILINE) for table in section.split("|---|")]
+    methods = [{f"`{key}`": each for key, each in table.items()} for table in (PROMPT_METHODS, DISTILLATION_METHODS)]
+    linear, *computed = {f"`{key}`": each for key, each in CLASSIFIERS.items()}.items()
+    methods.append(dict([linear, ("`linear` with `--classifier_alignment`", ALIGNED_HEAD), *computed]))
+    assert [rows for rows in tables if rows] == [
+        [
+            (name, f"[{each.title}]({each.paper.url})" if each.paper else each.title, each.description)
+            for name, each in table.items()
+        ]
+        for table in methods
+    ]
+
+
+def test_what_is_checked_against_the_authors_code_has_their_figures():
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| (authors' code|paper)?[^|]*\|$", README.split("## Methods")[1], re.MULTILINE
+    )
+    checked = {name for name, against in rows if against == "authors' code"} - {"linear"}
+    figures = {file.stem for file in (ROOT / "tests" / "reference_figures").glob("*.npz")}
+    recorded = {name for file in figures for name in file.split("-")[:2]} - {"cdl_prompt"}  # computed from the paper
+    assert checked == recorded
+
+
+def test_the_results_are_those_of_the_report():
+    report = (ROOT / "recipes" / "quickdraw100" / "report" / "report.md").read_text(encoding="utf-8")
+    results = re.findall(r"\d+\.\d+ ± \d+\.\d+", README.split("## Results")[1])
+    assert len(results) == 12 and all(f"| {each}" in report for each in results)
