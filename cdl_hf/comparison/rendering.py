@@ -10,17 +10,10 @@ from jinja2 import Environment
 
 from ..catalogue import DISTILLATION_METHODS, PROMPT_METHODS
 from ..escaping import csv_table
+from ..evaluation import METRICS, metric_in
 from ..utils import write_text
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .sections import BenchmarkChapter, Latencies, grouped, how_it_was_made, introduction
-
-CSV_COLUMNS = (
-    *("run", "seed", "dataset", "num_tasks", "class_order", "teacher", "student", "role"),
-    *("prompt_method", "learner", "classifier"),
-    *("average_accuracy", "average_accuracy_by_image", "average_incremental_accuracy"),
-    *("forgetting_cdl", "forgetting_max", "forgetting_bwt", "forgetting_coda"),
-    *("parameters", "trainable_parameters", "latency_ms", "seconds"),
-)
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -73,17 +66,24 @@ def write_report(
 
 def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:
     """A line for each model of each run."""
-    rows = [CSV_COLUMNS]
+    rows: list[list[str | int | float]] = [
+        [
+            *("run", "seed", "dataset", "num_tasks", "class_order", "teacher", "student", "role"),
+            *("prompt_method", "learner", "classifier"),
+            *(name.replace(".", "_") for name in METRICS),
+            *("parameters", "trainable_parameters", "latency_ms", "seconds"),
+        ]
+    ]
     for e in experiments:
         latency = measured.get((e.name, e.role), {}).get("milliseconds", "")
         for seed, result in e.results.items():
             of_model = result[e.role]
+            metrics = (metric_in(of_model, name) for name in METRICS)
             rows.append(
                 [
                     *(e.name, seed, e.benchmark.source, e.stream["num_tasks"], e.benchmark.class_order),
                     *(e.args["teacher"], e.args["student"], e.role, e.prompt_method, e.learner, e.classifier),
-                    *(round(of_model[name], 4) for name in CSV_COLUMNS[11:14]),
-                    *(round(of_model["forgetting"][name], 4) for name in ("cdl", "max", "bwt", "coda")),
+                    *("" if value is None else round(value, 4) for value in metrics),
                     *(e.num_parameters, of_model["trainable_parameters"], latency, e.seconds[seed]),
                 ]
             )

@@ -22,9 +22,6 @@ from ..utils import versions
 from .arguments import RUN, affecting, found_content, not_of_the_run, with_present_names
 from .task_checkpoints import TaskCheckpoints
 
-# What a run may be resumed with differently: the first change nothing in the result, the others its rounding.
-HARMLESS = affecting("nothing")
-ROUNDING = affecting("rounding") | {"num_processes"}
 VERSION = "version of "
 # The images of each split, by the names under which a fingerprint holds their digests.
 IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
@@ -104,19 +101,19 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: What differs gives another result.
     """
-    told = {"decisive": [], "harmless": [], "rounding": [], "versions": []}
-    for name, words in changes(before, now).items():
-        is_version = name.startswith(VERSION)
-        kind = "harmless" if name in HARMLESS else "rounding" if name in ROUNDING else "decisive"
-        told["versions" if is_version else kind].append(words)
-    if told["decisive"]:
-        raise ValueError("; ".join(told["decisive"]))
     notes = {
-        "harmless": "Changed, to no effect on the result",
-        "rounding": "Changed, which may change its rounding",
-        "versions": "Changed, which may change the result",
+        "Changed arguments without effect on the result": affecting("nothing"),
+        "Changes that may affect the rounding of the result": affecting("rounding") | {"num_processes"},
+        "Changes that may affect the result": {name for name in now if name.startswith(VERSION)},
     }
-    sentences = [f"{note}: {'; '.join(told[kind])}." for kind, note in notes.items() if told[kind]]
+    found = changes(before, now)
+    if decisive := [words for name, words in found.items() if not any(name in names for names in notes.values())]:
+        raise ValueError("; ".join(decisive))
+    sentences = [
+        f"{note}: {'; '.join(words)}."
+        for note, names in notes.items()
+        if (words := [words for name, words in found.items() if name in names])
+    ]
     if not set(IMAGES.values()) <= before.keys():
         sentences.append(
             "The checkpoint is of a version that kept no digests: whether its images are these could not be compared."

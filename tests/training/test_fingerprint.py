@@ -138,7 +138,7 @@ def test_other_versions_are_told_and_not_refused(folder, found):
         name.removeprefix(VERSION) for name in now if name.startswith(VERSION)
     }
     (told,) = compare(now | {f"{VERSION}torch": "2.0", f"{VERSION}commit": None}, now)
-    assert "version of torch was '2.0'" in told and "may change the result" in told
+    assert "version of torch was '2.0'" in told and "may affect the result" in told
 
 
 def test_checkpoints_without_digests_go_on_and_say_so(folder, found):
