@@ -11,10 +11,10 @@ table.md in the output folder is updated after every run. recipes/report.py make
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.comparison.grid import read_grid
 from cdl_hf.comparison.runner import GridRunner, Interrupted, describe_jobs
 from cdl_hf.training.interruptions import EX_TEMPFAIL
@@ -26,21 +26,14 @@ TRAIN = Path(__file__).with_name("train.py")
 class CompareArguments:
     """The grid."""
 
-    grid: str = field(
-        metadata={"help": "YAML file of axes; cdl_hf/comparison/grid.py describes its form", "positional": True}
+    grid: str = argument("YAML file of axes; cdl_hf/comparison/grid.py describes its form", positional=True)
+    output_dir: str = argument("Folder of all runs")
+    only: list[str] = argument(
+        "Values of axes to keep (seeds as seed0); an axis without any of them is kept whole", []
     )
-    output_dir: str = field(metadata={"help": "folder of all runs"})
-    only: list[str] = field(
-        default_factory=list,
-        metadata={"help": "values of axes to keep (seeds as seed0); an axis without any of them is kept whole"},
-    )
-    list_jobs: bool = field(default=False, metadata={"help": "list the jobs and stop"})
-    job: int | None = field(
-        default=None,
-        metadata={
-            "help": "run only this job of --list_jobs, a teacher and what depends on it; for job arrays",
-            "min": 1,
-        },
+    list_jobs: bool = argument("List the jobs and stop", False)
+    job: int | None = argument(
+        "Run only this job of --list_jobs, a teacher and what depends on it; for job arrays", None, min=1
     )
 
 

@@ -8,11 +8,11 @@ the output folder, together with those that are there already, and the report is
 folder has a findings.md, the report includes it; HTML in it is shown as text. Needs the extra [report].
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from cdl_hf.cli import cli_error, parse
+from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.comparison.experiments import group_by_seed
 from cdl_hf.comparison.reported import REPORTED
 from cdl_hf.comparison.results import (
@@ -32,12 +32,10 @@ RECIPES = Path(__file__).parent
 class ReportArguments:
     """The report."""
 
-    runs: str = field(
-        metadata={"help": "folder with the folders of runs, or a report or its runs.jsonl", "positional": True}
-    )
-    output_dir: str = field(metadata={"help": "folder of the report"})
-    measure_latency: bool = field(
-        default=False, metadata={"help": "time one image on a saved model of each experiment, and store the latencies"}
+    runs: str = argument("Folder of the folders of runs, or a report, or its runs.jsonl", positional=True)
+    output_dir: str = argument("Folder of the report")
+    measure_latency: bool = argument(
+        "Time one image on a saved model of each experiment, and store the latencies", False
     )
 
 
