@@ -130,7 +130,7 @@ def survives(args: CrashTestArguments, folder: Path, moment: Moment, whole: Path
     moment.wait(process, folder)
     process.kill()
     was_killed = finish(process) != 0
-    lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[0-9]*")]
+    lines, checkpoints = number_of_lines(folder), [path.name for path in (folder / "checkpoints").glob("[!.]*")]
     begun = (folder / "args.yaml").is_file()
     code = finish(start(args, folder, "--resume_from_checkpoint" if begun else "--overwrite_output_dir"))
     same = was_killed and code == 0 and outcome(folder) == outcome(whole)

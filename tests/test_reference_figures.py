@@ -154,7 +154,7 @@ class Case:
             tasks_seen=self.meta["task_id"] + 1,
             teacher_state_dict=torch.load(self.folder / "teacher.pth", weights_only=True),
             ortho_weight=self.meta["prompt_param"][2] if self.meta["prompt_method"] == "coda_prompt" else 0.0,
-            kd_kd_alpha=self.meta["alpha"],
+            kd_alpha=self.meta["alpha"],
         )
         model.save_pretrained(self.folder / role)
         model, info = PromptViTForImageClassification.from_pretrained(self.folder / role, output_loading_info=True)

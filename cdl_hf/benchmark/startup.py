@@ -46,7 +46,7 @@ def _start(script: Path, config: str) -> float:
             # a session of its own, so that the run can be ended together with its launcher
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             try:
-                while not any((folder / "run" / "checkpoints").glob("[0-9]*")):
+                while not any((folder / "run" / "checkpoints").glob("[!.]*")):
                     if process.poll() is not None:
                         lines = (folder / "log").read_text(encoding="utf-8").strip().splitlines()
                         raise ValueError(f"train.py ended before its first step: {lines[-1] if lines else ''}")

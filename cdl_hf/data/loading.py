@@ -66,6 +66,17 @@ def load_image_dataset(
             cannot be read; a list that does not fit.
     """
     name = str(name_or_path)
+    arguments = {
+        "dataset": name,
+        "image_column": image_column,
+        "label_column": label_column,
+        "train_split": train_split,
+        "test_split": test_split,
+        "test_fraction": test_fraction,
+        "split_file": split_file,
+        "skip_unreadable_images": skip_unreadable_images,
+        "drop_empty_classes": drop_empty_classes,
+    }
     spec = DATASETS.get(name) or DatasetSpec(name)
     _warn_of_a_folder_of_that_name(name, spec)
     try:
@@ -102,7 +113,8 @@ def load_image_dataset(
         splits = {"test": whole} if test_fraction is None else _hold_out(whole, test_fraction, seed)
     for dataset in splits.values():
         dataset.info.dataset_name = name
-    return Splits(splits, unreadable=unreadable, folders=None if is_divided or "train" not in splits else folders)
+    folders = None if is_divided or "train" not in splits else folders
+    return Splits(splits, unreadable=unreadable, folders=folders, arguments=arguments)
 
 
 def _warn_of_a_folder_of_that_name(name: str, spec: DatasetSpec) -> None:

@@ -336,10 +336,19 @@ class Splits(DatasetDict):
         splits: the two.
         unreadable: the images that were left out because they cannot be read, each with the reason.
         folders: folder of each class, if the images came in one split, which was divided here.
+        arguments: what `load_image_dataset` was called with, by the names of its command-line arguments.
     """
 
-    def __init__(self, splits: dict[str, Dataset], *, unreadable: dict[str, str], folders: list[str] | None):
+    def __init__(
+        self,
+        splits: dict[str, Dataset],
+        *,
+        unreadable: dict[str, str],
+        folders: list[str] | None,
+        arguments: dict[str, Any],
+    ):
         super().__init__(splits)
+        self.arguments = arguments
         self.unreadable = unreadable
         self.folders = folders
 

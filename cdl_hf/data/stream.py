@@ -64,7 +64,8 @@ class TaskStream(Sequence[Task]):
         max_samples_per_class: keep so many training and so many test images of a class at most, for a quick look.
 
     Attributes:
-        label_to_class_id: column of each of the data set's labels, (C,) integers.
+        label_to_class_id: class id of each of the data set's labels, (C,) integers.
+        arguments: what the data set and the stream were made with, by the names of the command-line arguments.
 
     Raises:
         ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, images
@@ -102,6 +103,18 @@ class TaskStream(Sequence[Task]):
                 stacklevel=2,
             )
 
+        loaded_with = dataset.arguments if isinstance(dataset, Splits) else {}
+        self.arguments = {
+            "dataset": dataset["train"].info.dataset_name or "images",
+            **loaded_with,
+            "num_tasks": num_tasks,
+            "classes_per_task": classes_per_task,
+            "first_task_classes": first_task_classes,
+            "class_order": class_order if isinstance(class_order, str) else [str(entry) for entry in class_order],
+            "stream_seed": seed,
+            "validation_fraction": validation_fraction,
+            "max_samples_per_class": max_samples_per_class,
+        }
         self.label_to_class_id = np.argsort(order)
         self._ordered_names = [names[label] for label in order]
         self._settings = {

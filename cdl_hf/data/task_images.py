@@ -1,6 +1,6 @@
 """Images of a task as samples and batches, with randomness fixed by seed, task, epoch and index."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,7 +16,7 @@ from .views import select_rows
 
 
 class TaskImages(torch.utils.data.Dataset):
-    """Samples {"pixels": uint8 (3, H, W), "labels": column, "index": position in the view} of a task's view.
+    """Samples {"pixels": uint8 (3, H, W), "labels": class id, "index": position in the view} of a task's view.
 
     [`Batches`] makes `pixel_values` of the pixels, once they are on the device.
 
@@ -29,10 +29,7 @@ class TaskImages(torch.utils.data.Dataset):
         task: index of the task.
 
     Attributes:
-        labels: column of each sample, (n,).
-        answers: name -> arrays (n, ...), one for each epoch from the first on, of what is already known of each
-            sample, such as its query; `None` for an epoch, or NaN in a row, where it is not known. Samples carry their
-            row of it under that name where it is known for the whole batch.
+        labels: class id of each sample, (n,).
     """
 
     def __init__(
@@ -48,7 +45,6 @@ class TaskImages(torch.utils.data.Dataset):
         self.transform = transform
         self.seed = seed
         self.task = task
-        self.answers: dict[str, Sequence[np.ndarray | None]] = {}
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
         # in shared memory, so that workers which outlive an epoch see the next one
@@ -67,21 +63,9 @@ class TaskImages(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """The samples of a batch, which torch's loader asks for at once: reading rows together is far cheaper."""
         images = self._rows[indices]["image"].to_pylist()
-        epoch = int(self._epoch)
-        known = {
-            name: arrays[epoch][indices]
-            for name, arrays in self.answers.items()
-            if epoch < len(arrays) and arrays[epoch] is not None
-        }
-        known = {name: rows for name, rows in known.items() if not np.isnan(rows).any()}
         return [
-            {
-                "pixels": self._pixels(index, image),
-                "labels": int(self.labels[index]),
-                "index": index,
-                **{name: torch.tensor(rows[i]) for name, rows in known.items()},
-            }
-            for i, (index, image) in enumerate(zip(indices, images, strict=True))
+            {"pixels": self._pixels(index, image), "labels": int(self.labels[index]), "index": index}
+            for index, image in zip(indices, images, strict=True)
         ]
 
     def _pixels(self, index: int, image: dict) -> torch.Tensor:

@@ -36,7 +36,7 @@ class KD(TrainingObjective):
         kd_alpha: float | None = None,
         temperature: float | None = None,
     ):
-        super().__init__(student)
+        super().__init__(student, teacher.eval())
         if student.config.kd_branch != self.kd_branch:
             raise ValueError(
                 f"{type(self).__name__} needs a student with kd_branch={self.kd_branch!r}, "
@@ -48,14 +48,9 @@ class KD(TrainingObjective):
                 "teacher and student must learn the same tasks, or the teacher all classes at once, but theirs have "
                 f"{theirs} and {ours} classes"
             )
-        self._teacher = (teacher.eval(),)  # in a tuple: not a child, so neither trained, wrapped nor saved with it
         self.kd_alpha = student.config.kd_alpha if kd_alpha is None else kd_alpha
         self.temperature = self.default_temperature if temperature is None else temperature
         self.shares_query = student.shares_query_with(teacher)
-
-    @property
-    def teacher(self) -> PromptViTForImageClassification:
-        return self._teacher[0]
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
@@ -67,13 +62,13 @@ class KD(TrainingObjective):
             taught = self._teach(pixel_values, query)
             teacher_logits = taught.head_logits[:, current]
         output = self.model(pixel_values, query=query, output_hidden_states=self.reads_tokens)
-        logits, parts = self._hard_loss(output, labels)
-        parts["cross_entropy"] = (1 - self.kd_alpha) * parts["cross_entropy"]
+        logits, terms = self._hard_loss(output, labels)
+        terms["cross_entropy"] = (1 - self.kd_alpha) * terms["cross_entropy"]
         soft = self.soft_loss(self.soft_logits(output)[:, current], teacher_logits, labels - current.start)
-        parts["soft_loss"] = self.kd_alpha * soft
+        terms["soft_loss"] = self.kd_alpha * soft
         if taught is not None and taught.hidden_states is not None:
-            parts["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
-        return self._answer(parts, logits, query)
+            terms["feature_loss"] = self.feature_loss(output.hidden_states, taught.hidden_states)
+        return self._output(terms, logits, query)
 
     @torch.no_grad()
     def _teach(self, pixel_values: Tensor, query: Tensor | None) -> PromptViTOutput:

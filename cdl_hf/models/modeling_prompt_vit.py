@@ -128,8 +128,13 @@ class PromptViTForImageClassification(PreTrainedModel):
             checked.query_backbone_weights = query_backbone.reference
         model = cls(checked)
         model.backbone.load_state_dict(backbone.module.state_dict())
+        model.backbone.pretrained_cfg = {**backbone.pretrained_cfg, "hf_hub_id": backbone.hub_name}
         if query_backbone is not None and model.query_backbone is not None:
             model.query_backbone.load_state_dict(query_backbone.module.state_dict())
+            model.query_backbone.pretrained_cfg = {
+                **query_backbone.pretrained_cfg,
+                "hf_hub_id": query_backbone.hub_name,
+            }
         return model
 
     def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword

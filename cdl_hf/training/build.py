@@ -1,39 +1,44 @@
-"""From arguments to the objects of a run: accelerator, stream, teacher, student, image processor, method."""
+"""From arguments to the objects of a run (stream, teacher, student, objective, image processor), and back."""
 
-from dataclasses import dataclass, fields
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor
 
+from ..cli import ParsedArguments, to_dict
 from ..data import TaskStream, image_processor_for, load_image_dataset
 from ..data.splits import class_order
 from ..distillation import METHODS, TrainingObjective
-from ..models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
+from ..distillation.logit_methods import KD
+from ..models import PretrainedBackbone, PromptViTConfig, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
 from ..utils import derive_seed
-from .arguments import CDLConfig, DatasetArguments, DistillationArguments, ModelArguments, StreamArguments
-from .task_checkpoints import TaskCheckpoints, check_states, describe_stream
+from .arguments import (
+    CDLConfig,
+    DatasetArguments,
+    DistillationArguments,
+    HubArguments,
+    ModelArguments,
+    StreamArguments,
+)
+from .task_checkpoints import TaskCheckpoints, describe_stream
 
 
 @dataclass
-class Learners:
-    """What learns, and what prepares its images.
+class ModelPair:
+    """Teacher and student, and what prepares their images.
 
     Args:
-        teacher: `None` where the student learns alone.
-        method: Owns the student; `None` where only a teacher is trained.
+        objective: Owns the student and knows the teacher; with `stages=teacher` it owns the teacher.
         image_processor: Serves both models.
-        backbones: Role -> the backbone it stands on.
-        query_backbone: What makes the teacher's query, if it is not the teacher's own.
     """
 
-    teacher: PromptViTForImageClassification | None
-    method: TrainingObjective | None
+    objective: TrainingObjective
     image_processor: BaseImageProcessor
-    backbones: dict[str, PretrainedBackbone]
-    query_backbone: PretrainedBackbone | None
 
 
 def source_options(arguments: DatasetArguments) -> dict[str, Any]:
@@ -97,17 +102,17 @@ def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[Pret
     return teacher, student
 
 
-def build_learners(
+def build_models(
     stream: TaskStream,
     model_args: ModelArguments,
     distillation_args: DistillationArguments,
     training_args: CDLConfig,
     *,
     pretrained: bool = True,
-) -> Learners:
-    """Teacher, student, method and image processor, their new parameters drawn from the seed.
+) -> ModelPair:
+    """Teacher, student, objective and image processor, their new parameters drawn from the seed.
 
-    A given teacher that has learnt all classes at once knows them from the start.
+    A teacher of joint training knows all classes from the start.
 
     Args:
         pretrained: Whether the backbones have their weights; without, nothing is downloaded.
@@ -148,23 +153,19 @@ def build_learners(
         "head": model_args.classifier,
         "ranpac_width": model_args.ranpac_width,
     }
-    teacher = method = query = None
-    backbones = {}
+    teacher = None
     if stages != "student" or training_args.teacher_run is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
         takes_students = model_args.query == "student" and POOLS[model_args.prompt_method].needs_query
         query = student_backbone if takes_students else None
-        given = (
-            None if training_args.teacher_run is None else TaskCheckpoints(Path(training_args.teacher_run), "teacher")
-        )
-        at_once = given is not None and check_states(given, describe_stream(stream))
-        tasks = [len(stream.class_names)] if at_once else stream.classes_per_task
+        run = training_args.teacher_run
+        is_joint = run is not None and TaskCheckpoints(Path(run), "teacher").is_joint(describe_stream(stream))
+        tasks = [len(stream.class_names)] if is_joint else stream.classes_per_task
         teacher = PromptViTForImageClassification.from_backbone(
             teacher_backbone, query, **{**prompts, "classes_per_task": tasks}
         )
-        if at_once:
+        if is_joint:
             teacher.start_task(stream.class_names)
-        backbones["teacher"] = teacher_backbone
     if stages != "teacher":
         set_seed(derive_seed(training_args.seed, "student"))
         method_class = METHODS[distillation]
@@ -178,12 +179,12 @@ def build_learners(
             teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
         )
         if distillation == "none" or is_given:
-            method = TrainingObjective(student)
+            objective = TrainingObjective(student, teacher)
         else:
-            method = method_class(
-                student, teacher, kd_alpha=distillation_args.kd_alpha, temperature=distillation_args.temperature
-            )
-        backbones["student"] = student_backbone
+            options = {"kd_alpha": distillation_args.kd_alpha, "temperature": distillation_args.temperature}
+            objective = method_class(student, teacher, **options)
+    else:
+        objective = TrainingObjective(teacher)
     side = student_backbone.module.patch_embed.img_size[0]
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     if model_args.crop_pct is not None:
@@ -191,4 +192,96 @@ def build_learners(
     if model_args.interpolation is not None:
         data_config["interpolation"] = model_args.interpolation
     processor = image_processor_for(data_config, normalization=model_args.normalization)
-    return Learners(teacher, method, processor, backbones, query)
+    return ModelPair(objective, processor)
+
+
+def run_name(arguments: Iterable[Any]) -> str:
+    """Data set, methods and seed of a run, for the name of its folder."""
+    values = to_dict(arguments)
+    methods = f"{values['prompt_method']}-{values['distillation']}"
+    return f"{Path(values['dataset']).stem}-{methods}-seed{values['seed']}"
+
+
+def arguments_of(
+    stream: TaskStream, objective: TrainingObjective, image_processor: BaseImageProcessor, args: CDLConfig
+) -> ParsedArguments:
+    """The arguments that describe the objects of a run made in Python, as the command line would give them."""
+    has_student = args.stages != "teacher"
+    student = objective.model
+    teacher = objective.teacher if has_student else objective.model
+    config = (teacher or student).config
+    names = {f.name for f in fields(ModelArguments)} & {f.name for f in fields(PromptViTConfig)}
+    names -= {"image_size"}
+    model_args = ModelArguments(
+        teacher=backbone_source(teacher or student),
+        student=backbone_source(student),
+        image_size=image_processor.crop_size["height"],
+        normalization="backbone" if image_processor.do_normalize else "none",
+        classifier=student.config.head,
+        query="own" if teacher is not None and teacher.query_backbone is None else "student",
+        **{name: getattr(config, name) for name in names},
+    )
+    distillation_args = DistillationArguments(
+        distillation=next(
+            (name for name, method in METHODS.items() if method is type(objective)), type(objective).__name__
+        ),
+        kd_prompt_length=student.config.kd_prompt_length,
+        kd_prompt_blocks=student.config.kd_prompt_blocks,
+    )
+    if isinstance(objective, KD):
+        distillation_args.kd_alpha, distillation_args.temperature = objective.kd_alpha, objective.temperature
+    stages = "student" if has_student and teacher is None else args.stages  # there is only one to train
+    instances = (
+        StreamArguments(**stream.arguments),
+        model_args,
+        distillation_args,
+        replace(args, stages=stages),
+        HubArguments(),
+    )
+    return ParsedArguments(instances, command_line=sys.argv[1:], config_file=None, config=None)
+
+
+def check_fit(
+    stream: TaskStream, objective: TrainingObjective, image_processor: BaseImageProcessor, args: CDLConfig
+) -> None:
+    """
+    Raises:
+        ValueError: Stream, models, image processor and configuration do not fit each other.
+    """
+    teacher = objective.teacher
+    if args.stages == "teacher" and teacher is not None:
+        raise ValueError("stages='teacher' needs a TrainingObjective of the teacher alone, not one with a teacher")
+    if args.teacher_run is not None and teacher is None:
+        raise ValueError("teacher_run needs an objective with a teacher to load it into, and this one has none")
+    if args.stages == "student" and teacher is not None and args.teacher_run is None:
+        raise ValueError(
+            "stages='student' trains no teacher, and the objective has one: pass teacher_run, or stages='both'"
+        )
+    if args.schedule == "same_step" and teacher is None:
+        raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")
+    side = image_processor.crop_size["height"]
+    models = {"teacher" if args.stages == "teacher" else "student": objective.model}
+    if teacher is not None:
+        models["teacher"] = teacher
+    for role, model in models.items():
+        tasks = model.config.classes_per_task
+        is_joint = role == "teacher" and args.teacher_run is not None and tasks == [sum(stream.classes_per_task)]
+        if tasks != stream.classes_per_task and not is_joint:
+            raise ValueError(
+                f"the {role} was made for tasks of {tasks} classes, but the stream has tasks of "
+                f"{stream.classes_per_task}: make it with classes_per_task=stream.classes_per_task"
+            )
+        if model.config.tasks_seen and not is_joint:
+            raise ValueError(
+                f"the {role} has begun {model.config.tasks_seen} tasks already: a run starts with a new model"
+            )
+        if model.backbone.patch_embed.img_size[0] != side:
+            raise ValueError(
+                f"the image processor makes images of {side} pixels, but the {role} takes "
+                f"{model.backbone.patch_embed.img_size[0]}"
+            )
+
+
+def backbone_source(model: PromptViTForImageClassification) -> str:
+    """The name under which a model's backbone was loaded; its architecture where that is not known."""
+    return model.config.backbone_weights.get("source", model.config.backbone)

@@ -1,4 +1,4 @@
-"""Ways to watch a run, or to alter it, without another trainer."""
+"""Callbacks, which watch a run or change it."""
 
 from typing import TYPE_CHECKING
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 class ContinualCallback:
-    """Called at the joints of a run, on every process; a subclass has those of the methods that it needs.
+    """Hooks called during a run, on every process; a subclass overrides those that it needs.
 
-    The trainer shows all there is: `models`, `matrices`, `seconds`, `folder`. Its `args` may be altered between the
-    stages (a resumed run starts with the given ones again), and its `stop` ends the run. What happened after the last
-    checkpoint happens again in a resumed run, so that a method may be called a second time for the same task.
+    The trainer gives access to everything: `models`, `matrices`, `seconds`, `folder`. Its `args` may be changed
+    between the stages (a resumed run starts with the given ones again), and its `stop` ends the run. A resumed run
+    repeats what came after the last checkpoint, so that a hook may be called a second time for the same task.
     """
 
     def on_stage_end(self, trainer: "ContinualDistillationTrainer", task: Task, roles: tuple[str, ...]) -> None:
-        """The models of `roles` have learnt the task."""
+        """The models of `roles` have learned the task."""
 
     def on_evaluation(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
         """`trainer.matrices` have the accuracy of each model on all tasks up to this one."""
 
     def on_task_end(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
-        """All is done for the task but its checkpoint; what the models have learnt is in `states/`."""
+        """The task is finished but for the run's checkpoint; its task checkpoints are in `states/`."""
 
 
 class ShowAccuracy(ContinualCallback):
@@ -32,4 +32,14 @@ class ShowAccuracy(ContinualCallback):
     def on_evaluation(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
         shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in trainer.matrices.items())
         done = f"task {task.index + 1}/{len(trainer.stream)}, {task.class_ids.stop} classes"
-        trainer.accelerator.print(f"{done}: accuracy {shown}")
+        left = trainer.seconds_left
+        estimate = f" ({duration(left)} left)" if left else ""
+        trainer.accelerator.print(f"{done}: accuracy {shown}{estimate}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units in which people think of them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..models.classifiers import Classifier
 from ..utils import atomic_folder, remove
 
-KEPT = 2
+NUM_KEPT = 2
 _STATE, _DIGEST = "state.pt", "sha256"
+_NAME = re.compile(r"task_(\d{3,})-stage_(\d+)-step_(\d{8,})")
+_NUMBER = re.compile(r"\d{12}")
 
 
 def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, Tensor]:
@@ -66,28 +68,54 @@ def _classifiers(module: nn.Module) -> list[tuple[str, Classifier]]:
     return [(name, child) for name, child in module.named_modules() if isinstance(child, Classifier)]
 
 
-def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
-    """Writes `state` (tensors and plain values) as checkpoint `number` and removes all but the newest [`KEPT`].
+def checkpoint_name(task: int, stage: int, step: int) -> str:
+    """Name of the checkpoint from which the run continues in this stage of this task.
 
-    A crash leaves the earlier ones untouched. Those with higher numbers are damaged, for the run has gone on from
-    before them: they are removed, and do not count. What else lies in the folder is left alone.
+    Args:
+        task, stage: From 0; after the last stage of a task the classifiers and the evaluation follow.
+        step: Optimizer steps of the whole run that are done.
+    """
+    return f"task_{task:03d}-stage_{stage}-step_{step:08d}"
+
+
+def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
+    """Writes `state` (tensors and plain values) as a checkpoint and removes all earlier ones but [`NUM_KEPT`] - 1.
+
+    A crash leaves the earlier ones untouched. Later ones are damaged, for the run has continued from before them: they
+    are removed. Other files in the folder are left alone.
+
+    Args:
+        name: From [`checkpoint_name`].
 
     Raises:
-        OSError: It cannot be written, such as for want of space; nothing of it is left, and the earlier ones are.
+        OSError: It cannot be written, such as for want of space; the earlier ones are kept.
     """
-    target = folder / f"{number:012d}"
-    # In memory first: the checksum is of what was meant, and torch's own writer tells of a full disk in riddles.
+    target = folder / name
+    # In memory first: the checksum is of what was meant, and torch's own writer reports a full disk in riddles.
     content = io.BytesIO()
     torch.save(state, content)
     with atomic_folder(target) as temporary:
         (temporary / _STATE).write_bytes(content.getbuffer())
         (temporary / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
-    places = _numbered(folder)
-    kept = [path for path in places if path.name <= target.name][-KEPT:]
-    for path in {*places, *folder.glob(".[0-9]*")} - {*kept}:  # with a dot: of a run that was killed in a save
-        if path.name.removeprefix(".").isdecimal():
-            remove(path)
+    checkpoints = list_checkpoints(folder)
+    kept = checkpoints[: checkpoints.index(target) + 1][-NUM_KEPT:]
+    unfinished = [path for path in folder.glob(".*") if _position(path.name.removeprefix(".")) is not None]
+    for path in {*checkpoints, *unfinished} - {*kept}:  # unfinished: of a run that was killed while saving
+        remove(path)
     return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in the order in which a run writes them."""
+    positions = {path: _position(path.name) for path in folder.glob("*") if path.is_dir()}
+    return sorted((path for path, position in positions.items() if position is not None), key=positions.__getitem__)
+
+
+def _position(name: str) -> tuple[int, ...] | None:
+    """Where in the run a checkpoint stands; `None` for a name that is none."""
+    if match := _NAME.fullmatch(name):
+        return tuple(map(int, match.groups()))
+    return (-1, 0, int(name)) if _NUMBER.fullmatch(name) else None  # a number: of version 0.1.0
 
 
 def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -99,7 +127,7 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         ValueError: There are checkpoints, but none of them is whole, or one cannot be read for now.
     """
     damaged = []
-    for path in reversed(_numbered(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             if (path / _DIGEST).read_bytes() != _file_digest(path / _STATE).encode():
                 raise ValueError("its checksum does not fit")
@@ -120,10 +148,6 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             "again with --overwrite_output_dir"
         )
     return None
-
-
-def _numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("[0-9]" * 12) if path.is_dir())
 
 
 def _file_digest(path: Path) -> str:

@@ -3,7 +3,8 @@
 It changes neither what was trained nor what will be, since in training only the newest task's classes compete.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -149,3 +150,16 @@ class ClassifierAlignment:
         for mean, covariance in zip(state["means"], state["covariances"], strict=True):
             variances, directions = torch.linalg.eigh(covariance.double())
             self._remember(mean, variances.flip(1), directions.transpose(1, 2).flip(1))
+
+
+@contextmanager
+def explain_divergence(where: str) -> Iterator[None]:
+    """Raises a matrix that cannot be solved or factored as numbers that have grown out of bounds.
+
+    Raises:
+        FloatingPointError: There was one.
+    """
+    try:
+        yield
+    except (torch.linalg.LinAlgError, FloatingPointError) as error:
+        raise FloatingPointError(f"{where} cannot be computed ({str(error).splitlines()[0]})") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedType
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedType, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
 
 from ..utils import num_cores
 from .arguments import CDLConfig
@@ -141,6 +142,11 @@ def lacks_bf16() -> bool:
     except OSError:
         return False
     return not words & {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, the latter of ARM
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """A progress bar of the main process; none where stderr is no terminal, which would get a line for each update."""
+    return tqdm(leave=False, disable=None if PartialState().is_main_process else True, **options)
 
 
 def start_trackers(accelerator: Accelerator, args: CDLConfig, config: dict[str, Any], steps: int) -> None:

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from ..data import TaskStream
 from ..distillation import TrainingObjective
 from .arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
-from .build import build_learners, build_stream
-from .checkpointing import KEPT
+from .build import build_models, build_stream
+from .checkpointing import NUM_KEPT
 from .memory import check_division
 from .results import describe_models
 from .stage import EpochSampler
-from .task_checkpoints import TaskCheckpoints, check_states, describe_stream
+from .task_checkpoints import TaskCheckpoints, describe_stream
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,26 +42,29 @@ def describe_run(
     """Stream, models, steps, memory and files of a run. Backbones have shapes but no weights: none are downloaded.
 
     Raises:
-        ValueError: As [`build_stream`], [`build_learners`], [`check_states`] and [`check_division`].
+        ValueError: As [`build_stream`], [`build_models`], [`TaskCheckpoints.is_joint`] and [`check_division`].
     """
     stream = build_stream(stream_args)
     if args.student_run is not None:  # a given teacher is checked as it is built
-        check_states(TaskCheckpoints(Path(args.student_run), "student"), describe_stream(stream))
+        TaskCheckpoints(Path(args.student_run), "student").is_joint(describe_stream(stream))
     with torch.device("meta"):
-        learners = build_learners(stream, model_args, distillation_args, args, pretrained=False)
-    modules = {} if learners.teacher is None else {"teacher": TrainingObjective(learners.teacher)}
-    if learners.method is not None:
-        modules["student"] = learners.method
-    check_division(modules, map(len, (task.train for task in stream)), args, accelerator.num_processes)
-    trained = [role for role in modules if role != "teacher" or args.teacher_run is None]
+        pair = build_models(stream, model_args, distillation_args, args, pretrained=False)
+    objectives = {"teacher" if args.stages == "teacher" else "student": pair.objective}
+    if pair.objective.teacher is not None:
+        objectives = {"teacher": TrainingObjective(pair.objective.teacher), **objectives}
+    check_division(objectives, map(len, (task.train for task in stream)), args, accelerator.num_processes)
+    runs = {"teacher": args.teacher_run, "student": args.student_run}
+    trained = [role for role in objectives if runs[role] is None]
     stages = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
+    models = {role: objective.model for role, objective in objectives.items()}
+    side = pair.image_processor.crop_size["height"]
     return "\n".join(
         [
             str(stream),
-            describe_models(learners),
+            describe_models(models, pair.image_processor),
             _steps(stream, args, trained),
-            *_files(stream, modules, folder),
-            *_memory(stream, modules, stages, args, learners.image_processor.crop_size["height"], accelerator),
+            *_files(stream, objectives, folder),
+            *_memory(stream, objectives, stages, args, side, accelerator),
         ]
     )
 
@@ -85,10 +88,10 @@ def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Pa
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
     models = predicting + sum(_bytes(model.parameters()) for model in students)
     statistics = sum(4 * classifier.num_statistics for classifier in classifiers)
-    checkpoints = (3 * learnt + predicting + statistics) * KEPT  # with Adam's two moments
+    checkpoints = (3 * learnt + predicting + statistics) * NUM_KEPT  # with Adam's two moments
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "
-        f"({_size(models)}); what they have learnt after each task ({_size(len(stream) * states)}); {KEPT} "
+        f"({_size(models)}); what they have learnt after each task ({_size(len(stream) * states)}); {NUM_KEPT} "
         f"checkpoints (at most {_size(checkpoints)})"
     ]
 

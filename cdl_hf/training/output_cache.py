@@ -1,11 +1,11 @@
-"""What frozen networks answer to the training images of a task, kept so that it is computed once.
+"""Cached outputs of frozen networks for the training images of a task, so that they are computed once.
 
-A sample's augmentation depends on seed, task, epoch and index, and not on the stage: a student sees the very images
+An image's augmentation depends on seed, task, epoch and index, and not on the stage: a student sees the very images
 that its teacher has seen, and so does every further student of the same teacher.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,37 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 from ..utils import DamagedFile, atomic_write, verify
-from .stage import StageSettings, training_loader
+from .distributed import progress_bar
 
 MEMORY_LIMIT = 2**30  # bytes of queries that a process keeps; the rest is computed again
+
+
+class OutputCache:
+    """Outputs of frozen networks for a task's training images, looked up by epoch and image.
+
+    Args:
+        epochs: Name -> an array (n, D) for each epoch from the first on; `None` for an epoch, or NaN in a row, where
+            the output is not known.
+    """
+
+    def __init__(self, epochs: Mapping[str, Sequence[np.ndarray | None]] | None = None):
+        self.epochs = dict(epochs or {})
+
+    def lookup(self, epoch: int, index: list[int]) -> dict[str, Tensor]:
+        """The outputs (B, D), by name, for the images `index` in an epoch: those that are known for all of them."""
+        known = {}
+        for name, arrays in self.epochs.items():
+            if epoch < len(arrays) and (array := arrays[epoch]) is not None:
+                rows = array[index]
+                if not np.isnan(rows).any():
+                    known[name] = torch.from_numpy(rows)
+        return known
 
 
 class QueryCache:
@@ -29,29 +51,29 @@ class QueryCache:
 
     Args:
         num_images: n of the task.
-        division: What decides which images a process has in which step, and what they look like. A stage with another
-            division must compute its queries itself.
+        division: What decides which images a process has in which step, and how they are augmented. A stage with
+            another division must compute its queries itself.
 
     Attributes:
-        epochs: (n, Dq) of each epoch, from the first to the last that finds room within [`MEMORY_LIMIT`]; NaN in the
-            rows of images that this process has not had.
+        epochs: (n, Dq) of each epoch, from the first to the last that fits into [`MEMORY_LIMIT`]; NaN in the rows of
+            images that other processes have had.
     """
 
     def __init__(self, num_images: int, division: Any = None):
         self.num_images, self.division = num_images, division
         self.epochs: list[np.ndarray] = []
 
-    def add(self, epoch: int, index: Tensor, query: Tensor) -> None:
-        """Keeps the queries (B, Dq) of the samples `index` (B,) in an epoch."""
+    def add(self, epoch: int, index: list[int], query: Tensor) -> None:
+        """Keeps the queries (B, Dq) of the images `index` in an epoch."""
         size = 4 * self.num_images * query.shape[1]
         if epoch == len(self.epochs) and (epoch + 1) * size <= MEMORY_LIMIT:
             self.epochs.append(np.full((self.num_images, query.shape[1]), np.nan, np.float32))
         if epoch < len(self.epochs):
-            self.epochs[epoch][index.cpu().numpy()] = query.float().cpu().numpy()
+            self.epochs[epoch][index] = query.float().cpu().numpy()
 
 
 class TeacherOutputCache:
-    """Files with a teacher's answers to every training image of a task in every epoch.
+    """Files with a teacher's outputs for every training image of a task in every epoch.
 
     Args:
         stem: Path to which `.query.npy`, (E, n, Dq), and `.teacher_logits.npy`, (E, n, C_task), are added.
@@ -60,7 +82,7 @@ class TeacherOutputCache:
     def __init__(self, stem: Path):
         self.files = {name: stem.with_name(f"{stem.name}.{name}.npy") for name in ("query", "teacher_logits")}
 
-    def are_there(self, needs_query: bool) -> bool:
+    def exist(self, needs_query: bool) -> bool:
         """Whether [`write`] has ended, for a teacher whose prompts take a query or do not."""
         return all(file.is_file() for name, file in self.files.items() if needs_query or name != "query")
 
@@ -75,7 +97,7 @@ class TeacherOutputCache:
         for name, file in self.files.items():
             if not file.is_file():
                 continue
-            remedy = "remove the file, and its answers are computed again"
+            remedy = "remove the file, and its outputs are computed again"
             try:
                 verify(file)
                 array = np.load(file, mmap_mode="r")
@@ -85,14 +107,14 @@ class TeacherOutputCache:
                 raise DamagedFile(file, f"{error}; {remedy}") from error
             if array.shape[:-1] != (num_train_epochs, num_images) or array.dtype != np.float32:
                 raise ValueError(
-                    f"{file} holds {array.dtype} values of shape {array.shape}, not float32 answers of "
-                    f"{num_train_epochs} epochs to {num_images} images: {remedy}"
+                    f"{file} holds {array.dtype} values of shape {array.shape}, not float32 outputs of "
+                    f"{num_train_epochs} epochs for {num_images} images: {remedy}"
                 )
             arrays[name] = array
         return arrays
 
     def read(self, num_train_epochs: int, num_images: int) -> dict[str, list[np.ndarray | None]]:
-        """Of each epoch the answers (n, D), by name; `None` where some are missing: they must be computed again.
+        """The outputs (n, D) of each epoch, by name; `None` where some are missing and must be computed again.
 
         Runs of earlier versions have stored rows of zeros for the images that their batches left out.
 
@@ -104,7 +126,7 @@ class TeacherOutputCache:
             complete = [bool((np.isfinite(rows).all(1) & rows.any(1)).all()) for rows in epochs]
             if not all(complete):
                 warnings.warn(
-                    f"{self.files[name]} lacks the answers to some images in {complete.count(False)} of "
+                    f"{self.files[name]} lacks the outputs for some images in {complete.count(False)} of "
                     f"{num_train_epochs} epochs, which are computed again",
                     stacklevel=2,
                 )
@@ -117,58 +139,61 @@ class TeacherOutputCache:
         accelerator: Accelerator,
         teacher: PromptViTForImageClassification,
         images: TaskImages,
-        settings: StageSettings,
+        loader: DataLoader,
+        num_train_epochs: int,
+        *,
+        name: str = "teacher outputs",
         after_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Asks the teacher, which has learnt the task, about every image in every epoch.
-
-        It is asked in the very batches that a student with its batch size sees, and about the rest after them.
+        """Computes the outputs of a teacher that has learned the task, for every image in every epoch.
 
         Args:
-            after_batch: Called on every process after each batch; what it raises ends the work, and no file is left.
+            loader: Of `images`, in the very batches that a student with its batch size sees, and the rest after them.
+            name: Shown in the progress bar and in errors.
+            after_batch: Called on every process after each batch; an exception from it ends the work without a file.
 
         Raises:
             OSError: There is no room.
-            FloatingPointError: An answer is not finite.
+            FloatingPointError: An output is not finite.
         """
         teacher.eval()
-        sampler, loader = training_loader(accelerator, images, settings, every_image=True)
-        bar = tqdm(total=settings.num_train_epochs * len(loader), desc=settings.name, unit="batch", leave=False)
-        files = {}
+        bar = progress_bar(total=num_train_epochs * len(loader), desc=name, unit="batch")
+        files: dict[str, Any] = {}
         with ExitStack() as unfinished:
-            for epoch in range(settings.num_train_epochs):
+            for epoch in range(num_train_epochs):
                 loader.set_epoch(epoch)
                 images.set_epoch(epoch)
                 rows: dict[str, np.ndarray] = {}
                 for batch in Batches(loader, images):
                     with accelerator.autocast():
-                        answers = self._ask(teacher, batch["pixel_values"])
-                    answers = accelerator.gather({"index": batch["index"], **answers})
-                    index = answers.pop("index").cpu().numpy()
-                    for name, values in answers.items():
-                        if name not in rows:
-                            rows[name] = np.full((len(images), values.shape[1]), np.nan, np.float32)
-                        rows[name][index] = values.cpu().numpy()
+                        outputs = self._compute(teacher, batch["pixel_values"])
+                    index = torch.tensor(batch["index"], device=accelerator.device)
+                    outputs = accelerator.gather({"index": index, **outputs})
+                    index = outputs.pop("index").cpu().numpy()
+                    for output, values in outputs.items():
+                        if output not in rows:
+                            rows[output] = np.full((len(images), values.shape[1]), np.nan, np.float32)
+                        rows[output][index] = values.cpu().numpy()
                     bar.update()
                     after_batch()
-                for name, values in rows.items():
+                for output, values in rows.items():
                     if not np.isfinite(values).all():
-                        raise FloatingPointError(f"the teacher's answers ({name}) are not finite in {settings.name}")
+                        raise FloatingPointError(f"the teacher's outputs ({output}) are not finite in {name}")
                     if accelerator.is_main_process:
                         if epoch == 0:
-                            files[name] = unfinished.enter_context(atomic_write(self.files[name], checksum=True))
-                            _write_header(files[name], (settings.num_train_epochs, *values.shape))
-                        files[name].write(values.tobytes())
+                            files[output] = unfinished.enter_context(atomic_write(self.files[output], checksum=True))
+                            _write_header(files[output], (num_train_epochs, *values.shape))
+                        files[output].write(values.tobytes())
         bar.close()
         accelerator.wait_for_everyone()
         accelerator.free_memory()
 
     @staticmethod
-    def _ask(teacher: PromptViTForImageClassification, pixel_values: Tensor) -> dict[str, Tensor]:
+    def _compute(teacher: PromptViTForImageClassification, pixel_values: Tensor) -> dict[str, Tensor]:
         query = teacher.query(pixel_values)
         logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_classes]
-        answers = {"query": query, "teacher_logits": logits}
-        return {name: values.float() for name, values in answers.items() if values is not None}
+        outputs = {"query": query, "teacher_logits": logits}
+        return {name: values.float() for name, values in outputs.items() if values is not None}
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> None:

@@ -1,52 +1,139 @@
-"""What a run tells: its models before, its results after."""
+"""What a run shows and writes: its models before training, its results, models and pictures after it."""
 
-from typing import Any
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from transformers import BaseImageProcessor
+from transformers.utils import logging
 
+from ..cli import to_dict
+from ..data import dataset_spec
 from ..evaluation.speed import latency
-from ..utils import versions
-from .build import Learners
-from .trainer import ContinualDistillationTrainer
+from ..models import PromptViTForImageClassification
+from ..utils import atomic_folder, seal_file, versions
+from .baseline import baseline_accuracies
+from .build import backbone_source
+from .distributed import whole_state
+
+if TYPE_CHECKING:
+    from .trainer import ContinualDistillationTrainer
 
 
-def describe_models(learners: Learners) -> str:
-    """Which backbones learn, how large they are, what is trained and how images come in."""
+def describe_models(models: dict[str, PromptViTForImageClassification], processor: BaseImageProcessor) -> str:
+    """Backbones, sizes and trained parameters of the models, and how images are prepared.
+
+    Args:
+        models: By role, the teacher first.
+    """
     lines = []
-    for role, backbone in learners.backbones.items():
-        model = learners.teacher if role == "teacher" else learners.method.model
+    for role, model in models.items():
         total = sum(p.numel() for p in model.parameters())
-        learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        lines.append(f"{role}: {backbone.source}, {total:,} parameters, {learnt:,} of them learnt")
-    processor = learners.image_processor
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines.append(f"{role}: {backbone_source(model)}, {total:,} parameters, {trained:,} of them trained")
     side = processor.crop_size["height"]
     pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
     lines = [*lines, f"images: {side}x{side}, pixels {pixels}"]
-    made_with = {
-        role: [list(b.pretrained_cfg[key]) for key in ("mean", "std")] for role, b in learners.backbones.items()
+    expected = {
+        role: [list(model.backbone.pretrained_cfg[key]) for key in ("mean", "std")] for role, model in models.items()
     }
-    if processor.do_normalize and len(made_with) == 2 and made_with["teacher"] != made_with["student"]:
-        mean, std = made_with["teacher"]
+    if processor.do_normalize and len(expected) == 2 and expected["teacher"] != expected["student"]:
+        mean, std = expected["teacher"]
         lines.append(
-            f"note: the teacher's weights were made with mean {mean}, std {std}, and now see the student's pixels"
+            f"note: the teacher's backbone was pre-trained with mean {mean}, std {std}, and is given the student's "
+            "pixels"
         )
     return "\n".join(lines)
 
 
-def results(trainer: ContinualDistillationTrainer, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The content of `results.json`."""
-    return {
+def finish_run(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+    """Writes pictures, models and their cards, and last `results.json`, which says that all is there; returns it."""
+    results = {
         "stream": trainer.stream.describe(),
-        "args": arguments,
+        "args": to_dict(trainer.arguments),
         "versions": versions(),
-        "tested_on": "validation" if arguments["validation_fraction"] else "test",
+        "tested_on": "test" if trainer.stream[0].validation is None else "validation",
         **trainer.results(),
+        **_baseline(trainer),
         "latency_ms": _latency(trainer),
     }
+    trainer.folder.write_pictures(results, trainer.matrices)
+    trainer.save_models()
+    trainer.accelerator.end_training()
+    if trainer.accelerator.is_main_process:
+        for role in trainer.models:
+            _write_card(trainer, role, results)
+    trainer.folder.write_results(results)
+    return results
 
 
-def _latency(trainer: ContinualDistillationTrainer) -> dict[str, Any]:
-    """Milliseconds that each model takes for one image, and on what."""
+def save_model(
+    accelerator: Accelerator,
+    model: PromptViTForImageClassification,
+    image_processor: BaseImageProcessor,
+    folder: Path,
+) -> None:
+    """Writes weights, configuration and image processor, for `from_pretrained`; all processes call it together."""
+    state = whole_state(model)
+    if accelerator.is_main_process:
+        with atomic_folder(folder) as place:
+            with _no_progress_bar():
+                model.save_pretrained(place, state_dict=state)
+            image_processor.save_pretrained(place)
+            for weights in place.glob("*.safetensors"):
+                seal_file(weights)
+
+
+def _baseline(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+    """Accuracies in % by chance, and of RanPAC on the frozen backbones, where this run has trained both models."""
+    if trainer.args.stages != "both" or not trainer.args.num_train_epochs:
+        return {}
+    models = {role: learner.model for role, learner in trainer.learners.items()}
+    images = [trainer.images_for_fitting(task) for task in trainer.stream]
+    accuracies = baseline_accuracies(models, images, trainer.test_images, trainer.evaluator, trainer.args.seed)
+    return {"baseline": {"chance": 100 / len(trainer.stream.class_names), "frozen_ranpac": accuracies}}
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows one for each file that it writes, and a model is one file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _write_card(trainer: "ContinualDistillationTrainer", role: str, results: dict[str, Any]) -> None:
+    """Completes a model's folder with its card, results and pictures."""
+    from .model_card import ModelCardContent, complete_model_folder  # its templates take a while to import
+
+    dataset, model = dataset_spec(results["args"]["dataset"]), trainer.models[role]
+    given = trainer.folder.given() or {"command_line": []}
+    words = [word for word in given["command_line"] if word not in ("--resume", "--resume_from_checkpoint")]
+    backbones = [model.backbone, *([] if model.query_backbone is None else [model.query_backbone])]
+    card = ModelCardContent(
+        role=role,
+        results=results,
+        backbones={role: backbone_source(trainer.learners[role].model) for role in trainer.learners},
+        command=["accelerate", "launch", sys.argv[0], *words],
+        weights_license=model.backbone.pretrained_cfg.get("license"),
+        data_license=dataset.license,
+        base_model=[name for each in backbones if (name := each.pretrained_cfg.get("hf_hub_id"))],
+        hub_dataset=dataset.hub_name,
+    )
+    complete_model_folder(trainer.folder.path, card)
+
+
+def _latency(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+    """Milliseconds that each model takes for one image, and the device."""
     device, size = trainer.accelerator.device, trainer.image_processor.crop_size
     image = torch.rand(1, 3, size["height"], size["width"], device=device)
     if device.type == "cuda":
@@ -58,32 +145,51 @@ def _latency(trainer: ContinualDistillationTrainer) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Teacher against student, in words that a stranger understands."""
+    """Teacher against student, in words that a newcomer understands."""
     roles = [role for role in ("teacher", "student") if role in results]
     tasks = results["stream"]["num_tasks"]
     classes, images = len(results["stream"]["class_names"]), sum(results["stream"][results["tested_on"]])
     metrics = {role: results[role] for role in roles}
     rows = [
-        ("accuracy, mean over the tasks", [f"{m['average_accuracy']:.2f} %" for m in metrics.values()]),
-        (
-            "accuracy, mean over the stream so far at each task",
-            [f"{m['average_incremental_accuracy']:.2f} %" for m in metrics.values()],
-        ),
-        (
-            "forgetting, points lost since a task was learnt",
-            [f"{m['forgetting']['cdl']:.2f}" for m in metrics.values()],
-        ),
+        ("final accuracy A_N, mean over the tasks", [f"{m['average_accuracy']:.2f} %" for m in metrics.values()]),
+        ("average incremental accuracy", [f"{m['average_incremental_accuracy']:.2f} %" for m in metrics.values()]),
+        ("forgetting (cdl), points", [f"{m['forgetting']['cdl']:.2f}" for m in metrics.values()]),
         ("parameters", [f"{m['parameters']:,}" for m in metrics.values()]),
-        ("  of them learnt", [f"{m['trainable_parameters']:,}" for m in metrics.values()]),
+        ("  trained", [f"{m['trainable_parameters']:,}" for m in metrics.values()]),
         ("seconds of training", [_seconds(results["seconds"], role) for role in roles]),
     ]
+    if "baseline" in results:
+        chance, frozen = results["baseline"]["chance"], results["baseline"]["frozen_ranpac"]
+        rows += [
+            ("for comparison: A_N of guessing", [f"{chance:.2f} %" for _ in roles]),
+            ("  of RanPAC on the frozen backbone", [f"{frozen[role]:.2f} %" for role in roles]),
+        ]
     width = max(len(label) for label, _ in rows)
-    split = results["tested_on"]
     lines = [
-        f"After {tasks} tasks with {classes} classes, on {images:,} {split} images, all classes competing:",
+        f"After {tasks} tasks with {classes} classes, on {images:,} {results['tested_on']} images, all classes "
+        "competing:",
         " " * width + "".join(f"{role:>12}" for role in roles),
         *(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows),
     ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def next_steps(results: dict[str, Any], folder: Path) -> str:
+    """What a user may do with a finished run, as commands that work as printed."""
+    where = shlex.quote(str(folder))
+    role = "student" if "student" in results else "teacher"
+    recipes = Path(sys.argv[0]).parent
+    python = f"python {shlex.quote(str(recipes))}"
+    lines = [
+        f"Everything is in {folder}: results.json, accuracy.png, matrices.png, and the models. What next:",
+        f"  {python}/evaluate_run.py {where}      # accuracy by class, confusions, calibration",
+        f"  {python}/predict.py {where}/{role} IMAGE.png",
+        f"  {python}/demo.py {where}",
+    ]
+    args = results["args"]
+    if args["classifier"] == "linear" and role == "student" and args["student_run"] is None:
+        command = f"  {python}/train.py --config {where}/args.yaml --stages student --teacher_run none"
+        lines.append(f"{command} --student_run {where} --classifier ranpac --output_dir none  # another classifier")
     return "\n".join(lines)
 
 

@@ -137,7 +137,7 @@ class RunFolder:
         return sorted((entry for entry in entries if entry.name not in _OF_THE_SYSTEM), key=lambda e: e.name in _SIGNS)
 
     def _was_a_run(self) -> bool:
-        if (self.path / run_lock.NAME).is_file() or any(self.checkpoints.glob("[0-9]*/state.pt")):
+        if (self.path / run_lock.NAME).is_file() or any(self.checkpoints.glob("[!.]*/state.pt")):
             return True
         for name, words in _SIGNS.items():
             file = self.path / name

@@ -1,26 +1,27 @@
-"""One stage: the training of one module on one task, or of two in turn. The only loop over training batches."""
+"""A stage: one model, or two on the same batches, trained on one task. The only loop over training batches."""
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, tqdm
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Sampler
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+from tqdm.auto import tqdm
 
 from ..data import Batches, TaskImages
-from .distributed import AsyncReduce, prepare_module
+from ..distillation import TrainingObjective
+from .distributed import AsyncReduce, prepare_module, progress_bar
+from .output_cache import OutputCache, QueryCache
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What a stage needs besides its module and images.
+    """Hyper-parameters of a stage.
 
     Args:
         name: Shown in the progress bar and in errors, such as `"task 3/10 teacher"`.
@@ -41,13 +42,13 @@ class StageSettings:
 
 @dataclass
 class StageState:
-    """Where a stage stands between two optimizer steps.
+    """A stage between two optimizer steps, as a checkpoint holds it.
 
     Args:
         epoch, step: `step` optimizer steps of epoch `epoch` are done.
         images: Images of this epoch so far.
-        sums: For each module, sums over them of the loss, its parts and the accuracy.
-        optimizers: For each module, the state of Adam.
+        sums: For each objective, sums over them of the loss, its terms and the accuracy.
+        optimizers: For each objective, the state of Adam.
     """
 
     epoch: int = 0
@@ -61,10 +62,11 @@ class StageError(RuntimeError):
     """Training cannot go on, in any process; the message says where and what to do.
 
     Args:
-        state: The stage before the step that failed; its modules are as they were then.
+        state: The stage before the step that failed, whose weights are still in place; `None` where another objective
+            has already taken its part of that step.
     """
 
-    def __init__(self, message: str, state: StageState):
+    def __init__(self, message: str, state: StageState | None):
         super().__init__(message)
         self.state = state
 
@@ -102,108 +104,161 @@ def learning_rate_at(epoch: int, num_train_epochs: int, base: float) -> float:
     return base * math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * max(num_train_epochs - 1, 1)))
 
 
-def run_stage(
-    accelerator: Accelerator,
-    modules: dict[str, nn.Module],
-    images: TaskImages,
-    settings: StageSettings,
-    *,
-    start: StageState | None = None,
-    on_answer: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None,
-    on_step: Callable[[Callable[[], StageState]], None] | None = None,
-    on_epoch: Callable[[str, dict[str, float]], None] | None = None,
-) -> None:
-    """Trains modules on `images`, each with a fresh Adam; several take their steps in turn on every batch.
+class Stage:
+    """The training of objectives on a task, each with a fresh Adam. Iterating runs it, epoch by epoch, step by step:
+
+        for epoch in stage:
+            for step in epoch:  # each objective has taken an optimizer step
+                ...
+
+    Several objectives take their steps in turn on every batch.
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
-        modules: Name -> module, called as `module(pixel_values=, labels=)` and with what else the samples carry; it
-            answers with `loss`, `logits` over the task's classes and named parts of the loss. Its trainable parameters
-            are those with gradients now.
+        objectives: Name -> objective. Its trainable parameters are those that require gradients now.
         images: The task's training images.
-        settings: See [`StageSettings`].
-        start: Where to go on in a resumed stage.
-        on_answer: Called on every process with the epoch, the indices of its images and what a module has answered.
-        on_step: Called on every process after each optimizer step, with a function that takes the stage's state.
-        on_epoch: Called after each epoch with each module's name and its averages over all images: loss, parts,
-            accuracy (%), and the epoch's learning rate and seconds.
+        settings: Its hyper-parameters.
+        cached: Outputs of frozen networks that need not be computed.
+        queries: Where to keep the queries that this stage computes.
+        start: Where to continue a stage that was interrupted.
 
     Raises:
-        StageError: The loss is not finite; the step is not taken.
-        FloatingPointError: The weights are not finite after the last step.
+        StageError: While iterating: a loss is not finite; its step is not taken.
+        FloatingPointError: At the end: weights are not finite after the last step.
     """
-    start = start or StageState()
-    sampler, loader = training_loader(accelerator, images, settings)
-    prepared, optimizers = {}, {}
-    for name, module in modules.items():
-        optimizer = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=settings.learning_rate)
-        if name in start.optimizers:
-            optimizer.load_state_dict(start.optimizers[name])
-        prepared[name], optimizers[name] = prepare_module(accelerator, module.train()), accelerator.prepare(optimizer)
-    bar = tqdm(total=settings.num_train_epochs * sampler.steps, desc=settings.name, unit="step", leave=False)
-    bar.update(start.epoch * sampler.steps + start.step)
 
-    for epoch in range(start.epoch, settings.num_train_epochs):
-        began, averages, step = time.perf_counter(), _Averages(accelerator, list(modules)), 0
-        if epoch == start.epoch:
-            step = start.step
-            averages.resume(start)
-        sampler.skip = step * settings.batch_size
-        loader.set_epoch(epoch)
-        images.set_epoch(epoch)
-        rate = learning_rate_at(epoch, settings.num_train_epochs, settings.learning_rate)
-        for optimizer in optimizers.values():
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objectives: Mapping[str, TrainingObjective],
+        images: TaskImages,
+        settings: StageSettings,
+        *,
+        cached: OutputCache | None = None,
+        queries: QueryCache | None = None,
+        start: StageState | None = None,
+    ):
+        self.accelerator, self.objectives, self.images, self.settings = accelerator, objectives, images, settings
+        self.cached, self.queries = cached or OutputCache(), queries
+        self.start = start or StageState()
+        self.sampler, self.loader = training_loader(accelerator, images, settings)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.prepared: dict[str, Any] = {}
+        self.current: Epoch | None = None
+
+    def __iter__(self) -> Iterator["Epoch"]:
+        settings, start = self.settings, self.start
+        for name, objective in self.objectives.items():
+            trained = (parameter for parameter in objective.parameters() if parameter.requires_grad)
+            optimizer = torch.optim.Adam(trained, lr=settings.learning_rate)
+            if name in start.optimizers:
+                optimizer.load_state_dict(start.optimizers[name])
+            self.prepared[name] = prepare_module(self.accelerator, objective.train())
+            self.optimizers[name] = self.accelerator.prepare(optimizer)
+        steps = self.sampler.steps
+        with progress_bar(total=settings.num_train_epochs * steps, desc=settings.name, unit="step", position=1) as bar:
+            bar.update(start.epoch * steps + start.step)
+            for epoch in range(start.epoch, settings.num_train_epochs):
+                self.current = Epoch(self, epoch, start if epoch == start.epoch else None, bar)
+                yield self.current
+        for name, objective in self.objectives.items():
+            if not all(p.isfinite().all() for p in objective.parameters() if p.requires_grad):
+                rate = f"at learning rate {settings.learning_rate:g}"
+                raise FloatingPointError(f"the {name}'s weights are not finite after {settings.name}, {rate}")
+        for module in self.prepared.values():
+            self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+    def state(self) -> StageState:
+        """The stage after its last optimizer step; all processes must call it together."""
+        return self.current.state()
+
+
+class Epoch:
+    """A pass over a stage's images. Iterating trains, and gives the number of steps done after each.
+
+    Attributes:
+        index: From 0.
+        learning_rate: Adam's in this epoch.
+        step: Optimizer steps done.
+    """
+
+    def __init__(self, stage: Stage, index: int, resumed: StageState | None, bar: tqdm):
+        settings = stage.settings
+        self.stage, self.index, self.bar, self.step = stage, index, bar, 0
+        self.learning_rate = learning_rate_at(index, settings.num_train_epochs, settings.learning_rate)
+        self.averages = _Averages(stage.accelerator, list(stage.objectives))
+        self._began = time.perf_counter()
+        if resumed is not None:
+            self.step = resumed.step
+            self.averages.resume(resumed)
+        self._at_last_step = self.averages.copy()
+
+    def __iter__(self) -> Iterator[int]:
+        stage, accelerator = self.stage, self.stage.accelerator
+        if self.step == stage.sampler.steps:  # resumed between its last step and its end
+            return
+        stage.sampler.skip = self.step * stage.settings.batch_size
+        stage.loader.set_epoch(self.index)
+        stage.images.set_epoch(self.index)
+        for optimizer in stage.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        done = averages.copy()  # as of the last optimizer step
-        for batch in Batches(loader, images) if step < sampler.steps else ():
-            index = batch.pop("index")
-            with accelerator.accumulate(*prepared.values()):
-                taken: list[_Step] = []
-                for name, module in prepared.items():
-                    with accelerator.autocast():
-                        output = module(**batch)
-                    averages.add(name, output, batch["labels"] - modules[name].model.config.current_classes.start)
-                    finite = averages.count_finite(name) if accelerator.sync_gradients else None
-                    accelerator.backward(output["loss"])
-                    if finite is not None and int(finite) < accelerator.num_processes:
-                        for earlier in taken:
-                            earlier.take_back()
-                        raise StageError(
-                            f"the {name}'s loss is not finite in {settings.name}, epoch {epoch + 1}, step {step + 1}, "
-                            f"at learning rate {rate:g}",
-                            _take_state(epoch, step, done, optimizers),
-                        )
-                    if accelerator.sync_gradients and len(taken) + 1 < len(modules):
-                        taken.append(_Step(optimizers[name]))
-                    optimizers[name].step()
-                    optimizers[name].zero_grad()
-                    if on_answer is not None:
-                        on_answer(epoch, index, output)
-            averages.images += len(batch["labels"])
+                group["lr"] = self.learning_rate
+        for batch in Batches(stage.loader, stage.images):
+            with accelerator.accumulate(*stage.prepared.values()):
+                self._train(batch, batch.pop("index"))
+            self.averages.images += len(batch["labels"])
             if not accelerator.sync_gradients:
                 continue
-            step += 1
-            bar.update()
-            done = averages.copy()
-            if step % 10 == 0 or step == sampler.steps:
-                _show(bar, averages)
-            if on_step is not None:
-                on_step(partial(_take_state, epoch, step, averages, optimizers))
-        if on_epoch is not None:
-            seen, sums = averages.total()
-            seconds = time.perf_counter() - began
-            for name, values in sums.items():
-                means = {key: value / seen for key, value in values.items()}
-                on_epoch(name, {"epoch": epoch, **means, "learning_rate": rate, "seconds": seconds})
-    bar.close()
-    for name, module in modules.items():
-        if not all(p.isfinite().all() for p in module.parameters() if p.requires_grad):
-            rate = f"at learning rate {settings.learning_rate:g}"
-            raise FloatingPointError(f"the {name}'s weights are not finite after {settings.name}, {rate}")
-    for module in prepared.values():
-        accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    accelerator.free_memory()
+            self.step += 1
+            self._at_last_step = self.averages.copy()
+            self.bar.update()
+            if self.step % 10 == 0 or self.step == stage.sampler.steps:
+                self._show()
+            yield self.step
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """For each objective the means over all images: loss, its terms, accuracy (%); and the epoch's seconds."""
+        images, sums = self.averages.total()
+        more = {"learning_rate": self.learning_rate, "seconds": time.perf_counter() - self._began}
+        return {
+            name: {"epoch": self.index, **{key: value / images for key, value in values.items()}, **more}
+            for name, values in sums.items()
+        }
+
+    def state(self) -> StageState:
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.stage.optimizers.items()}
+        return StageState(self.index, self.step, *self._at_last_step.total(), optimizers)
+
+    def _train(self, batch: dict[str, Any], index: list[int]) -> None:
+        """Gradients of a batch for each objective in turn, and its step where the batch is complete."""
+        stage, accelerator = self.stage, self.stage.accelerator
+        known = stage.cached.lookup(self.index, index)
+        known = {name: values.to(accelerator.device, non_blocking=True) for name, values in known.items()}
+        for number, (name, objective) in enumerate(stage.prepared.items()):
+            with accelerator.autocast():
+                output = objective(**batch, **known)
+            first = stage.objectives[name].model.config.current_classes.start
+            self.averages.add(name, output, batch["labels"] - first)
+            finite = self.averages.count_finite(name) if accelerator.sync_gradients else None
+            accelerator.backward(output["loss"])
+            if finite is not None and int(finite) < accelerator.num_processes:
+                raise StageError(
+                    f"the {name}'s loss is not finite in {stage.settings.name}, epoch {self.index + 1}, "
+                    f"step {self.step + 1}, at learning rate {self.learning_rate:g}",
+                    None if number else self.state(),
+                )
+            stage.optimizers[name].step()
+            stage.optimizers[name].zero_grad()
+            if stage.queries is not None and "query" in output:
+                stage.queries.add(self.index, index, output["query"])
+
+    def _show(self) -> None:
+        shown = self.averages.local().values()
+        self.bar.set_postfix(
+            loss=", ".join(f"{values['loss']:.3f}" for values in shown),
+            accuracy=", ".join(f"{values['accuracy']:.0f}%" for values in shown),
+        )
 
 
 def training_loader(
@@ -217,30 +272,16 @@ def training_loader(
     batch_size = min(settings.batch_size, len(images))
     sampler = EpochSampler(len(images), batch_size, settings.seed, every_image)
     size = max(batch_size // accelerator.gradient_accumulation_steps, 1)
-    loader = DataLoader(images, batch_size=size, sampler=sampler, num_workers=settings.num_workers)
+    loader = DataLoader(
+        images, batch_size=size, sampler=sampler, num_workers=settings.num_workers, collate_fn=_collate
+    )
     return sampler, accelerator.prepare_data_loader(loader)
 
 
-def _take_state(epoch: int, step: int, averages: "_Averages", optimizers: dict) -> StageState:
-    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-    return StageState(epoch, step, *averages.total(), states)
-
-
-class _Step:
-    """What a step is about to change, for where another module's step on the same batch cannot be taken."""
-
-    def __init__(self, optimizer: Optimizer):
-        self.optimizer, self.state = optimizer, copy.deepcopy(optimizer.state_dict())
-        self.values = [parameter.detach().clone() for parameter in self._parameters()]
-
-    @torch.no_grad()
-    def take_back(self) -> None:
-        for parameter, value in zip(self._parameters(), self.values, strict=True):
-            parameter.copy_(value)
-        self.optimizer.load_state_dict(self.state)
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """As torch does it, but the indices stay a list on the CPU: what is cached is found without asking the device."""
+    index = [sample.pop("index") for sample in samples]
+    return {**default_collate(samples), "index": index}
 
 
 class _Averages:
@@ -302,11 +343,3 @@ class _Averages:
                     sums[key] = sums.get(key, 0.0) + next(values)
             self._waiting = []
         return self._sums
-
-
-def _show(bar: tqdm, averages: _Averages) -> None:
-    shown = averages.local().values()
-    bar.set_postfix(
-        loss=", ".join(f"{values['loss']:.3f}" for values in shown),
-        accuracy=", ".join(f"{values['accuracy']:.0f}%" for values in shown),
-    )

@@ -32,7 +32,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class TaskCheckpoints:
-    """`states/<role>/` of a run: learnt state, and right answers on each task so far, after every task.
+    """`states/<role>/` of a run: what a model has learned and its correct predictions, after every task.
 
     Args:
         run: Output folder of the run.
@@ -42,23 +42,25 @@ class TaskCheckpoints:
     def __init__(self, run: Path, role: str):
         self.run, self.role = run, role
 
-    def save(self, task: int, model: PromptViTForImageClassification, counts: Counts, about: dict[str, Any]) -> None:
-        """Writes the state after a task.
+    def save(
+        self, task: int, model: PromptViTForImageClassification, correct_counts: Counts, metadata: dict[str, Any]
+    ) -> None:
+        """Writes the checkpoint of a task.
 
         Args:
-            counts: (right, all) test images of each task so far.
-            about: Output of [`describe`].
+            correct_counts: (correct, all) test images of each task so far.
+            metadata: Output of [`describe`].
         """
-        metadata = {name: json.dumps(value) for name, value in {**about, "counts": counts}.items()}
+        values = {name: json.dumps(value) for name, value in {**metadata, "counts": correct_counts}.items()}
         state = {name: value.contiguous() for name, value in trained_state(model).items()}
         with atomic_write(self.path(task)) as file:
-            file.write(seal(to_bytes(state, metadata)))
+            file.write(seal(to_bytes(state, values)))
 
     def load(self, task: int, model: PromptViTForImageClassification, *, classifier: bool = True) -> None:
-        """Puts the state after a task into `model`.
+        """Loads the checkpoint of a task into `model`.
 
         Args:
-            classifier: Whether that of a classifier which predicts in place of the heads is taken too.
+            classifier: Whether to load a computed classifier as well.
 
         Raises:
             ValueError: It is of another model.
@@ -72,12 +74,12 @@ class TaskCheckpoints:
             state = {name: value for name, value in state.items() if not _CLASSIFIER.match(name)} | own
         load_trained_state(model, state)
 
-    def counts(self, task: int) -> Counts:
-        """(right, all) test images of each task so far."""
-        return [tuple(count) for count in self.about(task)["counts"]]
+    def correct_counts(self, task: int) -> Counts:
+        """(correct, all) test images of each task so far."""
+        return [tuple(count) for count in self.metadata(task)["counts"]]
 
-    def about(self, task: int) -> dict[str, Any]:
-        """What the state was saved with.
+    def metadata(self, task: int) -> dict[str, Any]:
+        """What the checkpoint was saved with.
 
         Raises:
             DamagedFile: It is not what was saved.
@@ -87,19 +89,135 @@ class TaskCheckpoints:
             return {name: json.loads(value) for name, value in file.metadata().items() if name != CHECKSUM}
 
     def digest(self) -> str:
-        """SHA-256 over the states of all tasks, by which a run knows what it has taken, wherever it lies."""
+        """SHA-256 over the checkpoints of all tasks, which identifies them wherever they are."""
         digest = hashlib.sha256()
         for path in sorted(self.path(0).parent.glob("task_*.safetensors")):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def answers(self, task: int) -> TeacherOutputCache:
-        """Where the answers to the task's training images are, or may be written."""
+    def cached_outputs(self, task: int) -> TeacherOutputCache:
+        """Where the outputs for the task's training images are, or may be written."""
         return TeacherOutputCache(self.path(task).with_suffix(""))
 
     def path(self, task: int) -> Path:
         return self.run / "states" / self.role / f"task_{task:03d}.safetensors"
+
+    def is_joint(self, stream: Mapping[str, Any]) -> bool:
+        """Whether they are of joint training: a teacher that has learned all classes of these tasks in one task.
+
+        Otherwise there must be a checkpoint after each task. The images of the two runs are compared by their digests,
+        not by where they are; a warning says where a run has no digests.
+
+        Args:
+            stream: Output of [`describe_stream`].
+
+        Raises:
+            ValueError: They are of neither kind, or damaged.
+        """
+        for task in range(stream["num_tasks"]):
+            if not self.path(task).is_file():
+                raise ValueError(
+                    f"{self.role}_run has no {self.role} of task {task + 1}: {self.path(task)} is missing"
+                )
+            try:
+                theirs = self.metadata(task)["stream"]
+            except (DamagedFile, SafetensorError) as error:
+                reason = error.reason if isinstance(error, DamagedFile) else error
+                raise ValueError(f"{self.path(task)} of {self.role}_run is damaged: {reason}") from error
+            if "images" not in theirs and task == 0:
+                warnings.warn(
+                    f"{self.run} is of a version that kept no digests of its images: whether its {self.role} has "
+                    "learned the images of this run, and none of its test images, could not be compared",
+                    stacklevel=2,
+                )
+            if self.role == "teacher" and stream["num_tasks"] > 1 and not _differing(theirs, _as_one_task(stream)):
+                return True
+            if differing := _differing(theirs, stream):
+                raise ValueError(
+                    f"the {self.role} of {self.run} has learned another stream ({differing}): take its data, tasks "
+                    "and stream_seed"
+                )
+        return False
+
+
+class TaskCheckpointReplay:
+    """Loads an earlier run's task checkpoints into a model that is built alike, in place of its training.
+
+    Args:
+        checkpoints: Of the earlier run.
+        model: The model to load into.
+        metadata: What this run saves with the model's own checkpoints: see [`describe`].
+
+    Attributes:
+        is_joint: Whether they are of joint training: the model is the same in every task and knows all classes.
+        reuses_predictions: Whether the classifier is loaded too, so that its predictions are those of the earlier run;
+            otherwise this run computes another one.
+
+    Raises:
+        ValueError: The run has no such model, or not of all tasks, or it has learned something else.
+    """
+
+    def __init__(
+        self, checkpoints: TaskCheckpoints, model: PromptViTForImageClassification, metadata: Mapping[str, Any]
+    ):
+        self.checkpoints, self.model, self.metadata = checkpoints, model, metadata
+        role, run = checkpoints.role, checkpoints.run
+        self.is_joint = checkpoints.is_joint(metadata["stream"])
+        theirs = checkpoints.metadata(0)
+        if theirs["networks"] != metadata["networks"]:
+            raise ValueError(
+                f"the {role} of {run} was trained with other backbone weights or another query network: pass the same "
+                "--teacher and --student"
+            )
+        self.reuses_predictions = theirs["head"] == metadata["head"]
+        if not self.reuses_predictions and theirs["head"]["aligned"]:
+            raise ValueError(
+                f"the heads of the {role} of {run} are aligned, and no longer as they were trained: take a run "
+                "without classifier_alignment"
+            )
+        if self.is_joint and not self.reuses_predictions:
+            raise ValueError(
+                f"the {role} of {run} is a joint model and cannot be given another classifier: use its --classifier"
+            )
+        try:
+            checkpoints.load(0, model, classifier=self.reuses_predictions)
+        except ValueError as error:
+            raise ValueError(f"the {role} of {run} is not the one configured here: {error}") from error
+        for task in range(metadata["stream"]["num_tasks"]):
+            if self._has_outputs(task):
+                checkpoints.cached_outputs(task).open(*self._expected(task))  # damage is found before anything trains
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the earlier run has evaluated these predictions on the tasks of this one."""
+        return self.reuses_predictions and not self.is_joint
+
+    @torch.no_grad()
+    def load(self, task: int) -> None:
+        """Loads the checkpoint of a task; of heads that this run aligns, only the rows of the newest classes."""
+        heads = [head for head in (self.model.head, self.model.kd_head) if head is not None]
+        rows = [tensor for head in heads for tensor in (head.weight, head.bias)]
+        before = [tensor.clone() for tensor in rows]
+        self.checkpoints.load(0 if self.is_joint else task, self.model, classifier=self.reuses_predictions)
+        if self.metadata["head"]["aligned"] and not self.reuses_predictions:
+            earlier = self.model.config.current_classes.start
+            for tensor, aligned in zip(rows, before, strict=True):
+                tensor[:earlier] = aligned[:earlier]
+
+    def cached_outputs(self, task: int) -> dict[str, list[np.ndarray | None]]:
+        """Its cached outputs for the task's training images, if there are any and they are of this run's images."""
+        outputs = self.checkpoints.cached_outputs(task)
+        return outputs.read(*self._expected(task)) if self._has_outputs(task) else {}
+
+    def _has_outputs(self, task: int) -> bool:
+        if self.is_joint:
+            return False  # they are in the order of its one task
+        return self.checkpoints.metadata(task)["images"] == self.metadata["images"]
+
+    def _expected(self, task: int) -> tuple[int, int]:
+        """Epochs and images of a task."""
+        return self.metadata["images"][1], self.metadata["stream"]["train"][task]
 
 
 def describe(
@@ -108,13 +226,13 @@ def describe(
     args: CDLConfig,
     image_processor: BaseImageProcessor,
 ) -> dict[str, Any]:
-    """What a run leaves with a model's states, so that another run can tell whether they fit; values of JSON.
+    """The metadata of a model's task checkpoints, by which another run knows whether they fit; values of JSON.
 
     `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
-    the model fits, `images` (which they are, in which order, and what is done with them) whether its answers do.
+    the model fits, `images` (which they are, their order and augmentation) whether its cached outputs do.
     """
     networks = (model.backbone, model.query_backbone or model.backbone)
-    about = {
+    metadata = {
         "stream": describe_stream(stream),
         "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
         "head": {
@@ -127,62 +245,27 @@ def describe(
             stream.digests(ordered_digest)["train"],
         ],
     }
-    return _as_read(about)
+    return _as_read(metadata)
 
 
 def describe_stream(stream: TaskStream) -> dict[str, Any]:
     """The stream's part of [`describe`].
 
-    `images` has a number for each split and task, which says which images of which classes they are, in any order:
-    those of several tasks at once have the sum.
+    `images` has a number for each split and task, which identifies its images and their classes in any order; joint
+    training on several tasks has the sum.
     """
     about = stream.describe()
     del about["source"]  # the data may lie elsewhere by then
     return _as_read({**about, "images": stream.digests(unordered_digest)})
 
 
-def _as_read(about: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(about))
-
-
-def check_states(states: TaskCheckpoints, stream: Mapping[str, Any]) -> bool:
-    """Whether a model of an earlier run has learnt all classes of this stream's several tasks at once.
-
-    Only a teacher may: there is then one state of it, for all tasks. Else there must be one after each task. Which
-    images the run had is told by their digests, not by where they lie; one without digests is warned of.
-
-    Args:
-        stream: Output of [`describe_stream`].
-
-    Raises:
-        ValueError: The run has neither left.
-    """
-    role, run = states.role, states.run
-    for task in range(stream["num_tasks"]):
-        if not states.path(task).is_file():
-            raise ValueError(f"{role}_run has no {role} of task {task + 1}: {states.path(task)} is missing")
-        try:
-            theirs = states.about(task)["stream"]
-        except (DamagedFile, SafetensorError) as error:
-            reason = error.reason if isinstance(error, DamagedFile) else error
-            raise ValueError(f"{states.path(task)} of {role}_run is damaged: {reason}") from error
-        if "images" not in theirs and task == 0:
-            warnings.warn(
-                f"{run} is of a version that kept no digests of its images: whether its {role} has learnt the images "
-                "of this run, and none of its test images, could not be compared",
-                stacklevel=2,
-            )
-        if role == "teacher" and stream["num_tasks"] > 1 and not _differing(theirs, _at_once(stream)):
-            return True
-        if differing := _differing(theirs, stream):
-            raise ValueError(
-                f"the {role} of {run} has learnt another stream ({differing}): take its data, tasks and stream_seed"
-            )
-    return False
+def _as_read(metadata: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(metadata))
 
 
 def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what two streams differ, in words; empty where they do not."""
+    """How two streams differ, in words; empty where they do not."""
     names = _STREAM if "images" in theirs else [name for name in ours if name in theirs]
     differing = [name for name in names if theirs.get(name) != ours.get(name)]
     if differing == ["images"]:
@@ -191,83 +274,8 @@ def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return f"other {', '.join(differing)}" if differing else ""
 
 
-def _at_once(stream: Mapping[str, Any]) -> dict[str, Any]:
-    """The stream, were all its tasks one."""
+def _as_one_task(stream: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the stream with all its tasks in one."""
     one = {name: [sum(stream[name])] for name in ("classes_per_task", *_SPLITS)}
     images = {split: [sum(stream["images"][split]) % 2**64] for split in _SPLITS}
     return {**stream, **one, "images": images, "num_tasks": 1}
-
-
-class TaskCheckpointReplay:
-    """What an earlier run has left of a model, for one that is built alike.
-
-    Args:
-        states: What was left.
-        model: Into which it is put.
-        about: What this run would leave with the model's states: see [`describe`].
-
-    Attributes:
-        at_once: Whether it has learnt all classes at once: it is the same in every task, and its classes are known.
-        kept: Whether its classifier is this run's, as it was then.
-
-    Raises:
-        ValueError: The run has no such model, or not of all tasks, or it has learnt something else.
-    """
-
-    def __init__(self, states: TaskCheckpoints, model: PromptViTForImageClassification, about: Mapping[str, Any]):
-        self.states, self.model, self.about = states, model, about
-        role, run = states.role, states.run
-        self.at_once = check_states(states, about["stream"])
-        theirs = states.about(0)
-        if theirs["networks"] != about["networks"]:
-            raise ValueError(
-                f"the {role} of {run} stands on other weights, or takes its query from others: take its --teacher, "
-                "and its --student"
-            )
-        self.kept = theirs["head"] == about["head"]
-        if not self.kept and theirs["head"]["aligned"]:
-            raise ValueError(
-                f"the heads of the {role} of {run} are aligned, and no longer as they were trained: take a run "
-                "without classifier_alignment"
-            )
-        if self.at_once and not self.kept:
-            raise ValueError(
-                f"the {role} of {run} has seen all classes, and predicts as it does: take its --classifier"
-            )
-        try:
-            states.load(0, model, classifier=self.kept)
-        except ValueError as error:
-            raise ValueError(f"the {role} of {run} is not the one configured here: {error}") from error
-        for task in range(about["stream"]["num_tasks"]):
-            if self._has_answers(task):
-                states.answers(task).open(*self._answered(task))  # its mistakes are found before anything is trained
-
-    @torch.no_grad()
-    def load(self, task: int) -> None:
-        """Puts the state after a task into the model; of heads that this run aligns, the newest classes' rows."""
-        heads = [head for head in (self.model.head, self.model.kd_head) if head is not None]
-        rows = [tensor for head in heads for tensor in (head.weight, head.bias)]
-        before = [tensor.clone() for tensor in rows]
-        self.states.load(0 if self.at_once else task, self.model, classifier=self.kept)
-        if self.about["head"]["aligned"] and not self.kept:
-            earlier = self.model.config.current_classes.start
-            for tensor, aligned in zip(rows, before, strict=True):
-                tensor[:earlier] = aligned[:earlier]
-
-    def counts(self, task: int) -> Counts:
-        """(right, all) test images of each task so far, as that run has found them; not of one `at_once`."""
-        return self.states.counts(task)
-
-    def answers(self, task: int) -> dict[str, list[np.ndarray | None]]:
-        """Its answers to the task's training images, if they were stored and are of this run's images."""
-        return self.states.answers(task).read(*self._answered(task)) if self._has_answers(task) else {}
-
-    def _has_answers(self, task: int) -> bool:
-        if self.at_once:
-            return False  # they are in the order of its one task
-        return self.states.about(task)["images"] == self.about["images"]
-
-    def _answered(self, task: int) -> tuple[int, int]:
-        """Epochs and images of a task."""
-        num_train_epochs = self.about["images"][1]
-        return num_train_epochs, self.about["stream"]["train"][task]

@@ -1,156 +1,187 @@
 """The continual learning of a teacher and a student over a stream of tasks."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.logging import get_logger
 from transformers import BaseImageProcessor
-from transformers.utils import logging
 
+from ..cli import ParsedArguments, to_dict, to_yaml
 from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
-from ..utils import DamagedFile, atomic_folder, derive_seed, seal_file, verify
+from ..utils import derive_seed
 from .arguments import CDLConfig
+from .build import arguments_of, check_fit, run_name
 from .callbacks import ContinualCallback, ShowAccuracy
-from .checkpointing import load_newest_checkpoint, load_trained_state, save_checkpoint, trained_state
-from .classifier_fitting import ClassifierAlignment, head_features
-from .distributed import build_accelerator, shard_transformers, uses_fsdp, whole_state
+from .checkpointing import checkpoint_name, load_newest_checkpoint, save_checkpoint
+from .classifier_fitting import explain_divergence, head_features
+from .distributed import (
+    build_accelerator,
+    progress_bar,
+    raise_on_all_ranks,
+    shard_transformers,
+    start_trackers,
+    uses_fsdp,
+)
 from .fingerprint import compare, fingerprint
 from .interruptions import StopRequest
+from .learner import STUDENT, TEACHER, Learner
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
-from .output_cache import QueryCache
+from .output_cache import OutputCache, QueryCache
+from .results import finish_run, save_model
 from .run_folder import RunFolder
-from .stage import StageError, StageSettings, StageState, run_stage
-from .task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
+from .run_images import RunImages
+from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState, training_loader
 
-TEACHER, STUDENT = "teacher", "student"
+logger = get_logger(__name__)
+_OVERALL = {"desc": "all tasks", "unit": "step", "smoothing": 0, "position": 0}
 
 
 class ContinualDistillationTrainer:
-    """Per task: the teacher's stage, the student's stage, evaluation of both on all tasks seen, a checkpoint.
+    """For each task: the teacher's stage, the student's stage, evaluation of both on all tasks seen, a checkpoint.
+
+    Everything that `recipes/train.py` writes is written by it: arguments, metrics, task checkpoints, and in the end
+    pictures, models with their cards, and results.
 
     Args:
         stream: The tasks.
-        method: The distillation method; it owns the student and knows the teacher.
-        teacher: The teacher; `None` where the student learns alone.
-        image_processor: What prepares test images, and what the models are saved with.
-        args: The run.
-        folder: Where the run is written; `args.output_dir` by default.
+        objective: The distillation method, which owns the student and knows the teacher; or, with
+            `args.stages == "teacher"`, a [`TrainingObjective`] of the teacher.
+        image_processor: Prepares the images, and is saved with the models.
+        args: The configuration of the run.
+        folder: Where the run is written; by default `args.output_dir`, or a new folder under `runs/`.
         accelerator: As [`build_accelerator`] makes it, which is the default.
-        arguments: Instances of all argument classes that decide the result, `args` among them; a checkpoint made
-            with others, or of other images or weights, is not resumed from. By default `args` alone.
-        callbacks: What is called after each stage, evaluation and task; by default the accuracies are printed.
+        arguments: All arguments of the run, as parsed from the command line; by default they are read off the objects.
+        callbacks: Called after each stage, evaluation and task; by default the accuracies are printed.
 
     Raises:
-        ValueError: Batches cannot be divided as `args` and the processes ask for, or a given model does not fit.
+        ValueError: Stream, models and configuration do not fit each other, a batch cannot be divided as they and the
+            processes ask for, or the output folder cannot be used.
     """
 
     def __init__(
         self,
         stream: TaskStream,
-        method: TrainingObjective,
-        teacher: PromptViTForImageClassification | None,
+        objective: TrainingObjective,
         image_processor: BaseImageProcessor,
         args: CDLConfig,
         *,
         folder: RunFolder | None = None,
         accelerator: Accelerator | None = None,
-        arguments: Iterable[Any] | None = None,
+        arguments: ParsedArguments | None = None,
         callbacks: Sequence[ContinualCallback] = (ShowAccuracy(),),
     ):
-        self.stream, self.args = stream, args
+        check_fit(stream, objective, image_processor, args)
+        self.stream, self.args, self.image_processor, self.callbacks = stream, args, image_processor, callbacks
+        self.arguments = arguments or arguments_of(stream, objective, image_processor, args)
         if folder is None:
-            name = f"run-seed{args.seed}"
-            self.folder = RunFolder.open(
-                args.output_dir, name, overwrite=args.overwrite_output_dir, resume=args.resume_from_checkpoint
-            )
+            options = {"overwrite": args.overwrite_output_dir, "resume": args.resume_from_checkpoint}
+            self.folder = RunFolder.open(args.output_dir, run_name(self.arguments), **options)
         else:
             self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
-        self.image_processor = image_processor
-        self.callbacks = callbacks
-        # What is trained, by role: a teacher learns as a student does that has no teacher.
-        self.modules: dict[str, TrainingObjective] = {}
-        if teacher is not None:
-            self.modules[TEACHER] = TrainingObjective(teacher)
-        if args.stages != TEACHER:
-            self.modules[STUDENT] = method
-        check_division(self.modules, map(len, (task.train for task in stream)), args, self.accelerator.num_processes)
-        # What this run leaves with the models' states; told by weights that may be in shards afterwards.
-        self._about = {
-            role: describe(module.model, stream, args, image_processor) for role, module in self.modules.items()
-        }
-        self.fingerprint = fingerprint(arguments or (args,), stream, self.modules, image_processor, self.accelerator)
-        for module in self.modules.values():
-            if uses_fsdp() and self.accelerator.num_processes > 1:
-                shard_transformers(module, self.accelerator)
-            module.to(self.accelerator.device)
-        # The roles that are trained together, stage after stage.
-        self.stages = [tuple(self.modules)] if args.schedule == "same_step" else [(role,) for role in self.modules]
-        self.matrices = {role: AccuracyMatrix(len(stream)) for role in self.modules}
-        self.seconds = dict.fromkeys([*map(" and ".join, self.stages), "evaluation", "saving"], 0.0)
-        # In how many parts each stage computes a batch.
-        self.parts = dict.fromkeys(map(" and ".join, self.stages), args.gradient_accumulation_steps)
-        self._stop_request = StopRequest(self.accelerator)
-        self._heed = self._stop_request.raise_if_requested
-        self.evaluator = Evaluator(self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._heed)
-        self.steps = 0  # optimizer steps of the whole run, which number the checkpoints
-        self._test_images = [self._images_for_test(task) for task in stream]
-        self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
-        self.states = {role: TaskCheckpoints(self.folder.path, role) for role in self.modules}
-        self._queries: QueryCache | None = None
-        # Models that an earlier run has trained; the kept ones are taken with their classifiers and counts.
+        # A teacher learns as a student does that has no teacher.
+        objectives = {TEACHER: objective} if args.stages == TEACHER else {STUDENT: objective}
+        if STUDENT in objectives and objective.teacher is not None:
+            objectives = {TEACHER: TrainingObjective(objective.teacher), STUDENT: objective}
+        task_sizes = [len(task.train) for task in stream]
+        check_division(objectives, task_sizes, args, self.accelerator.num_processes)
         runs = {TEACHER: args.teacher_run, STUDENT: args.student_run}
-        self.given = {
-            role: TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.models[role], self._about[role])
-            for role, run in runs.items()
-            if run is not None
+        self.learners = {
+            role: Learner(role, owner, stream, args, image_processor, self.folder.path, runs[role])
+            for role, owner in objectives.items()
         }
-        self.kept = {role for role, given in self.given.items() if given.kept}
-        self.at_once = {role for role, given in self.given.items() if given.at_once}
-        aligned = self.modules.keys() - self.kept if args.classifier_alignment else ()
-        self.alignments = {role: ClassifierAlignment() for role in aligned}
-        self._has_begun = False
-        if folder is None:
-            self.folder.create()  # last, for it removes what an earlier run has left
+        self.fingerprint = fingerprint(self.arguments, stream, objectives, image_processor, self.accelerator)
+        for owner in objectives.values():
+            if uses_fsdp() and self.accelerator.num_processes > 1:
+                shard_transformers(owner, self.accelerator)
+            owner.to(self.accelerator.device)
+        # The learners of each stage, and the stages' names.
+        together = args.schedule == "same_step"
+        self.stages = [list(self.learners.values())] if together else [[each] for each in self.learners.values()]
+        names = [stage_name(stage) for stage in self.stages]
+        self.seconds = dict.fromkeys([*names, "evaluation", "saving"], 0.0)
+        self.accumulation_steps = dict.fromkeys(names, args.gradient_accumulation_steps)
+        self.steps = 0  # optimizer steps of the whole run, of so many
+        trained = sum(stage[0].is_trained for stage in self.stages)
+        per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in task_sizes)
+        self.total_steps = args.num_train_epochs * per_epoch * trained
+        self._stop_request = StopRequest(self.accelerator)
+        self._after_batch = self._stop_request.raise_if_requested
+        options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
+        self.evaluator = Evaluator(self.accelerator, *options)
+        self.test_images = [self.images_for_test(task) for task in stream]
+        self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
+        self._queries: QueryCache | None = None
+        self._has_begun = self._has_trained = False
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
-        """Teacher and student, the student first: its query serves both."""
-        return {role: self.modules[role].model for role in (STUDENT, TEACHER) if role in self.modules}
+        """Student and teacher by role; the student is first, for its query serves both."""
+        return {role: self.learners[role].model for role in (STUDENT, TEACHER) if role in self.learners}
 
-    def train(self) -> None:
-        """Runs the whole stream; where `args.resume_from_checkpoint` is set, what is left of it (see [`resume`]).
+    @property
+    def matrices(self) -> dict[str, AccuracyMatrix]:
+        """The accuracy of each model on each task after each."""
+        return {role: learner.matrix for role, learner in self.learners.items()}
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds that the rest of the stream will take; `None` before the first step of this process."""
+        done = self.steps - self._first_step
+        return (time.perf_counter() - self._began) / done * (self.total_steps - self.steps) if done else None
+
+    def train(self) -> dict[str, Any]:
+        """Runs the whole stream, or with `args.resume_from_checkpoint` the rest of it; returns the run's results.
 
         Raises:
             ValueError: There is nothing that can be resumed, or this trainer has trained already.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
-            StageError: A loss is not finite; a checkpoint of the state before it was saved.
+            StageError: A loss is not finite; a checkpoint of an earlier step was saved.
             FloatingPointError: Weights, features or logits are not finite.
             OutOfMemory: A batch does not fit into the device's memory.
         """
-        if self._has_begun:
+        if self._has_trained:
             raise ValueError(
-                "this trainer has trained already: make a new one, with resume_from_checkpoint=True to go on"
+                "this trainer has trained already: make a new one, with resume_from_checkpoint=True to continue"
             )
-        try:
+        with self.folder:  # afterwards, whatever has ended it, another process may continue it
+            self.begin()
+            self._has_trained = True
+            self._began, self._first_step = time.perf_counter(), self.steps
+            start_trackers(self.accelerator, self.args, to_dict(self.arguments), self.steps)
+            options = {"total": self.total_steps, "initial": self.steps, **_OVERALL}
+            with self._stop_request, progress_bar(**options) as self._bar:
+                self._train()
+            return finish_run(self)
+
+    def begin(self) -> None:
+        """Makes the output folder and writes arguments, split and images; with `args.resume_from_checkpoint`, resumes.
+
+        [`train`] does it where it has not been done.
+
+        Raises:
+            ValueError: The folder cannot be written to, or there is nothing that can be resumed.
+        """
+        if self._has_begun:
+            return
+        with raise_on_all_ranks():
             if self._start is None and self.args.resume_from_checkpoint:
                 self.resume()
-            self._has_begun = True
-            with self._stop_request:
-                self._train()
-        except BaseException:  # whatever has ended it: another process may go on with it
-            self.folder.close()
-            raise
+        self.folder.create()  # only now, for it removes what an earlier run has left
+        with raise_on_all_ranks():
+            self.folder.write_arguments(self.arguments.given, to_yaml(self.arguments))
+            self.folder.write_split(self.stream.split_list())
+            images = RunImages.of(self.stream)
+            self.folder.write_images(images.content())
+        if note := images.repeats():
+            logger.warning(note)
+        self._has_begun = True
 
     def stop(self) -> None:
         """Ends the run as SIGTERM does: the step or the task is finished and saved, so that it can be resumed."""
@@ -159,88 +190,79 @@ class ContinualDistillationTrainer:
     def _train(self) -> None:
         first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
-            for stage in range(first_stage, len(self.stages) + 1):
-                if stage > 0 and TEACHER in self.stages[stage - 1]:
-                    self._store_answers(task)
-                if stage < len(self.stages):
-                    self._train_stage(task, stage, state)
+            for number in range(first_stage, len(self.stages) + 1):
+                if number and TEACHER in roles(self.stages[number - 1]):
+                    self._cache_teacher_outputs(task)
+                if number < len(self.stages):
+                    self._run_stage(task, number, state)
                 state = None
             first_stage = 0
             self._queries = None
-            self._refit(task)
+            self._fit_classifiers(task)
             self._evaluate(task)
-            self._save_states(task)
+            if self.accelerator.is_main_process:
+                for learner in self.learners.values():
+                    learner.save_task(task)
             for callback in self.callbacks:
                 callback.on_task_end(self, task)
             self._checkpoint(task.index + 1, 0, None)
 
-    def _train_stage(self, task: Task, stage: int, state: StageState | None) -> None:
-        began, roles = time.perf_counter(), self.stages[stage]
-        name = " and ".join(roles)
+    def _run_stage(self, task: Task, number: int, state: StageState | None) -> None:
+        began, learners = time.perf_counter(), self.stages[number]
         if state is None:
-            for role in roles:
-                set_seed(derive_seed(self.args.seed, role, task.index))
-                if role not in self.at_once:
-                    self.models[role].start_task(task.class_names)
-        if len(roles) == 1 and name in self.given:
-            self.given[name].load(task.index)
+            for learner in learners:
+                learner.begin_task(task)
+        if learners[0].is_trained:
+            with explain_oom(f"{self._settings(task, learners).name}: {self._memory_advice(stage_name(learners))}"):
+                self._train_stage(task, number, state)
+            self._end_task(learners)
         else:
-            images, settings = self._images_for_training(task), self._settings(task, name)
-            modules = {role: self.modules[role] for role in roles}
-            if self.args.auto_find_batch_size and state is None:
-                self.parts[name] = find_accumulation_steps(
-                    self.accelerator, modules, images, self.args.batch_size, self.parts[name], self._heed
-                )
-            self.accelerator.gradient_accumulation_steps = self.parts[name]
-            division = self._division(settings, self.parts[name])
-            if roles == (STUDENT,):
-                images.answers = self._known_answers(task, division)
-            elif self._passes_queries_on() and state is None:
-                self._queries = QueryCache(len(images), division)
-
-            def on_answer(epoch, index, answer):
-                if self._queries is not None and roles == (TEACHER,):
-                    self._queries.add(epoch, index, answer["query"])
-
-            def on_step(take_state):
-                self.steps += 1
-                if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
-                    self._checkpoint(task.index, stage, take_state())
-
-            def on_epoch(role, values):
-                tracked = {f"{role}/{key}": value for key, value in values.items() if key != "epoch"}
-                self.accelerator.log(tracked, step=self.steps)
-                self.folder.log(event="epoch", task=task.index, stage=role, **values)
-
-            with explain_oom(f"{settings.name}: {self._memory_advice(name)}"):
-                try:
-                    run_stage(
-                        self.accelerator,
-                        modules,
-                        images,
-                        settings,
-                        start=state,
-                        on_answer=on_answer,
-                        on_step=on_step,
-                        on_epoch=on_epoch,
-                    )
-                except StageError as error:
-                    self._checkpoint(task.index, stage, error.state)
-                    raise
-            self._end_task(roles)
-        for role in roles:
-            self.modules[role].eval()
-        self.seconds[name] += time.perf_counter() - began
+            learners[0].replay.load(task.index)
+        for learner in learners:
+            learner.objective.eval()
+        self.seconds[stage_name(learners)] += time.perf_counter() - began
         for callback in self.callbacks:
-            callback.on_stage_end(self, task, roles)
-        self._checkpoint(task.index, stage + 1, None)
+            callback.on_stage_end(self, task, tuple(roles(learners)))
+        self._checkpoint(task.index, number + 1, None)
 
-    def _memory_advice(self, stage: str) -> str:
-        return advice(self.accelerator.device, self.args.batch_size, self.accelerator.num_processes, self.parts[stage])
+    def _train_stage(self, task: Task, number: int, state: StageState | None) -> None:
+        learners, name = self.stages[number], stage_name(self.stages[number])
+        objectives = {learner.role: learner.objective for learner in learners}
+        images, settings = self._images_for_training(task), self._settings(task, learners)
+        if self.args.auto_find_batch_size and state is None:
+            steps = self.accumulation_steps[name]
+            self.accumulation_steps[name] = find_accumulation_steps(
+                self.accelerator, objectives, images, self.args.batch_size, steps, self._after_batch
+            )
+        self.accelerator.gradient_accumulation_steps = self.accumulation_steps[name]
+        division = self._division(settings)
+        cached = self._cached_outputs(task, division) if roles(learners) == [STUDENT] else None
+        if roles(learners) == [TEACHER] and self._shares_queries() and state is None:
+            self._queries = QueryCache(len(images), division)
+        queries = self._queries if roles(learners) == [TEACHER] else None
+        stage = Stage(self.accelerator, objectives, images, settings, cached=cached, queries=queries, start=state)
+        try:
+            for epoch in stage:
+                for _ in epoch:
+                    self.steps += 1
+                    self._bar.update()
+                    if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
+                        self._checkpoint(task.index, number, stage.state())
+                self._log_epoch(task, epoch)
+        except StageError as error:
+            if error.state is not None:
+                self._checkpoint(task.index, number, error.state)
+            raise
 
-    def _settings(self, task: Task, name: str) -> StageSettings:
+    def _log_epoch(self, task: Task, epoch: Epoch) -> None:
+        for role, values in epoch.means().items():
+            tracked = {f"{role}/{key}": value for key, value in values.items() if key != "epoch"}
+            self.accelerator.log(tracked, step=self.steps)
+            self.folder.log(event="epoch", task=task.index, stage=role, **values)
+
+    def _settings(self, task: Task, learners: Sequence[Learner]) -> StageSettings:
         return StageSettings(
-            name=f"task {task.index + 1}/{len(self.stream)} {name}",
+            name=f"task {task.index + 1}/{len(self.stream)} {stage_name(learners)}",
             num_train_epochs=self.args.num_train_epochs,
             batch_size=self.args.batch_size,
             learning_rate=self.args.learning_rate,
@@ -248,45 +270,102 @@ class ContinualDistillationTrainer:
             seed=derive_seed(self.args.seed, "order", task.index),
         )
 
-    def _end_task(self, roles: tuple[str, ...]) -> None:
+    def _end_task(self, learners: Sequence[Learner]) -> None:
         """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
-        both = {TEACHER, STUDENT} <= self.modules.keys() and TEACHER not in self.given
-        is_late = both and self.args.teacher_merge == "after_student"
-        for role in roles:
-            if role != TEACHER or not is_late:
-                self.models[role].end_task()
-        if STUDENT in roles and is_late:
-            self.models[TEACHER].end_task()
+        teacher = self.learners.get(TEACHER)
+        is_late = STUDENT in self.learners and teacher is not None and teacher.is_trained
+        is_late = is_late and self.args.teacher_merge == "after_student"
+        for learner in learners:
+            if learner is not teacher or not is_late:
+                learner.model.end_task()
+        if STUDENT in roles(learners) and is_late:
+            teacher.model.end_task()
 
-    def _refit(self, task: Task) -> None:
+    def _memory_advice(self, stage: str) -> str:
+        processes = self.accelerator.num_processes
+        return advice(self.accelerator.device, self.args.batch_size, processes, self.accumulation_steps[stage])
+
+    def _shares_queries(self) -> bool:
+        """Whether the teacher's stage computes the very queries that the student's stage needs."""
+        models = self.models
+        return len(models) == len(self.stages) == 2 and models[STUDENT].shares_query_with(models[TEACHER])
+
+    def _division(self, settings: StageSettings) -> tuple:
+        """What decides which images each process has in each step of the coming stage, and how they are augmented.
+
+        A callback may change the arguments between the stages.
+        """
+        args, steps = self.args, self.accelerator.gradient_accumulation_steps
+        return settings.seed, settings.batch_size, steps, args.seed, list(args.crop_scale), args.horizontal_flip
+
+    def _cached_outputs(self, task: Task, division: tuple) -> OutputCache | None:
+        """The teacher's outputs that a student's stage of this division need not compute."""
+        if TEACHER not in self.learners:
+            return None
+        teacher, cached = self.learners[TEACHER], {}
+        if teacher.replay is not None:
+            cached = teacher.replay.cached_outputs(task.index)
+        elif self.args.cache_teacher_outputs:
+            cached = teacher.checkpoints.cached_outputs(task.index).read(self.args.num_train_epochs, len(task.train))
+        if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
+            cached.pop("query", None)
+        elif self._queries is not None and self._queries.division == division:
+            cached["query"] = self._queries.epochs
+        return OutputCache(cached)
+
+    def _cache_teacher_outputs(self, task: Task) -> None:
+        """Writes the outputs of the teacher, whose stage is over, for the task's images, unless they are there."""
+        if not self.args.cache_teacher_outputs:
+            return
+        teacher = self.learners[TEACHER]
+        outputs = teacher.checkpoints.cached_outputs(task.index)
+        if outputs.exist(teacher.model.prompt_pool.needs_query):
+            return
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        images, settings = self._images_for_training(task), self._settings(task, [teacher])
+        with explain_oom(f"{settings.name}: {self._memory_advice(TEACHER)}"):
+            _, loader = training_loader(self.accelerator, images, settings, every_image=True)
+            outputs.write(
+                self.accelerator,
+                teacher.model,
+                images,
+                loader,
+                self.args.num_train_epochs,
+                name=f"{settings.name}'s outputs",
+                after_batch=self._after_batch,
+            )
+
+    def _fit_classifiers(self, task: Task) -> None:
         """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
-        began, args = time.perf_counter(), self.args
+        args = self.args
         smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, or a smaller --ranpac_width"
         for role, model in self.models.items():
-            if role in self.kept or (model.classifier is None and role not in self.alignments):
+            learner, began = self.learners[role], time.perf_counter()
+            if not learner.fits_classifier or (model.classifier is None and learner.alignment is None):
                 continue
-            images = TaskImages(task.train, self.stream.label_to_class_id, eval_transform(self.image_processor))
             where = f"the {role}'s classifier after task {task.index + 1}"
-            with explain_oom(f"computing {where} does not fit into memory; {smaller}"), _divergence_told(where):
-                features, labels = head_features(
-                    self.accelerator, model, images, args.eval_batch_size, args.dataloader_num_workers, self._heed
-                )
+            with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
+                options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
+                images = self.images_for_fitting(task)
+                features, labels = head_features(self.accelerator, model, images, *options)
                 model.fit_classifier(features, labels)
-                if role in self.alignments:
+                if learner.alignment is not None:
                     seed = derive_seed(args.seed, "alignment", role, task.index)
-                    self.alignments[role].add(features, labels)
-                    self.alignments[role].align(model, seed, self._heed)
+                    learner.alignment.add(features, labels)
+                    learner.alignment.align(model, seed, self._after_batch)
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
-            began = time.perf_counter()
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
-        counted = self.kept - self.at_once
-        models = {role: model for role, model in self.models.items() if role not in counted}
+        known = {
+            role: learner.replay.checkpoints.correct_counts(task.index)
+            for role, learner in self.learners.items()
+            if learner.replay is not None and learner.replay.has_counts
+        }
+        models = {role: model for role, model in self.models.items() if role not in known}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
-            counts = self.evaluator(models, self._test_images[: task.index + 1])
-        counts |= {role: self.given[role].counts(task.index) for role in counted}
+            counts = known | self.evaluator(models, self.test_images[: task.index + 1])
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
@@ -294,140 +373,66 @@ class ContinualDistillationTrainer:
                 matrix.update(task.index, j, correct, total)
             values[role] = {"accuracies": matrix.rows[-1], "average_accuracy": matrix.average_accuracy}
         self.folder.log(event="evaluation", task=task.index, **values)
-        self.accelerator.log(
-            {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()},
-            step=self.steps,
-        )
+        tracked = {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()}
+        self.accelerator.log(tracked, step=self.steps)
         for callback in self.callbacks:
             callback.on_evaluation(self, task)
 
     def results(self) -> dict[str, Any]:
-        """Metrics and sizes of each model, under its role."""
-        results = {
+        """Metrics and sizes of each model, under its role; seconds and gradient accumulation steps of each stage."""
+        return {
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            "gradient_accumulation_steps": self.parts,
+            "gradient_accumulation_steps": self.accumulation_steps,
+            **{role: learner.results() for role, learner in self.learners.items()},
         }
-        for role, module in self.modules.items():
-            model = module.model
-            module.train()
-            classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
-            results[role] = {
-                **self.matrices[role].summary(),
-                "num_tasks": model.config.num_tasks,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "classifier_values": sum(classifier.num_values for classifier in classifiers),
-            }
-            module.eval()
-        return results
 
     def save_models(self) -> None:
         """Writes `teacher/` and `student/`: weights, configuration and image processor."""
         for role, model in self.models.items():
-            state = whole_state(model)
-            if self.accelerator.is_main_process:
-                with atomic_folder(self.folder.path / role) as place:
-                    with _no_progress_bar():
-                        model.save_pretrained(place, state_dict=state)
-                    self.image_processor.save_pretrained(place)
-                    for weights in place.glob("*.safetensors"):
-                        seal_file(weights)
+            save_model(self.accelerator, model, self.image_processor, self.folder.path / role)
 
     def _images_for_training(self, task: Task) -> TaskImages:
-        transform = train_transform(
-            self.image_processor, tuple(self.args.crop_scale), horizontal_flip=self.args.horizontal_flip
-        )
-        return TaskImages(task.train, self.stream.label_to_class_id, transform, seed=self.args.seed, task=task.index)
+        args = self.args
+        transform = train_transform(self.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
+        return TaskImages(task.train, self.stream.label_to_class_id, transform, seed=args.seed, task=task.index)
 
-    def _images_for_test(self, task: Task) -> TaskImages:
+    def images_for_fitting(self, task: Task) -> TaskImages:
+        """The training images as they are tested, for classifiers that are computed."""
+        return TaskImages(task.train, self.stream.label_to_class_id, eval_transform(self.image_processor))
+
+    def images_for_test(self, task: Task) -> TaskImages:
         """The validation images where some are held out: hyper-parameters are chosen without the test images."""
         view = task.test if task.validation is None else task.validation
         return TaskImages(view, self.stream.label_to_class_id, eval_transform(self.image_processor))
 
-    def _save_states(self, task: Task) -> None:
-        """What each model had learnt after the task: for further students of this teacher, and to look back."""
-        if self.accelerator.is_main_process:
-            for role, model in self.models.items():
-                if role not in self.kept:
-                    counts = self.matrices[role].counts(task.index)
-                    self.states[role].save(task.index, model, counts, self._about[role])
-
-    def _passes_queries_on(self) -> bool:
-        """Whether the teacher's stage computes the very queries that the student's stage needs."""
-        models = self.models
-        return len(models) == len(self.stages) == 2 and models[STUDENT].shares_query_with(models[TEACHER])
-
-    def _store_answers(self, task: Task) -> None:
-        """Stores what the teacher, whose stage is over, answers to the task's images, unless it is stored already."""
-        if not self.args.cache_teacher_outputs:
-            return
-        answers = self.states[TEACHER].answers(task.index)
-        if answers.are_there(self.models[TEACHER].prompt_pool.needs_query):
-            return
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
-        images, settings = self._images_for_training(task), self._settings(task, "teacher's answers")
-        with explain_oom(f"{settings.name}: {self._memory_advice(TEACHER)}"):
-            answers.write(self.accelerator, self.models[TEACHER], images, settings, self._heed)
-
-    def _division(self, settings: StageSettings, parts: int) -> tuple:
-        """What decides which images each process has in each step of a stage, and what they look like.
-
-        A callback may alter the arguments between the stages.
-        """
-        args = self.args
-        return settings.seed, settings.batch_size, parts, args.seed, list(args.crop_scale), args.horizontal_flip
-
-    def _known_answers(self, task: Task, division: tuple) -> dict[str, Sequence[np.ndarray | None]]:
-        """What need not be computed again in a student's stage of this division."""
-        if TEACHER not in self.models:
-            return {}
-        known = {}
-        if TEACHER in self.given:
-            known = self.given[TEACHER].answers(task.index)
-        elif self.args.cache_teacher_outputs:
-            answers = self.states[TEACHER].answers(task.index)
-            known = answers.read(self.args.num_train_epochs, len(task.train))
-        if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
-            known.pop("query", None)
-        elif self._queries is not None and self._queries.division == division:
-            known["query"] = self._queries.epochs
-        return known
-
-    def _checkpoint(self, task_id: int, stage: int, state: StageState | None) -> None:
-        """Saves everything a resumed run needs; `task_id` and `stage` say which stage is next or under way.
-
-        After the last stage there are still the classifiers and the evaluation.
-        """
+    def _checkpoint(self, task_index: int, stage: int, state: StageState | None) -> None:
+        """Saves everything that a resumed run needs; the task and stage are those that come next or are under way."""
         began = time.perf_counter()
         if self.accelerator.is_main_process:
+            states = {role: learner.state_dict() for role, learner in self.learners.items()}
             content = {
-                "task": task_id,
+                "task": task_index,
                 "stage": stage,
                 "state": None if state is None else vars(state),
                 "steps": self.steps,
                 "seconds": self.seconds,
-                "parts": self.parts,
+                "parts": self.accumulation_steps,
                 "logged_bytes": self.folder.logged_bytes(),
-                "matrices": {role: matrix.to_dict() for role, matrix in self.matrices.items()},
-                "class_names": {role: list(m.config.id2label.values()) for role, m in self.models.items()},
-                "tasks_seen": {role: m.config.tasks_seen for role, m in self.models.items()},
-                "modules": {role: trained_state(module, statistics=True) for role, module in self.modules.items()},
-                "alignments": {role: alignment.state() for role, alignment in self.alignments.items()},
                 "fingerprint": self.fingerprint,
             }
-            # The number grows with the run: a finished stage comes after the last step within it.
-            place = (self.steps * (len(self.stream) + 1) + task_id) * 2 + (state is None)
-            save_checkpoint(self.folder.checkpoints, 2 * place + stage, content)
+            for name in next(iter(states.values())):
+                content[name] = {role: of_learner[name] for role, of_learner in states.items()}
+            save_checkpoint(self.folder.checkpoints, checkpoint_name(task_index, stage, self.steps), content)
         self.accelerator.wait_for_everyone()
         self.seconds["saving"] += time.perf_counter() - began
-        self._heed()
+        self._after_batch()
 
     def resume(self) -> None:
-        """Takes up the newest whole checkpoint of the folder; before the first one the run starts from the beginning.
+        """Loads the newest valid checkpoint of the folder; before the first one the run starts from the beginning.
 
         Raises:
-            ValueError: It was made with arguments that give another result; no checkpoint is whole, or a state that
-                the run has left; the run is finished, and its checkpoints are gone.
+            ValueError: It was made with arguments that give another result; no checkpoint is valid, or a task
+                checkpoint is not; the run is finished, and its checkpoints are gone.
         """
         state = load_newest_checkpoint(self.folder.checkpoints)
         if state is None:
@@ -437,7 +442,7 @@ class ContinualDistillationTrainer:
                     "resume; --overwrite_output_dir would run it again"
                 )
             self.folder.cut_log(0)
-            self.accelerator.print("There is no checkpoint yet: starting from the beginning.")
+            logger.info("No valid checkpoint found: starting from the beginning.")
             self._start = (0, 0, None)
             return
         try:
@@ -448,62 +453,29 @@ class ContinualDistillationTrainer:
                 f"{error}. Resume it with the old ones (args.yaml there), or choose another output_dir"
             ) from error
         for note in notes:
-            self.accelerator.print(note)
-        self._verify_states(state["task"])
-        for role, module in self.modules.items():
-            load_trained_state(module, state["modules"][role])
-            config = module.model.config
-            config.tasks_seen = state["tasks_seen"][role]
-            if config.tasks_seen:
-                config.id2label = dict(enumerate(state["class_names"][role]))
-                config.label2id = {name: i for i, name in config.id2label.items()}
-            module.eval()
-        self.matrices = {role: AccuracyMatrix.from_dict(matrix) for role, matrix in state["matrices"].items()}
-        for role, alignment in self.alignments.items():
-            alignment.load_state(state["alignments"][role])
+            logger.info(note)
+        for role, learner in self.learners.items():
+            learner.verify_tasks(state["task"])
+            names = ("modules", "class_names", "tasks_seen", "matrices", "alignments")
+            learner.load_state_dict({name: state[name].get(role) for name in names})
         self.seconds, self.steps = state["seconds"], state["steps"]
         if self.args.auto_find_batch_size:
-            self.parts = state["parts"]
+            self.accumulation_steps = state["parts"]
         self.folder.cut_log(state["logged_bytes"])
         position = None if state["state"] is None else StageState(**state["state"])
         if state["task"] == len(self.stream):
-            self.accelerator.print("The run was finished; writing its results again.")
+            logger.info("The run was finished; writing its results again.")
         else:
             where = "" if position is None else f", epoch {position.epoch + 1}, step {position.step}"
-            names = [*map(" and ".join, self.stages), "evaluation"]
-            self.accelerator.print(f"Resuming in task {state['task'] + 1}, {names[state['stage']]}{where}.")
+            names = [*map(stage_name, self.stages), "evaluation"]
+            logger.info(f"Resuming in task {state['task'] + 1}, {names[state['stage']]}{where}.")
         self._start = (state["task"], state["stage"], position)
 
-    def _verify_states(self, num_tasks: int) -> None:
-        """What was left after each task is not made again: its damage is told while there may be a copy."""
-        for role in self.modules.keys() - self.kept:
-            for path in filter(Path.is_file, map(self.states[role].path, range(num_tasks))):
-                try:
-                    verify(path)
-                except DamagedFile as error:
-                    raise ValueError(f"{error}; put back a copy, or delete it to go on without it") from error
+
+def roles(learners: Sequence[Learner]) -> list[str]:
+    return [learner.role for learner in learners]
 
 
-@contextmanager
-def _divergence_told(where: str) -> Iterator[None]:
-    """A matrix that cannot be solved or factored within is raised as numbers that have grown out of bounds.
-
-    Raises:
-        FloatingPointError: There was one.
-    """
-    try:
-        yield
-    except (torch.linalg.LinAlgError, FloatingPointError) as error:
-        raise FloatingPointError(f"{where} cannot be computed ({str(error).splitlines()[0]})") from error
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers shows one for each file that it writes, and a model is one file."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def stage_name(learners: Sequence[Learner]) -> str:
+    """Name of the stage in which these learners are trained together."""
+    return " and ".join(roles(learners))

@@ -131,7 +131,7 @@ def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command
 @pytest.mark.parametrize("rank", [0, 1])
 def test_process_that_dies_ends_the_others_with_the_cause(start, command, tmp_path, rank):
     process = start(2, *command, "--num_train_epochs", "5000", "--save_steps", "5", "--output_dir", tmp_path / "run")
-    while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+    while not list((tmp_path / "run" / "checkpoints").glob("[!.]*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -1,0 +1,145 @@
+"""A learner: one of a run's two models with all that belongs to its role."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from transformers import BaseImageProcessor
+
+from ..data import Task, TaskStream
+from ..distillation import TrainingObjective
+from ..evaluation import AccuracyMatrix
+from ..models import PromptViTForImageClassification
+from ..utils import DamagedFile, derive_seed, verify
+from .arguments import CDLConfig
+from .checkpointing import load_trained_state, trained_state
+from .classifier_fitting import ClassifierAlignment
+from .task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+class Learner:
+    """The teacher or the student of a run, trained in it or loaded from an earlier run.
+
+    Args:
+        role: `"teacher"` or `"student"`.
+        objective: What it is trained by; it owns the model.
+        stream: The tasks.
+        args: The run's.
+        image_processor: The run's.
+        folder: The run's, where its task checkpoints are.
+        run: Output folder of an earlier run whose task checkpoints are loaded in place of training.
+
+    Attributes:
+        matrix: Its accuracy on each task after each.
+        replay: What loads an earlier run's checkpoints; `None` where it is trained.
+        alignment: What aligns its heads after each task; `None` where they stay as they are trained.
+
+    Raises:
+        ValueError: The earlier run has no such model.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        objective: TrainingObjective,
+        stream: TaskStream,
+        args: CDLConfig,
+        image_processor: BaseImageProcessor,
+        folder: Path,
+        run: str | None = None,
+    ):
+        self.role, self.objective, self.seed = role, objective, args.seed
+        self.checkpoints = TaskCheckpoints(folder, role)
+        self.metadata = describe(self.model, stream, args, image_processor)
+        self.matrix = AccuracyMatrix(len(stream))
+        self.replay: TaskCheckpointReplay | None = None
+        if run is not None:
+            self.replay = TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.model, self.metadata)
+        self.alignment = ClassifierAlignment() if args.classifier_alignment and self.fits_classifier else None
+
+    @property
+    def model(self) -> PromptViTForImageClassification:
+        return self.objective.model
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained in this run."""
+        return self.replay is None
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it has learned all classes before this run's first task."""
+        return self.replay is not None and self.replay.is_joint
+
+    @property
+    def fits_classifier(self) -> bool:
+        """Whether this run computes its classifier; otherwise an earlier run has."""
+        return self.replay is None or not self.replay.reuses_predictions
+
+    def begin_task(self, task: Task) -> None:
+        """Seeds what is drawn for the task, and makes its classes known to the model."""
+        set_seed(derive_seed(self.seed, self.role, task.index))
+        if not self.is_joint:
+            self.model.start_task(task.class_names)
+
+    def save_task(self, task: Task) -> None:
+        """Writes the task checkpoint, unless it is an earlier run's."""
+        if self.fits_classifier:
+            self.checkpoints.save(task.index, self.model, self.matrix.counts(task.index), self.metadata)
+
+    def verify_tasks(self, num_tasks: int) -> None:
+        """
+        Raises:
+            ValueError: A task checkpoint of this run is damaged: a resumed run does not write it again.
+        """
+        if not self.fits_classifier:
+            return
+        for path in filter(Path.is_file, map(self.checkpoints.path, range(num_tasks))):
+            try:
+                verify(path)
+            except DamagedFile as error:
+                raise ValueError(f"{error}; put back a copy, or delete it to go on without it") from error
+
+    def results(self) -> dict[str, Any]:
+        """Metrics and sizes."""
+        model = self.model
+        self.objective.train()
+        classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
+        results = {
+            **self.matrix.summary(),
+            "num_tasks": model.config.num_tasks,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "classifier_values": sum(classifier.num_values for classifier in classifiers),
+        }
+        self.objective.eval()
+        return results
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run's checkpoint holds of it, under the names of [`load_state_dict`]."""
+        config = self.model.config
+        return {
+            "modules": trained_state(self.objective, statistics=True),
+            "class_names": list(config.id2label.values()),
+            "tasks_seen": config.tasks_seen,
+            "matrices": self.matrix.to_dict(),
+            "alignments": None if self.alignment is None else self.alignment.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: The state is of another model.
+        """
+        load_trained_state(self.objective, state["modules"])
+        config = self.model.config
+        config.tasks_seen = state["tasks_seen"]
+        if config.tasks_seen:
+            config.id2label = dict(enumerate(state["class_names"]))
+            config.label2id = {name: i for i, name in config.id2label.items()}
+        self.objective.eval()
+        self.matrix = AccuracyMatrix.from_dict(state["matrices"])
+        if self.alignment is not None:
+            self.alignment.load_state(state["alignments"])
