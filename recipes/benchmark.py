@@ -89,8 +89,8 @@ def compute_roofline(of_run: tuple) -> dict[str, Any]:
 
     from cdl_hf.benchmark import roofline
 
-    _, learners = build_pair(of_run, torch.device("meta"))
-    figures = roofline.compute(learners, of_run[-1].batch_size)
+    _, pair = build_pair(of_run, torch.device("meta"))
+    figures = roofline.compute(pair, of_run[-1].batch_size)
     print(roofline.table(figures, f"computed, bf16, batch {of_run[-1].batch_size}"))
     return figures
 
@@ -108,11 +108,11 @@ def measure_growth(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     for precision in args.precision:
         ends, fake = [], []
         for num_tasks in (1, -1):
-            _, learners = build_pair(of_run, torch.device("cpu"), num_tasks)
-            batch = random_batch(learners, batch_size, device)
-            ends.append(steps.Steps(learners, batch, steps.DTYPES[precision]))
-            _, learners = build_pair(of_run, torch.device("meta"), num_tasks)
-            modules = {"teacher": TrainingObjective(learners.teacher), "student": learners.method}
+            _, pair = build_pair(of_run, torch.device("cpu"), num_tasks)
+            batch = random_batch(pair, batch_size, device)
+            ends.append(steps.Steps(pair, batch, steps.DTYPES[precision]))
+            _, pair = build_pair(of_run, torch.device("meta"), num_tasks)
+            modules = {"teacher": TrainingObjective(pair.objective.teacher), "student": pair.objective}
             fake.append(FakeSteps(modules, batch["pixel_values"].shape[-1], device, precision))
         figures[precision] = growth.measure(*ends, tuple(fake), args.repeats)
         print(growth.table(figures[precision], f"{precision}, batch {batch_size}"), flush=True)
@@ -127,15 +127,15 @@ def measure_steps(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     from cdl_hf.benchmark.pairs import find_device, random_batch
 
     device, training_args = find_device(), of_run[-1]
-    stream, learners = build_pair(of_run, torch.device("cpu"))
-    batch = random_batch(learners, training_args.batch_size, device)
+    stream, pair = build_pair(of_run, torch.device("cpu"))
+    batch = random_batch(pair, training_args.batch_size, device)
     size, side = training_args.batch_size, batch["pixel_values"].shape[-1]
     figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
-    figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, learners, training_args)
+    figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, pair, training_args)
     print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.dataloader_num_workers} workers")
-    print(f"{device}, {figures['threads']} threads, batch {size}, {side} px, {type(learners.method).__name__}")
+    print(f"{device}, {figures['threads']} threads, batch {size}, {side} px, {type(pair.objective).__name__}")
     for precision in args.precision:
-        measured = steps.Steps(learners, batch, steps.DTYPES[precision])
+        measured = steps.Steps(pair, batch, steps.DTYPES[precision])
         figures[precision] = steps.measure(measured, args.repeats)
         print(f"\n{steps.table(figures[precision], f'{precision}, batch {size}')}", flush=True)
     if args.profile is not None:

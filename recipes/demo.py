@@ -338,7 +338,7 @@ def write_space(run: Path, folder: Path) -> None:
         ValueError: The folder exists, or the run cannot be shown.
     """
     import cdl_hf
-    from cdl_hf.hub.model_card import portable
+    from cdl_hf.escaping import portable
 
     demo = Demo(run)
     if folder.exists():

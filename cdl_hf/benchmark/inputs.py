@@ -13,7 +13,7 @@ from torchvision import transforms as v1
 
 from ..data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
 from ..training.arguments import CDLConfig
-from ..training.build import Learners
+from ..training.build import ModelPair
 
 SIDE, BATCH = 224, 32
 # Name -> width, height, format, images of a pass
@@ -71,9 +71,9 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     return figures
 
 
-def rate(task: Task, stream: TaskStream, learners: Learners, args: CDLConfig, seconds: float = 3) -> float:
+def rate(task: Task, stream: TaskStream, pair: ModelPair, args: CDLConfig, seconds: float = 3) -> float:
     """Images a second of a task, read and augmented as in training, measured for `seconds`."""
-    transform = train_transform(learners.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
+    transform = train_transform(pair.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
     images = TaskImages(task.train, stream.label_to_class_id, transform, seed=args.seed)
     batches = Batches(DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers), images)
     count, began = 0, time.perf_counter()

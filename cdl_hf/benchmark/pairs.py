@@ -6,13 +6,13 @@ from torch import Tensor
 from ..data import TaskStream
 from ..training import build
 from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
-from ..training.build import Learners
+from ..training.build import ModelPair
 from ..utils import num_cores
 
 PairArguments = tuple[StreamArguments, ModelArguments, DistillationArguments, CDLConfig]
 
 
-def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 1) -> tuple[TaskStream, Learners]:
+def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 1) -> tuple[TaskStream, ModelPair]:
     """The stream, and teacher and student with random weights.
 
     Args:
@@ -28,11 +28,11 @@ def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 
         raise ValueError("the benchmark measures teacher and student: leave stages out")
     stream = build.build_stream(stream_args)
     with device:
-        learners = build.build_learners(stream, model_args, distillation_args, training_args, pretrained=False)
-    for model in (learners.teacher, learners.method.model):
+        pair = build.build_models(stream, model_args, distillation_args, training_args, pretrained=False)
+    for model in (pair.objective.teacher, pair.objective.model):
         for task in stream[: num_tasks if num_tasks > 0 else None]:
             model.start_task(task.class_names)
-    return stream, learners
+    return stream, pair
 
 
 def find_device() -> torch.device:
@@ -43,10 +43,10 @@ def find_device() -> torch.device:
     return torch.device("cpu")
 
 
-def random_batch(learners: Learners, size: int, device: torch.device) -> dict[str, Tensor]:
+def random_batch(pair: ModelPair, size: int, device: torch.device) -> dict[str, Tensor]:
     """`size` random images with labels of the current task; moves both models to the device as well."""
-    learners.teacher.to(device)
-    learners.method.to(device)
-    side, classes = learners.image_processor.crop_size["height"], learners.teacher.config.current_classes
+    pair.objective.teacher.to(device)
+    pair.objective.to(device)
+    side, classes = pair.image_processor.crop_size["height"], pair.objective.teacher.config.current_classes
     labels = classes.start + torch.arange(size, device=device) % (classes.stop - classes.start)
     return {"pixel_values": torch.rand(size, 3, side, side, device=device), "labels": labels}

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..distillation import TrainingObjective
 from ..models import prefix_attention
-from ..training.build import Learners
+from ..training.build import ModelPair
 from ..training.dry_run import CPU_ATTENTION, FakeSteps
 
 
@@ -55,14 +55,14 @@ class _Traffic(TorchDispatchMode):
         return sum(max(flops / device.flops, size / device.bandwidth) for flops, size in self.operations)
 
 
-def compute(learners: Learners, batch_size: int) -> dict[str, dict[str, float]]:
+def compute(pair: ModelPair, batch_size: int) -> dict[str, dict[str, float]]:
     """For each step in bf16: `gflops` and `megabytes` an image, and images a second of each device.
 
     Args:
-        learners: On the meta device, with a task started in both.
+        pair: On the meta device, with a task started in both.
     """
-    method, teacher = learners.method, learners.teacher
-    side = learners.image_processor.crop_size["height"]
+    method, teacher = pair.objective, pair.objective.teacher
+    side = pair.image_processor.crop_size["height"]
     device = torch.device("cpu")
     steps = FakeSteps({"teacher": TrainingObjective(teacher), "student": method}, side, device, "bf16")
     columns = method.model.config.current_classes

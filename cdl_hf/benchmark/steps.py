@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
-from ..training.build import Learners
+from ..training.build import ModelPair
 from .machine import flops_of, linear_rate, now, peak_growth
 from .plain import PlainPromptViT, plain_method
 
@@ -23,7 +23,7 @@ class Steps:
     """The steps of a run on one batch, by the package and by the plain implementation.
 
     Args:
-        learners: Teacher and student, with the same task started in both.
+        pair: Teacher and student, with the same task started in both.
         batch: `pixel_values` and `labels` on the device.
         dtype: Of autocast; None for float32.
 
@@ -31,9 +31,9 @@ class Steps:
         ours, plain: Steps by their names; plain ones only where they differ from each other.
     """
 
-    def __init__(self, learners: Learners, batch: dict[str, Tensor], dtype: torch.dtype | None):
+    def __init__(self, pair: ModelPair, batch: dict[str, Tensor], dtype: torch.dtype | None):
         self.batch, self.dtype = batch, dtype
-        self.teacher, self.method = learners.teacher, learners.method
+        self.teacher, self.method = pair.objective.teacher, pair.objective
         self.student = self.method.model
         self.device = batch["labels"].device
         self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)

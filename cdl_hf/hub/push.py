@@ -13,9 +13,9 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..models import PromptViTForImageClassification
+from ..training.model_card import PICTURES
 from ..training.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
-from .model_card import PICTURES
 
 ROLES = ("teacher", "student")
 # What a repository holds besides the weights.

@@ -125,7 +125,7 @@ def test_a_finished_run_without_checkpoints_keeps_its_metrics(refused, copied_ru
 
 def test_results_come_last(train, command, finished_run, tmp_path, monkeypatch):
     """A run that ends while it writes its models or their cards is not finished, and goes on to the same end."""
-    from cdl_hf.hub import model_card
+    from cdl_hf.training import model_card
 
     def killed(*args):
         raise Killed

@@ -23,7 +23,7 @@ def make_trainer(drawings, tmp_path):
         args = CDLConfig(**{"num_train_epochs": 1, "batch_size": 4, "output_dir": str(tmp_path / "run"), **args})
         processor = image_processor_for({"input_size": (3, 32, 32)})
         method = METHODS["kd"](student, teacher)
-        return ContinualDistillationTrainer(stream, method, teacher, processor, args, callbacks=callbacks)
+        return ContinualDistillationTrainer(stream, method, processor, args, callbacks=callbacks)
 
     return make
 
@@ -87,13 +87,15 @@ def test_a_trainer_trains_once(make_trainer):
 
 
 def test_what_cannot_run_overwrites_nothing(make_trainer):
-    folder = make_trainer().folder
+    trainer = make_trainer()
+    trainer.begin()
+    folder = trainer.folder
     folder.write_results({})
     folder.close()
     with pytest.raises(ValueError, match="teacher_run has no teacher of task 1"):
         make_trainer(overwrite_output_dir=True, stages="student", teacher_run=str(folder.path / "nowhere"))
     assert folder.is_finished
-    make_trainer(overwrite_output_dir=True)
+    make_trainer(overwrite_output_dir=True).begin()
     assert not folder.is_finished
 
 
