@@ -103,7 +103,7 @@ def find_accumulation_steps(
     """The fewest parts of a batch in which every process can train, found by trying; no state is changed by it.
 
     Args:
-        accelerator: As in [`run_stage`].
+        accelerator: As in [`Stage`].
         modules: What is to be trained, one after the other.
         images: The task's training images.
         batch_size: Images of one optimizer step over all processes.

@@ -16,7 +16,7 @@ from cdl_hf.distillation import TrainingObjective
 from cdl_hf.training.arguments import CDLConfig, ModelArguments, StreamArguments
 from cdl_hf.training.build import build_stream
 from cdl_hf.training.fingerprint import VERSION, compare, fingerprint
-from cdl_hf.training.task_checkpoints import TaskCheckpoints, check_states, describe, describe_stream
+from cdl_hf.training.task_checkpoints import TaskCheckpoints, describe, describe_stream
 from cdl_hf.utils import code_commit, versions
 
 
@@ -175,12 +175,12 @@ def test_a_teacher_of_other_images_is_refused(folder, model, tmp_path):
     about = describe(model, build_stream(args), CDLConfig(), image_processor_for({}))
     for task in range(2):
         states.save(task, model, [(1, 2)], about)
-    assert not check_states(states, describe_stream(build_stream(args)))
+    assert not states.is_joint(describe_stream(build_stream(args)))
     order = replace(args, class_order="class_0,class_1,class_2,class_3")  # the same one in other words
-    assert not check_states(states, describe_stream(build_stream(order)))
+    assert not states.is_joint(describe_stream(build_stream(order)))
     renamed(folder)
     with pytest.raises(ValueError, match="another stream .other train and test images"):
-        check_states(states, describe_stream(build_stream(args)))
+        states.is_joint(describe_stream(build_stream(args)))
 
 
 def test_a_teacher_that_kept_no_digests_serves_with_a_warning(folder, model, tmp_path):
@@ -191,7 +191,7 @@ def test_a_teacher_that_kept_no_digests_serves_with_a_warning(folder, model, tmp
     for task in range(2):
         states.save(task, model, [(1, 2)], about)
     with pytest.warns(UserWarning, match="could not be compared"):
-        assert not check_states(states, describe_stream(stream))
+        assert not states.is_joint(describe_stream(stream))
 
 
 def test_the_commit_is_that_of_a_checkout_only(tmp_path):
