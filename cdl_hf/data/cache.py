@@ -1,7 +1,7 @@
-"""What saves time at the next start: files in the cache folder of `datasets`, where they can be written.
+"""Files in the cache folder of `datasets` that save time at the next start.
 
-None of our own is needed: a cache that is damaged, read-only, full or another user's costs time, and no more. Only
-`datasets` itself cannot do without.
+This package works without them: if the cache is damaged, read-only, full or owned by another user, the work is done
+again. Only `datasets` itself needs a writable cache.
 """
 
 import errno
@@ -15,27 +15,27 @@ from filelock import FileLock, Timeout
 
 from ..utils import atomic_write
 
-SILENT_WAIT = 5  # seconds that one waits for another process without a word
+SILENT_WAIT = 5  # seconds to wait for another process before a warning
 
-# of writing; what is not there is the data, not the cache
+# on writing; ENOENT is missing because it means missing data, not an unusable cache
 _FAILURES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR)
 
 logger = logging.getLogger(__name__)
 
 
 def cache_file(folder: str, name: str) -> Path:
-    """Where a file of this name is, or may be written, in a folder of the cache."""
+    """Path of a file in a folder of the cache, whether or not it exists."""
     return Path(datasets.config.HF_DATASETS_CACHE, folder, name)
 
 
 @contextmanager
 def one_at_a_time(file: Path, work: str) -> Iterator[None]:
-    """Keeps other processes out of the same work, so that they find what comes of it in the `file`.
+    """Lets one process at a time do the work whose result is stored in `file`, so that the others find it there.
 
-    Without rights to the lock they all do it.
+    Without permission to create the lock, every process does the work.
 
     Args:
-        work: what to say that one waits for, such as "check the images of 'birds'".
+        work: description for the warning of a process that waits, such as "check the images of 'birds'".
     """
     lock = FileLock(f"{file}.lock")
     try:
@@ -49,19 +49,19 @@ def one_at_a_time(file: Path, work: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()  # nothing where it was not acquired
+        lock.release()  # does nothing if it was not acquired
 
 
 def write_cache(file: Path, content: bytes | memoryview, *, checksum: bool = False) -> bool:
-    """Writes a file of the cache whole or not at all; says so if it cannot, and whether it could."""
+    """Writes a cache file completely or not at all; returns whether it was written, and warns if not."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, checksum=checksum) as stream:
             stream.write(content)
     except OSError as error:
         logger.warning(
-            "The cache file %s cannot be written (%s), so the same work will be done at the next start; "
-            "to save it, set HF_DATASETS_CACHE to a folder that can be written to",
+            "The cache file %s cannot be written (%s), so the work will be repeated at the next start; "
+            "set HF_DATASETS_CACHE to a writable folder to avoid this",
             *(file, error.strerror or error),
         )
         return False
@@ -69,7 +69,7 @@ def write_cache(file: Path, content: bytes | memoryview, *, checksum: bool = Fal
 
 
 def is_cache_error(error: BaseException) -> bool:
-    """Whether `datasets` fails because it cannot write to its cache."""
+    """Whether `datasets` failed because it cannot write to its cache."""
     while error is not None:
         if isinstance(error, OSError) and (error.errno in _FAILURES or str(error).startswith("Not enough disk space")):
             return True

@@ -1,4 +1,4 @@
-"""CIFAR-100 from the folder `cifar-100-python` that its authors publish."""
+"""CIFAR-100 from the folder `cifar-100-python`, as its authors publish it."""
 
 import hashlib
 import pickle
@@ -21,9 +21,9 @@ FILES = {
     "test": (31_049_908, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
     "meta": (1_049, "7973b15100ade9c7d40fb424638fde48"),
 }
-HEADER = b"P6 32 32 255\n"  # of a PPM file, which holds pixels as they are
+HEADER = b"P6 32 32 255\n"  # of a PPM file, which stores pixels uncompressed
 
-# All that these files hold besides texts, numbers, lists and dictionaries.
+# The only classes in these files, apart from strings, numbers, lists and dictionaries.
 _KNOWN = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
 _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 _BROKEN = (
@@ -45,15 +45,16 @@ def is_cifar100(path: Path) -> bool:
 
 
 def read_cifar100(path: Path) -> DatasetDict:
-    """The folder as splits with columns `image` and `label` (the fine ones), memory-mapped from the datasets cache
-    where there is room for them.
+    """Splits with columns `image` and `label` (fine labels), memory-mapped from the cache of `datasets`.
+
+    Without a writable cache they are in memory.
 
     Raises:
-        DatasetError: a file holds something else, be it damaged or made to run code.
+        DatasetError: a file is damaged, has other content, or is made to run code.
     """
     names = _entry(path / "meta", _load(path / "meta"), "fine_label_names")
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise DatasetError(f"'{path / 'meta'}' does not name the classes of CIFAR-100; get the file anew.")
+        raise DatasetError(f"'{path / 'meta'}' does not name the classes of CIFAR-100; download it again")
     names = [name.decode() if isinstance(name, bytes) else name for name in names]
     return DatasetDict({split: _read_split(path / split, names) for split in ("train", "test")})
 
@@ -63,7 +64,7 @@ def _read_split(file: Path, names: list[str]) -> Dataset:
     identity = repr((str(file), stat.st_size, stat.st_mtime_ns, names)).encode()
     cached = cache_file("cifar100", f"{hashlib.sha256(identity).hexdigest()[:24]}.arrow")
     with one_at_a_time(cached, f"read '{file}'"):
-        with suppress(OSError, pa.ArrowInvalid):  # there is none, or it is damaged
+        with suppress(OSError, pa.ArrowInvalid):  # missing or damaged
             verify(cached)
             return Dataset.from_file(str(cached))
         table = _table(*_images_and_labels(file, len(names)), names)
@@ -80,10 +81,10 @@ def _images_and_labels(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray
     content = _load(file)
     pixels, labels = _entry(file, content, "data"), _entry(file, content, "fine_labels")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
-        raise DatasetError(f"'{file}' does not hold images as CIFAR-100 does (n, 3072); get the file anew.")
+        raise DatasetError(f"'{file}' does not hold an array of images (n, 3072) as CIFAR-100 does; download it again")
     numbered = isinstance(labels, list) and all(label in range(classes) for label in labels)
     if not numbered or len(labels) != len(pixels):
-        raise DatasetError(f"'{file}' does not have a label of 0 to {classes - 1} for each image; get the file anew.")
+        raise DatasetError(f"'{file}' does not have a label from 0 to {classes - 1} for each image; download it again")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels)
 
 
@@ -106,32 +107,30 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if module in _MODULES and name in _KNOWN:
             return _KNOWN[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _load(file: Path) -> dict:
-    """What was pickled in Python 2, under keys of texts; nothing but arrays is ever made, and no code run."""
+    """A dictionary that was pickled in Python 2; creates nothing but arrays and runs no code."""
     size, md5 = FILES[file.name]
     try:
         with file.open("rb") as stream:
             if file.stat().st_size == size and hashlib.file_digest(stream, _md5).hexdigest() != md5:
                 warnings.warn(
-                    f"'{file}' has the size of the published file, but not its checksum (MD5 {md5}): unless somebody "
-                    "changed it on purpose, it is damaged; download it again",
+                    f"'{file}' has the size of the published file but not its checksum (MD5 {md5}): unless it was "
+                    "changed on purpose, it is damaged; download it again",
                     stacklevel=2,
                 )
             stream.seek(0)
             return _Unpickler(stream, encoding="latin1").load()
     except _BROKEN as error:
-        raise DatasetError(
-            f"'{file}' is not a file of CIFAR-100, and was not read any further: {error or 'it ends too early'}."
-        ) from error
+        raise DatasetError(f"'{file}' is not a file of CIFAR-100: {error or 'it ends too early'}") from error
 
 
 def _entry(file: Path, content: dict, name: str):
-    """An entry under its name as a text or, in files that were written anew, as bytes."""
+    """The entry under a name, which is a string or, in files written by other tools, bytes."""
     if isinstance(content, dict):
         for key in (name, name.encode()):
             if key in content:
                 return content[key]
-    raise DatasetError(f"'{file}' has no '{name}', as the files of CIFAR-100 have; get the file anew.")
+    raise DatasetError(f"'{file}' has no entry {name!r} as the files of CIFAR-100 have; download it again")

@@ -1,4 +1,4 @@
-"""Columns of a data set: which hold its images and classes, and arrays of pixels as images."""
+"""Columns of images and of classes: how they are found, and arrays of pixels as images."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,7 +14,7 @@ from .errors import DatasetError
 
 USUAL_IMAGE_COLUMNS = ("image", "img")
 USUAL_LABEL_COLUMNS = ("label", "labels", "fine_label", "wnid")
-# Of the others only one may be there, and those of a line only where there is none of the lines before.
+# The first line is tried first. Of a later line exactly one name must be present, and none of the lines before.
 IMAGE_COLUMNS = (
     USUAL_IMAGE_COLUMNS,
     (
@@ -33,38 +33,38 @@ LABEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """The columns that the user named."""
+    """Columns of images and of classes that the user chose."""
 
     image: str | None = None
     label: str | None = None
 
 
 def find_image_column(features: Features, given: str | None, name: str) -> str:
-    """The column given, else the one of type Image, else the one with a usual name.
+    """The given column, else the only one of type Image, else the only one with a usual name.
 
     Raises:
-        DatasetError: there is none, or more than one, or what it holds is not one image a row.
+        DatasetError: there is no such column, or more than one, or it does not hold one image per row.
     """
     column = _column(features, given, Image, IMAGE_COLUMNS, "image", name)
     if not _can_be_images(features[column]):
         raise DatasetError(
-            f"'{name}' has {_kind(features[column])} in its column '{column}'; expected one image a row: "
-            "a file's bytes, its path, or an array of pixels."
+            f"{name!r} has {_kind(features[column])} in its column {column!r}; expected one image per row: "
+            "the bytes of a file, its path, or an array of pixels"
         )
     return column
 
 
 def find_label_column(features: Features, given: str | None, name: str) -> str:
-    """The column given, else the only ClassLabel, else the one with a usual name.
+    """The given column, else the only ClassLabel, else the only one with a usual name.
 
     Raises:
-        DatasetError: there is none, or more than one.
+        DatasetError: there is no such column, or more than one.
     """
     return _column(features, given, ClassLabel, LABEL_COLUMNS, "label", name)
 
 
 def usual_column(columns: list[str], given: str | None, usual: tuple[tuple[str, ...], ...]) -> str | None:
-    """The column given if it is there, else the first with a usual name, else the only one with another such name.
+    """The given column if present, else the first with a usual name, else the only one with a less usual name.
 
     Args:
         usual: such as `IMAGE_COLUMNS`.
@@ -82,7 +82,7 @@ def _column(
 ) -> str:
     if given:
         if given not in features:
-            raise DatasetError(f"'{name}' has no column '{given}'; its columns are {', '.join(features)}.")
+            raise DatasetError(f"{name!r} has no column {given!r}; its columns are {', '.join(features)}")
         return given
     found = [column for column, feature in features.items() if isinstance(feature, kind)]
     found = [column for column in usual[0] if column in found][:1] or found
@@ -91,8 +91,8 @@ def _column(
         found = [column] if column else []
     if len(found) != 1:
         raise DatasetError(
-            f"'{name}' has {'more than one' if found else 'no'} column that can be the {what} "
-            f"({', '.join(found or features)}); choose it with {what}_column."
+            f"{name!r} has {'more than one' if found else 'no'} column that can be the {what} "
+            f"({', '.join(found or features)}); choose it with {what}_column"
         )
     return found[0]
 
@@ -118,17 +118,17 @@ def _kind(feature: FeatureType) -> str:
 
 
 def is_array(feature) -> bool:
-    """Whether a column holds pixel values: (height, width) or (height, width, channels) of each image."""
+    """Whether a column holds pixel values of each image: (height, width) or (height, width, channels)."""
     return isinstance(feature, List | LargeList | Array2D | Array3D)
 
 
 def encode_arrays(dataset: Dataset, column: str) -> Dataset:
-    """The data set with the arrays of a column as PNG files; `datasets` itself would cut values to their lower 8 bits.
+    """The data set with the arrays of a column as PNG files; `datasets` itself would keep only the lower 8 bits.
 
-    Values are 8-bit ones if that is their type, or if those of all images are whole and from 0 to 255.
+    Values must be of type uint8, or integers from 0 to 255 in all images.
 
     Raises:
-        ValueError: They are not, or an array has not the shape of an image.
+        ValueError: other values, or an array without the shape of an image.
     """
     rows = dataset.with_format("arrow")[column][:]
     chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in rows.chunks]

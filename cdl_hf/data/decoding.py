@@ -1,4 +1,4 @@
-"""Stored images as PIL images, and the search for those that cannot be decoded."""
+"""Decoding of stored images to PIL images, and the check for images that cannot be decoded."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ from ..utils import num_cores
 from .cache import cache_file, one_at_a_time, write_cache
 from .views import image_paths, in_files
 
-# Raster formats that Pillow decodes by itself, at the size that it tells before. Left out are EPS, which Pillow hands
-# to Ghostscript, and icons (ICO, ICNS), whose images may be of another size than their header says.
+# Raster formats that Pillow decodes itself, with a size that is known before. Excluded are EPS, which needs
+# Ghostscript, and icons (ICO, ICNS), whose images may be larger than their header says.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow's own bound, beyond which it warns
-# Cameras and scanners have 10, 12 or 14 bits, which many programs store in 16 as they are. Where all values are below
-# this one, an image may be a dark one or one of fewer bits.
+MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB; Pillow warns above this limit
+# Cameras and scanners produce 10, 12 or 14 bits, which many programs store in 16 bits unscaled. If all values are
+# below this one, the image may be dark or have fewer bits.
 SURELY_16_BITS = 2**14
 
 _TIFF = PIL.ExifTags.Base
@@ -36,26 +36,26 @@ _REMEDY = "store it with 8 bits, or scaled to 0 ... 65,535"
 
 
 class UnreadableImageError(ValueError):
-    """An image that is too large to be decoded, or whose values have no certain scale."""
+    """An image that is too large to be decoded, or whose values have an ambiguous scale."""
 
 
 def decode(image: dict) -> PIL.Image.Image:
-    """An image of a data set's rows, {"bytes", "path"}, upright, as mode RGB, or L where it is grey.
+    """A stored image {"bytes", "path"} as an upright PIL image of mode RGB, or L if it is grayscale.
 
-    The first frame, as [`as_rgb`] shows it. Beyond that, a file can state which of its values is white: TIFF by 12
-    bits a value, by a tag MaxSampleValue or SMaxSampleValue of `2**bits - 1`, or as zero; PGM and PPM by any maximum
-    other than 65,535, which many programs write whatever the image's bits.
+    Only the first frame is decoded; modes are converted as in [`as_rgb`]. In addition, a file can define the value of
+    white: TIFF by 12 bits per value, by a tag MaxSampleValue or SMaxSampleValue of `2**bits - 1`, or as zero; PGM and
+    PPM by any maximum except 65,535, which many programs write for any number of bits.
 
-    An upright JPEG is left to be decoded when its pixels are asked for: in training, not all of them may be needed.
+    An upright JPEG is decoded only when its pixels are read, as training may need only part of them.
 
     Raises:
-        UnreadableImageError: It has more than `MAX_PIXELS` pixels, or its values have no certain scale.
-        OSError, ValueError and others that Pillow raises: It is damaged, or of none of the `FORMATS`.
+        UnreadableImageError: it has more than `MAX_PIXELS` pixels, or its values have an ambiguous scale.
+        OSError, ValueError and others that Pillow raises: it is damaged, or not in one of the `FORMATS`.
     """
     opened = _open(image)
     if opened.format == "JPEG" and opened.mode in ("L", "RGB") and _orientation(opened) in (None, 1):
         return opened
-    arguments = _decoder_arguments(opened)  # gone once it is decoded
+    arguments = _decoder_arguments(opened)  # not available after decoding
     white = _stated_white(opened, arguments)
     if opened.format == "TIFF":
         _check_layout(opened, arguments)
@@ -75,49 +75,50 @@ def decode(image: dict) -> PIL.Image.Image:
 
 
 def open_image(path: str) -> PIL.Image.Image:
-    """An image file as training and test see it.
+    """An image file, decoded as in training and evaluation.
 
     Raises:
-        OSError, ValueError and others: As [`decode`] raises them.
+        OSError, ValueError and others: as in [`decode`].
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UnreadableImageError("no regular file")
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would block
+        raise UnreadableImageError("not a regular file")
     image = decode({"path": str(path), "bytes": None})
     image.load()
     return image
 
 
 def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image as mode RGB, or L where it is grey.
+    """The image in mode RGB, or L if it is grayscale.
 
-    Transparency is composited on white, be it an alpha channel or a transparent color. 16-bit values are scaled,
-    65,535 being white. All other modes become what `convert("RGB")` makes of them.
+    Transparency (an alpha channel or a transparent color) is composited on white. 16-bit values are scaled with 65,535
+    as white. All other modes are converted with `convert("RGB")`.
 
     Raises:
-        UnreadableImageError: Its values have no certain scale: floats, 32-bit integers, and 16-bit ones below 2**14.
+        UnreadableImageError: the scale of its values is ambiguous: floats, 32-bit integers, or 16-bit integers that
+            are all below 2**14.
     """
     if _is_deep(image):
         return _scale(image, None)
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
-    image = image.convert("LA") if image.mode == "La" else image  # Pillow converts La to nothing else
+    image = image.convert("LA") if image.mode == "La" else image  # the only conversion of La in Pillow
     white = PIL.Image.new("RGBA", image.size, "white")
     return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _open(image: dict) -> PIL.Image.Image:
-    """The file of an image that is small enough to be decoded."""
+    """Opens an image and checks that it is not too large to be decoded."""
     path, content = image["path"], image["bytes"]
     if content is None and not is_local_path(path):  # on the Hub, or in an archive
         with xopen(path, "rb") as file:
             content = file.read()
     opened = PIL.Image.open(path if content is None else BytesIO(content), formats=FORMATS)
     sizes = [opened.size]
-    if opened.format == "TIFF":  # whose tiles may be larger than the image
+    if opened.format == "TIFF":  # its tiles may be larger than the image
         sizes.append((_tag(opened, _TIFF.TileWidth) or 0, _tag(opened, _TIFF.TileLength) or 0))
     for width, height in sizes:
         if width * height > MAX_PIXELS:
-            raise UnreadableImageError(f"{width:,} x {height:,} pixels; at most {MAX_PIXELS:,} are read")
+            raise UnreadableImageError(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
     return opened
 
 
@@ -132,46 +133,46 @@ def _tag(image: PIL.Image.Image, tag: PIL.ExifTags.Base) -> int | float | None:
 
 
 def _decoder_arguments(opened: PIL.Image.Image) -> tuple:
-    """What the decoder is told, ("RGB;16B",) for instance: the only trace of how the values are stored."""
+    """Arguments of the decoder, such as ("RGB;16B",): the only record of how the values are stored."""
     arguments = opened.tile[0].args if opened.tile else ()
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _is_deep(image: PIL.Image.Image) -> bool:
-    """Whether Pillow holds more than 8 bits a value, as it does of grey images only."""
+    """Whether Pillow holds more than 8 bits per value, which it does only for grayscale images."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _had_16_bits(opened: PIL.Image.Image, arguments: tuple) -> bool:
-    """Whether Pillow has taken the upper 8 of 16 bits."""
+    """Whether Pillow has kept the upper 8 of 16 bits."""
     if opened.format == "TIFF":
         return _tag(opened, _TIFF.BitsPerSample) == 16
     return arguments == ("RGB", 65535) or any(isinstance(each, str) and ";16" in each for each in arguments)
 
 
 def _stated_white(opened: PIL.Image.Image, arguments: tuple) -> int | None:
-    """The value for white (for black where white is zero), if the file states it."""
+    """The value of white (of black if white is zero), if the file defines it."""
     if opened.format == "PPM" and opened.mode == "I":
         return None if arguments[-1] == "I;16B" else 65535  # scaled by Pillow
     if opened.format != "TIFF":
         return None
     if arguments[:1] == ("I;12",):
         return 4095
-    # often only the largest value of this image: what is no usual white says nothing
+    # often only the largest value of this image, so only usual white values count
     stated = _tag(opened, _TIFF.MaxSampleValue) or _tag(opened, _TIFF.SMaxSampleValue)
     return stated if stated in _USUAL_WHITES or (opened.mode == "F" and stated == 1) else None
 
 
 def _check_layout(tiff: PIL.Image.Image, arguments: tuple) -> None:
-    """Refuses what Pillow reads, but not rightly."""
+    """Refuses files that Pillow decodes incorrectly."""
     if _tag(tiff, _TIFF.SampleFormat) == _SIGNED and tiff.mode == "L":
-        raise UnreadableImageError(f"its values are signed, whose white is not certain; {_REMEDY}")
+        raise UnreadableImageError(f"signed values, so the value of white is ambiguous; {_REMEDY}")
     if _tag(tiff, _TIFF.BitsPerSample) == 16 and len(arguments[0]) == 1:
-        raise UnreadableImageError("a TIFF file with 16-bit colors one after the other; store it with 8 bits")
+        raise UnreadableImageError("a TIFF file with 16-bit colors in separate planes; store it with 8 bits")
 
 
 def _transparency(png: PIL.Image.Image, arguments: tuple) -> int | tuple[int, ...] | bytes:
-    """The transparent color of a PNG file on the scale of Pillow's pixels; in the file it has that of the file's."""
+    """The transparent color of a PNG file, converted from the scale of the file to that of Pillow's pixels."""
     color = png.info["transparency"]
     if png.mode == "L" and isinstance(color, int):
         return color * {"L;2": 85, "L;4": 17}.get(arguments[0], 1)
@@ -183,23 +184,23 @@ def _transparency(png: PIL.Image.Image, arguments: tuple) -> int | tuple[int, ..
 def _check_span(largest: int) -> None:
     if largest < SURELY_16_BITS:
         raise UnreadableImageError(
-            f"16-bit values of at most {largest:,}, which may be those of fewer bits or a dark image; {_REMEDY}"
+            f"16-bit values of at most {largest:,}: either fewer bits or a dark image; {_REMEDY}"
         )
 
 
 def _scale(image: PIL.Image.Image, white: int | None) -> PIL.Image.Image:
-    """An image of more than 8 bits as mode L, `white` becoming 255."""
+    """An image of more than 8 bits in mode L, with `white` scaled to 255."""
     values = np.asarray(image)
     largest = values.max()
     if white is None:
         if image.mode in ("I", "F"):
             kind = "floats" if image.mode == "F" else "32-bit or signed integers"
-            raise UnreadableImageError(f"its values are {kind}, whose white is not certain; {_REMEDY}")
-        if largest:  # else it is black on any scale
+            raise UnreadableImageError(f"values are {kind}, so the value of white is ambiguous; {_REMEDY}")
+        if largest:  # otherwise it is black on any scale
             _check_span(int(largest))
         white = 65535
     if not 0 <= values.min() <= largest <= white:  # nor NaN
-        raise UnreadableImageError(f"values of {values.min():,} to {largest:,}, though its white is {white:,}")
+        raise UnreadableImageError(f"values from {values.min():,} to {largest:,}, but white is {white:,}")
     if values.dtype.kind == "f" or white > 65535:
         grey = np.rint(values * (255 / white)).astype(np.uint8)
     else:
@@ -209,7 +210,7 @@ def _scale(image: PIL.Image.Image, white: int | None) -> PIL.Image.Image:
     return PIL.Image.fromarray(grey)
 
 
-# What Pillow is known to raise on files that are damaged, or no images at all.
+# Errors that Pillow raises for files that are damaged or not images.
 DECODING_ERRORS = (
     OSError,  # PIL.UnidentifiedImageError among them
     ValueError,
@@ -224,21 +225,21 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,
-    PIL.Image.DecompressionBombWarning,  # where warnings are errors
+    PIL.Image.DecompressionBombWarning,  # if warnings are errors
 )
-MIN_FOR_PROGRESS_BAR = 500  # images that are checked too soon for a progress bar
+MIN_FOR_PROGRESS_BAR = 500  # number of images to check
 
 
 def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
-    """The rows whose `image` cannot be decoded, each with the reason.
+    """Rows whose `image` cannot be decoded, each with the reason.
 
-    Every image is decoded once, on all cores. Which ones could be is kept in the cache folder of `datasets`, by path,
-    size and time of the files; of several processes one looks, and the others wait for what it finds. Those that could
-    not be are tried again the next time: a missing right, say, leaves no trace in a file.
+    Every image is decoded once, on all cores. Readable images are recorded in the cache folder of `datasets` by path,
+    size and time of their files. One process checks, and the others wait for its result. Unreadable images are checked
+    again at the next start, as the cause may be outside the file, such as a missing permission.
 
     Args:
-        dataset: with a column `image`.
-        what: names the data set and the column; what was read of the same `what` before is remembered.
+        dataset: data set with a column `image`.
+        what: name of the data set and the column, under which readable images are recorded.
     """
     rows = dataset.select_columns(["image"]).with_format("arrow")
     identities = _identities(dataset, what)
@@ -255,7 +256,7 @@ def find_unreadable(dataset: Dataset, what: str) -> dict[int, str]:
 
 
 def _read(file: Path) -> np.ndarray:
-    """Identities, (n,); none of a file that is not exactly what [`_as_npy`] writes."""
+    """Identities, (n,); none if the file is not exactly as [`_as_npy`] writes it."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -272,29 +273,29 @@ def _as_npy(identities: np.ndarray) -> bytes:
 
 
 def _check(rows: Dataset, wanted: np.ndarray) -> dict[int, str]:
-    """The wanted rows that cannot be read, each with the reason, in their order."""
+    """Those of the `wanted` rows that cannot be read, in order, each with the reason."""
     parts = [wanted[start : start + 64].tolist() for start in range(0, len(wanted), 64)]
 
     def reasons(part: list[int]) -> dict[int, str]:
         images = rows[part]["image"].to_pylist()
         return {row: reason for row, image in zip(part, images, strict=True) if (reason := _reason(image))}
 
-    # Threads: Pillow releases the interpreter's lock while it decodes. Where processes are spawned, each runs the
-    # user's script again; without a guard for `__main__` that would come here a second time, and wait for this one.
+    # Threads are enough: Pillow releases the GIL while it decodes. Spawned processes would run the user's script
+    # again, and without a guard for `__main__` they would come here too and wait for this process.
     pool, unreadable = ThreadPoolExecutor(num_cores()), {}
     try:
-        title = "Looking for images that cannot be read"
+        title = "Checking that images can be read"
         with tqdm(desc=title, total=len(wanted), disable=len(wanted) < MIN_FOR_PROGRESS_BAR) as progress:
             for part, found in zip(parts, pool.map(reasons, parts), strict=True):
                 unreadable |= found
                 progress.update(len(part))
     finally:
-        pool.shutdown(cancel_futures=True)  # what has not begun is left out after an interruption
+        pool.shutdown(cancel_futures=True)  # after an interruption, parts that have not started are dropped
     return unreadable
 
 
 def _reason(image: dict | None) -> str | None:
-    """Why the image cannot be read; None if it can."""
+    """Why an image cannot be read; None if it can."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return "no image"
     try:
@@ -312,16 +313,16 @@ def _reason(image: dict | None) -> str | None:
 
 
 def decoding_problem(error: Exception) -> str:
-    """Why an image cannot be read, from one of [`DECODING_ERRORS`]."""
+    """Reason that an image cannot be read, from one of [`DECODING_ERRORS`]."""
     if isinstance(error, PIL.UnidentifiedImageError):
-        return "not an image, or of a kind that Pillow does not read"
+        return "not an image, or in a format that is not supported"
     if isinstance(error, UnreadableImageError):
         return str(error)
     return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _identities(dataset: Dataset, what: str) -> np.ndarray | None:
-    """64 bits for each image that change when it does, (n,); None if it is in no file."""
+    """64-bit identity of each image, (n,), which changes with its file; None if the images are not in files."""
     in_file = in_files(dataset)
     if not in_file.all() and not dataset.cache_files:
         return None
@@ -337,7 +338,7 @@ def _identities(dataset: Dataset, what: str) -> np.ndarray | None:
 def _size_and_time(path: str | None) -> tuple[int, int]:
     try:
         found = os.stat(path or "")
-    except OSError:  # such as a broken link: the check will tell
+    except OSError:  # such as a broken link, which the check reports
         return -1, -1
     return found.st_size, found.st_mtime_ns
 

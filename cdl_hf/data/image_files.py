@@ -1,4 +1,7 @@
-"""Image files: found below a folder, named by a table, or given one by one."""
+"""Image files: found below a folder, listed in a table, or given one by one.
+
+Links are followed. Hidden folders and those that operating systems create are skipped.
+"""
 
 import os
 from collections import Counter, defaultdict
@@ -16,7 +19,7 @@ from .labels import normalized_name
 from .splits import split_of
 
 NO_IMAGES = ("thumbs.db", "desktop.ini", "readme", "readme.txt", "license", "license.txt", "makefile")
-# of archives made on a Mac, of network drives (Synology, QNAP), of Windows, of Linux, of Python
+# created by macOS archives, network drives (Synology, QNAP), Windows, Linux and Python
 NO_FOLDERS = (
     *("__macosx", "@eadir", "#recycle", "@recycle", "@recycle.bin", "$recycle.bin"),
     *("system volume information", "lost+found", "__pycache__"),
@@ -24,20 +27,20 @@ NO_FOLDERS = (
 
 
 def image_suffixes() -> set[str]:
-    """Of the formats that are read; a file without a suffix may be of any."""
+    """Suffixes of the formats that can be read."""
     return {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in FORMATS}
 
 
 def is_hidden(folder: str) -> bool:
-    """Whether a folder of this name is none of the user's making."""
+    """Whether a folder of this name is hidden or created by the operating system."""
     return folder.startswith(".") or folder.lower() in NO_FOLDERS
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by their names, sorted, without the hidden ones.
+    """Folders in a folder by name, sorted, without the hidden ones.
 
     Raises:
-        DatasetError: it cannot be looked into.
+        DatasetError: the folder cannot be listed.
     """
     try:
         children = [child for child in folder.iterdir() if not is_hidden(child.name) and child.is_dir()]
@@ -47,12 +50,12 @@ def subfolders(folder: Path) -> dict[str, Path]:
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, its files, sorted) of `top` and all folders below, links followed, each folder once.
+    """(folder, its sorted files) of `top` and all folders below it, each folder once.
 
-    What a link has above it is not below it: a link to the folder that it is in, or further up, leads nowhere new.
+    Links are followed, but not to folders that contain them.
 
     Raises:
-        DatasetError: a folder cannot be looked into.
+        DatasetError: a folder cannot be listed.
     """
     seen = {_identity(parent) for parent in top.absolute().parents}
     for folder, folders, files in os.walk(top, followlinks=True, onerror=_refuse):
@@ -66,11 +69,11 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def find_images(top: Path, others: Counter | None = None, bare: bool = True) -> Iterator[str]:
-    """Paths of the images below `top`, known by their suffixes, folder by folder.
+    """Paths of the images below `top`, recognized by their suffixes, folder by folder.
 
     Args:
-        others: counts the other files by their suffixes.
-        bare: take files without a suffix for images.
+        others: counter to which other files are added by suffix.
+        bare: whether files without a suffix count as images.
     """
     suffixes = image_suffixes()
     for folder, files in walk(top):
@@ -90,17 +93,17 @@ def own_images(folder: Path) -> list[str]:
 
 
 def has_own_images(folder: Path) -> bool:
-    """Whether an image is in the folder itself."""
+    """Whether the folder itself contains an image."""
     return bool(_own_images(folder, 1))
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether an image is in the folder or below it; a file without a suffix counts if it can be opened as one."""
+    """Whether an image is in the folder or below it; a file without a suffix counts if it opens as an image."""
     return has_own_images(folder) or any(os.path.splitext(file)[1] or _opens(file) for file in find_images(folder))
 
 
 def _own_images(folder: Path, enough: int) -> list[str]:
-    """Names of all the images in the folder, or of so many."""
+    """Names of the images in the folder; at most `enough` of them, or all if that is 0."""
     suffixes, found = image_suffixes(), []
     try:
         with os.scandir(folder) as files:
@@ -115,7 +118,7 @@ def _own_images(folder: Path, enough: int) -> list[str]:
 
 
 def _opens(file: str) -> bool:
-    if not os.path.isfile(file):  # a pipe would be waited for
+    if not os.path.isfile(file):  # reading a pipe would block
         return False
     try:
         with PIL.Image.open(file, formats=FORMATS):
@@ -133,44 +136,44 @@ def _identity(folder: Path) -> tuple[int, int] | str:
 
 
 def _refuse(error: OSError) -> None:
-    raise DatasetError(f"the folder {error.filename!r} cannot be looked into: {error.strerror}") from error
+    raise DatasetError(f"the folder {error.filename!r} cannot be listed: {error.strerror}") from error
 
 
 def check_name(path: str) -> str:
-    """The path, if it is a text.
+    """Returns the path if it is valid Unicode.
 
     Raises:
-        DatasetError: It is not.
+        DatasetError: it is not.
     """
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise DatasetError(f"The file {path!r} has a name that is not UTF-8; rename it.") from error
+        raise DatasetError(f"the name of the file {path!r} is not UTF-8; rename it") from error
     return path
 
 
 def find_image_files(paths: Iterable[str | Path]) -> list[str]:
-    """The files themselves, and of folders the images in them and below, by their suffix, sorted; links are followed.
+    """The given files, and the images in and below the given folders, recognized by suffix and sorted.
 
     Raises:
-        DatasetError: There is no such file or folder, or no image in it.
+        DatasetError: a file or folder does not exist, or a folder has no image.
     """
     files = []
     for path in (Path(os.path.expanduser(path)) for path in paths):
         if path.is_dir():
             found = sorted(find_images(path, bare=False))
             if not found:
-                raise DatasetError(f"'{path}' holds no files whose names are those of images.")
+                raise DatasetError(f"'{path}' has no files with an image extension")
             files += found
         elif os.path.exists(path):
             files.append(str(path))
         else:
-            raise DatasetError(f"there is no file or folder '{path}'.")
+            raise DatasetError(f"there is no file or folder '{path}'")
     return files
 
 
 class ImageFiles(torch.utils.data.Dataset):
-    """Samples (file, tensor (3, H, W), None), or (file, None, reason) where the file cannot be read.
+    """Samples (file, tensor (3, H, W), None), or (file, None, reason) if the file cannot be read.
 
     Args:
         files: paths.
@@ -199,16 +202,16 @@ LONGEST_PATH = 4096
 def with_whole_paths(
     table: Dataset, column: str | None, folder: Path, split: str | None = None, inside: bool = False
 ) -> Dataset:
-    """The table with whole paths of its images, if the column holds names of files, be they numbers.
+    """The table with full paths of its images, if the column holds file names (as strings or numbers).
 
     Args:
-        folder: what they are relative to; a file that is not there may be further down, or be named with folders that
-            are not here, if there is only one such file, or only one in the folders of the split. Its name may lack
-            the suffix, and be composed in another way of Unicode.
-        inside: refuse what is not in the folder.
+        folder: folder that the names are relative to. A file that is not there may be further down, or be named with
+            folders that do not exist here, if only one file fits, or only one in the folders of the split. The name
+            may lack the suffix and have another Unicode composition.
+        inside: whether to refuse files outside the folder.
 
     Raises:
-        DatasetError: no paths at all.
+        DatasetError: the column does not hold paths, or a file is outside the folder.
     """
     feature = table.features.get(column)
     if not isinstance(feature, Value) or "string" not in feature.dtype and "int" not in feature.dtype:
@@ -218,8 +221,8 @@ def with_whole_paths(
     texts = [None if value is None else str(value) for value in values]
     if any(_is_content(text or "") for text in texts):
         raise DatasetError(
-            f"The column '{column}' of a table in '{folder}' holds texts that are no paths, such as images in base64; "
-            "store the files' bytes, or their paths."
+            f"the column {column!r} of a table in '{folder}' holds strings that are not paths, such as images in "
+            "base64; store the bytes of the files, or their paths"
         )
     files = _Files(folder, split)
     paths = []
@@ -229,35 +232,35 @@ def with_whole_paths(
             continue
         path = files.find(text)
         if inside and not Path(path).is_relative_to(folder):
-            raise DatasetError(f"The table in '{folder}' names the file {text!r}, which is not in that folder.")
+            raise DatasetError(f"the table in '{folder}' lists the file {text!r}, which is not in that folder")
         paths.append(check_name(path))
     if not is_text and not any(path and os.path.exists(path) for path in paths):
-        return table  # numbers of something else
+        return table  # numbers with another meaning
     order = table.column_names
     changed = table.add_column(" paths", pa.chunked_array([pa.array(paths, pa.string())]))
     return changed.remove_columns(column).rename_column(" paths", column).select_columns(order)
 
 
 def split_of_path(path: str | None, root: Path) -> str | None:
-    """The split that a folder of the path tells, below `root`."""
+    """The split that the name of a folder in the path means, below `root`."""
     parts = Path(os.path.relpath(path, root)).parts[:-1] if path else ()
     return next((split for part in parts if (split := split_of(part))), None)
 
 
 def _is_content(text: str) -> bool:
-    """Whether it is too long for a path, or for one without a suffix, as base64 is."""
+    """Whether a string looks like content in base64: too long for a path, or for a name without a suffix."""
     return len(text) > LONGEST_PATH or text.startswith("data:") or (len(text) > LONGEST_NAME and "." not in text)
 
 
 class _Files:
-    """Image files below a folder, looked for only where one is not found directly."""
+    """Image files below a folder, listed only when a file is not found directly."""
 
     def __init__(self, folder: Path, split: str | None):
         self.folder, self.split = folder, split
         self._by_name: dict[str, list[str]] | None = None
 
     def find(self, text: str) -> str:
-        """The file that is meant; where there is none or more than one, the path that should be it."""
+        """The file that is meant; if there is none or more than one, the path where it should be."""
         portable = text.replace("\\", "/") if os.sep == "/" else text
         path = os.path.normpath(self.folder / portable)
         if os.path.exists(path):
@@ -273,7 +276,7 @@ class _Files:
         return alike[0] if len(alike) == 1 else path
 
     def _named(self, name: str) -> list[str]:
-        """The files of a name, with or without its suffix."""
+        """Files of a name, with or without its suffix."""
         if self._by_name is None:
             self._by_name = defaultdict(list)
             for file in find_images(self.folder):
@@ -288,7 +291,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _is_end(wanted: list[str], found: list[str]) -> bool:
-    """Whether the folders of one are the last ones of the other; so `a/1.png` is not taken for `b/1.png`."""
+    """Whether the folders of one path end with those of the other; `a/1.png` does not match `b/1.png`."""
     folders = wanted[:-1], found[:-1]
     shorter, longer = sorted(folders, key=len)
     return not shorter or longer[-len(shorter) :] == shorter

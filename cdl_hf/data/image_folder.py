@@ -16,12 +16,12 @@ from .splits import find_splits, is_neutral, is_unlabelled, of_split, split_in, 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which folders are what.
+    """Folders of splits and of classes.
 
     Args:
-        roots: split -> the folder that holds its folders of classes.
-        notes: what was decided on the way, in sentences.
-        left_out: names of folders in these that are no classes.
+        roots: split -> folder that contains its class folders.
+        notes: warnings about what was assumed.
+        left_out: names of folders among them that are not classes.
     """
 
     roots: dict[str, Path]
@@ -30,18 +30,18 @@ class Layout:
 
     @property
     def classes(self) -> set[str]:
-        """Names of the folders that hold images."""
+        """Names of the folders with images."""
         return {normalized_name(name) for root in self.roots.values() for name in _imaged(root)} - self.left_out
 
 
 def find_layout(path: Path, train_split: str | None = None, test_split: str | None = None) -> Layout:
-    """Splits of classes, or classes; below folders that hold but one folder.
+    """Finds class folders, or split folders with class folders, also below folders that contain only one folder.
 
     Args:
-        train_split, test_split: names of folders or of splits, where they are given.
+        train_split, test_split: names of folders or splits, if given.
 
     Raises:
-        DatasetError: there are no images in folders of classes, or splits that are not understood.
+        DatasetError: there are no images in class folders, or the splits are ambiguous.
     """
     notes = []
     root = path
@@ -55,37 +55,39 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         if roots:
             return Layout({name: _unwrapped(folder, notes) for name, folder in roots.items()}, notes)
         if not imaged:
-            direct = " (those in it belong to no class)" if has_own_images(root) else _other_kinds(root)
+            direct = " (the images in it belong to no class)" if has_own_images(root) else _other_kinds(root)
             raise DatasetError(
-                f"'{path}' holds no images in folders of classes{direct}; expected <class>/<image file> below it."
+                f"'{path}' has no images in class folders{direct}; expected <class>/<image file> below it"
             )
         (name, only), *more = imaged.items()
         if more or has_own_images(only) or not _imaged(only):
             break
         root = only
-        notes.append(f"'{root}' is taken for the folder of the classes, as '{root.parent}' holds no others.")
+        notes.append(
+            f"'{root}' is taken as the folder of the classes: '{root.parent}' has no other folder with images."
+        )
     if not more and is_neutral(name):
         raise DatasetError(
-            f"'{path}' holds no images in folders of classes: all are in '{only}', whose name is that of no class; "
-            "expected <class>/<image file>."
+            f"'{path}' has no images in class folders: all are in '{only}', whose name is not that of a class; "
+            "expected <class>/<image file>"
         )
     if not more:
-        notes.append(f"'{root}' has one class, as only one folder of it holds images: {name}.")
+        notes.append(f"'{root}' has one class: only the folder {name} contains images.")
     left_out = _look_below(root, imaged, notes)
     if direct := own_images(root):
-        notes.append(f"Left out of '{root}', as they are in no folder of a class: {listed(direct, 3)}.")
+        notes.append(f"Ignored images in '{root}' outside class folders: {listed(direct, 3)}.")
     if empty := [name for name in folders if name not in imaged]:
-        notes.append(f"No image is in these folders of '{root}', which make no class: {listed(empty)}.")
+        notes.append(f"Ignored folders in '{root}' without images: {listed(empty)}.")
     if broken := sorted(child.name for child in root.iterdir() if child.is_symlink() and not child.exists()):
-        notes.append(f"Left out of '{root}', as they are broken links: {listed(broken)}.")
+        notes.append(f"Ignored broken links in '{root}': {listed(broken)}.")
     return Layout({"train": root}, notes, left_out)
 
 
 def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
-    """The files, unopened, with the names of their classes, which are folders. Files of other kinds are named.
+    """The files, unopened, with the names of their class folders; warns of files of other types.
 
     Raises:
-        DatasetError: a file whose name is no text.
+        DatasetError: a file name is not valid Unicode.
     """
     for note in layout.notes:
         warnings.warn(note, stacklevel=2)
@@ -93,18 +95,20 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
     if others:
         kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
-        warnings.warn(f"Left out of '{path}', as their names are not those of images: {kinds}.", stacklevel=2)
+        warnings.warn(
+            f"Ignored {others.total():,} files in '{path}' without an image extension ({kinds}).", stacklevel=2
+        )
     features = Features(image=Image(), label=Value("string"))
     return DatasetDict({split: Dataset.from_dict(rows, features=features) for split, rows in splits.items()})
 
 
 def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, list]:
-    """Each image and its class, the first folder below `root`; without a class, where there are no such folders."""
+    """Images with their class, the first folder below `root`; without a class if there are no class folders."""
     folders = {name: folder for name, folder in subfolders(root).items() if name not in left_out}
     files = []
     for name, folder in folders.items():
         found = list(find_images(folder, others))
-        if holds_images(folder):  # not only files without suffixes that are no images
+        if holds_images(folder):  # not only files without suffixes that are not images
             files += [(check_name(file), normalized_name(name)) for file in found]
     files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
@@ -118,41 +122,38 @@ def _other_kinds(root: Path) -> str:
     others = Counter()
     deque(find_images(root, others), maxlen=0)
     kinds = listed([f"{number:,} {kind}" for kind, number in others.most_common(3)])
-    return f" (files of other kinds are not read: {kinds})" if kinds else ""
+    return f" (files of other types are ignored: {kinds})" if kinds else ""
 
 
 def _look_below(root: Path, imaged: dict[str, Path], notes: list[str]) -> frozenset[str]:
-    """What lies deeper than the folders of classes: copies of all of them are left out, and other folders are told.
+    """Checks folders inside the class folders; returns the folders that repeat all others, which are left out.
 
     Raises:
-        DatasetError: splits, below some of the folders only.
+        DatasetError: only some of the folders contain splits.
     """
     inner = {name: _last_only(folder) for name, folder in imaged.items()}
     below = {name: set() if has_own_images(folder) else set(_imaged(folder)) for name, folder in inner.items()}
     copies = frozenset(n for n, names in below.items() if len(imaged) > 2 and names >= imaged.keys() - {n})
     if copies:
-        notes.append(f"Left out of '{root}', as it holds all folders beside it once more: {listed(sorted(copies))}.")
+        notes.append(f"Ignored folders in '{root}' that contain copies of all others: {listed(sorted(copies))}.")
     divided = [name for name in below if name not in copies and _are_splits(below[name])]
     if divided and len(divided) < len(imaged) - len(copies):
         raise DatasetError(
             f"'{root}' has folders of images beside the splits in '{inner[divided[0]]}'; give that folder, or "
-            "move the others away."
+            "move the others away"
         )
     if divided:
-        notes.append(
-            f"The splits in the folders of '{root}' are not followed, as these are taken for classes: "
-            f"{listed(divided)}."
-        )
+        notes.append(f"Folders in '{root}' are taken as classes although they contain splits: {listed(divided)}.")
     elif deeper := sorted(set().union(*(names for name, names in below.items() if name not in copies))):
         notes.append(
-            f"The classes are the folders of '{root}' ({listed(list(imaged))}); folders in them make none: "
+            f"The classes are the folders of '{root}' ({listed(list(imaged))}); folders inside them are not classes: "
             f"{listed(deeper)}."
         )
     return copies
 
 
 def _last_only(folder: Path) -> Path:
-    """The folder, or the only one in it, and so on."""
+    """The innermost of nested folders that contain only one folder with images each."""
     while not has_own_images(folder) and len(imaged := _imaged(folder)) == 1:
         (folder,) = imaged.values()
     return folder
@@ -164,7 +165,7 @@ def _are_splits(names: Iterable[str]) -> bool:
 
 
 def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) -> dict[str, Path]:
-    """The folders that are named, and the training images beside a named test split."""
+    """The given folders, and the training folder beside a given test split."""
     found = find_splits(folders)
     chosen = {}
     for split, name in wanted.items():
@@ -175,11 +176,11 @@ def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) 
         else:
             names = [name] if name in folders else [each for each in found if found[each] == split_of(name)]
         if len(names) != 1:
-            if len(folders) == 1:  # perhaps below it
+            if len(folders) == 1:  # it may be inside
                 return {}
             raise DatasetError(
                 f"'{root}' has {'more than one folder' if names else 'no folder'} for {split}_split "
-                f"({name or split}); it has {listed(names or list(folders)) or 'none'}."
+                f"({name or split}); its folders are {listed(names or list(folders)) or 'none'}"
             )
         chosen[names[0]] = folders[names[0]]
     if wanted["test"] is None:  # found by its name
@@ -189,10 +190,10 @@ def _given(folders: dict[str, Path], wanted: dict[str, str | None], root: Path) 
 
 
 def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], notes: list[str]) -> dict[str, Path]:
-    """The folders of splits among these; none where they are classes.
+    """The folders that are splits; none if they are classes.
 
-    A folder called train among others may well hold trains. It is a split if it has a partner, or is alone but for
-    images without labels, and if it holds no images but in folders of classes.
+    A folder called train may be a class of trains. It is a split if all its images are in class folders, and if there
+    is another split or nothing else but images without labels.
     """
     found = find_splits(imaged)
     nested = {name for name in imaged if not has_own_images(imaged[name])}
@@ -202,37 +203,34 @@ def _as_splits(root: Path, folders: dict[str, Path], imaged: dict[str, Path], no
     alike = found and len(found) == len(imaged) or _are_paired(imaged)
     if alike and not nested & set(trains or imaged):
         raise DatasetError(
-            f"'{root}' holds no images in folders of classes: its folders {listed(list(imaged))} look like splits and "
-            "their images are in no folder of a class; expected <split>/<class>/<image file>. If they are classes, "
-            "rename them."
+            f"'{root}' has no images in class folders: its folders {listed(list(imaged))} look like splits, but their "
+            "images are not in class folders; expected <split>/<class>/<image file> (rename them if they are classes)"
         )
     alone = all(name in trains or is_unlabelled(name) for name in imaged)
     is_divided = bool(nested & set(trains)) and (len(set(found.values())) > 1 or alone)
     if is_divided or found and len(found) == len(imaged) and not trains:
         left_out = [name for name in imaged if name not in found]
         if left_out:
-            notes.append(
-                f"Left out of '{root}', as they are beside its splits {listed(list(found))}: {listed(left_out)}."
-            )
+            notes.append(f"Ignored folders in '{root}' beside its splits {listed(list(found))}: {listed(left_out)}.")
         roots = {name: imaged[name] for name in found}
-        if len(set(found.values())) == 1:  # a split without images is a mistake, unless another takes its place
+        if len(set(found.values())) == 1:  # a split without images is an error, unless another one replaces it
             roots |= {name: folder for name, folder in folders.items() if name not in imaged and split_of(name)}
         return roots
     if "train" in kinds and len(kinds) > 1 or len(trains) > 1 and len(trains) == len(imaged):
         raise DatasetError(
-            f"'{root}' has folders that look like splits ({listed([n for n in imaged if parts.get(n)])}); choose the "
-            "ones to learn from and to test on with train_split and test_split, or call them train and test."
+            f"'{root}' has folders that look like splits ({listed([n for n in imaged if parts.get(n)])}); choose "
+            "those for training and testing with train_split and test_split, or rename them to train and test"
         )
     if nested & set(trains):
         notes.append(
-            f"'{root / trains[0]}' is taken for a class, as there is no test split beside it; if it is a split, "
-            f"say so with train_split."
+            f"'{root / trains[0]}' is taken as a class: there is no test split beside it. If it is a split, choose it "
+            f"with train_split."
         )
     return {}
 
 
 def _are_paired(names: Iterable[str]) -> bool:
-    """Whether all names mean splits of something, and training and test are of the same: trainA, trainB, testA."""
+    """Whether all names are splits, and a training and a test split belong together: trainA, trainB, testA."""
     of = defaultdict(set)
     for name in names:
         split, rest = split_in(name) or (None, ())
@@ -241,7 +239,7 @@ def _are_paired(names: Iterable[str]) -> bool:
 
 
 def _unwrapped(folder: Path, notes: list[str]) -> Path:
-    """Where the classes of a split are: also in train/train, in train/images."""
+    """The folder with the classes of a split, which may be nested: train/train, train/images."""
     while True:
         imaged = _imaged(folder)
         if len(imaged) != 1 or has_own_images(folder):
@@ -249,7 +247,7 @@ def _unwrapped(folder: Path, notes: list[str]) -> Path:
         ((name, only),) = imaged.items()
         if has_own_images(only) or not _imaged(only) or not _says_nothing_new(name, folder):
             return folder
-        notes.append(f"'{only}' is taken for the folder of the classes, as '{folder}' holds no others.")
+        notes.append(f"'{only}' is taken as the folder of the classes: '{folder}' has no other folder with images.")
         folder = only
 
 

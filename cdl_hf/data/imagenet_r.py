@@ -1,4 +1,4 @@
-"""What ImageNet-R has of its own: 200 WordNet synsets as classes, and the rendition in a file's name."""
+"""ImageNet-R: its 200 WordNet synsets as classes with readable names, and the rendition in each file name."""
 
 import re
 from importlib.resources import files
@@ -10,14 +10,14 @@ from datasets import Dataset, Value
 from .errors import DatasetError
 from .views import image_paths
 
-RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # art_0.jpg
+RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # of a file name such as art_0.jpg
 
 
 def is_imagenet_r(classes: list[str], name: str) -> bool:
-    """Whether these names of classes are ImageNet-R's synsets.
+    """Whether the class names are the synsets of ImageNet-R.
 
     Raises:
-        DatasetError: they are for the most part, but some are missing or foreign.
+        DatasetError: most of them are, but some are missing or do not belong to it.
     """
     if not all(re.fullmatch(r"n\d{8}", each) for each in classes):
         return False
@@ -27,19 +27,19 @@ def is_imagenet_r(classes: list[str], name: str) -> bool:
     if expected != found:
         missing, foreign = sorted(expected - found), sorted(found - expected)
         parts = [f"lacks {len(missing)} of its 200 classes ({_few(missing)})"] if missing else []
-        parts += [f"has {len(foreign)} that are not among its 200 ({_few(foreign)})"] if foreign else []
-        raise DatasetError(f"'{name}' looks like ImageNet-R, but {' and '.join(parts)}; extract the archive anew.")
+        parts += [f"has {len(foreign)} other classes ({_few(foreign)})"] if foreign else []
+        raise DatasetError(f"{name!r} looks like ImageNet-R but {' and '.join(parts)}; extract the archive again")
     return True
 
 
 def readable_names(synsets: list[str]) -> list[str]:
-    """goldfish for n01443537: the first word for each in WordNet; of ImageNet-R's no two are the same."""
+    """The first WordNet lemma of each synset, such as goldfish for n01443537; ImageNet-R has no two alike."""
     lemmas = dict(line.split("\t", 1) for line in _lines("imagenet_synset_to_lemma.txt"))
     return [lemmas[synset].split(",")[0] for synset in synsets]
 
 
 def add_rendition(dataset: Dataset) -> Dataset:
-    """The data set with a column `rendition`: art, cartoon, ...; null where an image has no such name."""
+    """The data set with a column `rendition` (art, cartoon, ...), which is null where a file name has none."""
     found = pc.extract_regex(image_paths(dataset), RENDITION)
     renditions = pc.struct_field(found, "rendition")
     return dataset.add_column("rendition", pa.chunked_array(renditions.chunks, pa.string()), feature=Value("string"))

@@ -1,4 +1,4 @@
-"""Class labels: reading them, drawing from each class, and label columns of all kinds as one ClassLabel."""
+"""Class labels: reading and stratifying them, and converting label columns of all types to one ClassLabel."""
 
 import math
 import unicodedata
@@ -14,31 +14,31 @@ from .errors import DatasetError, listed
 
 
 def normalized_name(name: str) -> str:
-    """A class's name in Unicode's composed form (NFC): some file systems take names apart, and é is then two signs."""
+    """A class name in Unicode's composed form (NFC); some file systems store é as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_labels(dataset: Dataset) -> np.ndarray:
-    """The labels of a data set, (n,) 32-bit integers; reads no image.
+    """Labels of a data set, (n,) 32-bit integers; reads no image.
 
     Raises:
-        ValueError: some label is missing (null or negative).
+        ValueError: a label is missing (null or negative).
     """
     labels = np.empty(len(dataset), dtype=np.int32)
     missing = start = 0
-    # a part at a time, so that ten million labels are never in memory as Arrow's 64-bit integers as well
+    # in parts, so that ten million labels are not in memory as 64-bit integers of Arrow too
     for part in dataset.select_columns("label").with_format("arrow").iter(batch_size=2**18):
         column = part["label"].fill_null(-1).to_numpy()
         missing += int((column < 0).sum())
         labels[start : start + len(column)] = column
         start += len(column)
     if missing:
-        raise ValueError(f"{missing} of {len(labels)} images have no label (null, empty or negative); remove them.")
+        raise ValueError(f"{missing} of {len(labels)} images have no label (null, empty or negative); remove them")
     return labels
 
 
 def rank_in_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each sample's place in a random order of its class, (n,) 32-bit integers from 0."""
+    """Position of each sample in a random order of its class, (n,) 32-bit integers from 0."""
     shuffled = rng.permutation(np.arange(len(labels), dtype=np.int32))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     sizes = np.bincount(labels)
@@ -49,19 +49,19 @@ def rank_in_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def stratified_sizes(fraction: float, sizes: np.ndarray) -> np.ndarray:
-    """How many of each class's `sizes` samples a fraction > 0 is, rounded: at least one, but never all of them."""
+    """Rounded number of samples that a fraction > 0 of each class is: at least one, but never all of its `sizes`."""
     return np.minimum(np.maximum(np.rint(fraction * sizes), 1), sizes - 1)
 
 
 Class = bool | int | str
-EXPECTED = "expected a ClassLabel, strings or integers (truth values and whole numbers will do)"
+EXPECTED = "expected a ClassLabel, strings, integers, booleans or whole floats"
 
 
 def has_labels(dataset: Dataset, column: str) -> bool:
-    """Whether any image has a label: a class's number or name, not null, NaN, an empty text or -1."""
+    """Whether any image has a label: a class number or name, not null, NaN, an empty string or -1."""
     feature = dataset.features[column]
     if not isinstance(feature, ClassLabel | Value):
-        return True  # which is refused later
+        return True  # refused later
     values = _column(dataset, column)
     if isinstance(feature, ClassLabel):
         return bool((pc.max(values).as_py() or 0) >= 0) and values.null_count < len(values)
@@ -72,34 +72,34 @@ def has_labels(dataset: Dataset, column: str) -> bool:
 
 
 def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """The same ClassLabel as `label` in every split, of sorted names, numbers or truth values if there is none.
+    """The splits with one ClassLabel as `label`, made from sorted names, numbers or booleans if they have none.
 
-    Whole floats are numbers (pandas makes them of integers where one is missing). Null, NaN, empty texts and negative
-    numbers are missing labels. Names that differ only in how Unicode composes them are one.
+    Whole floats are numbers (pandas converts integers to floats if one is missing). Null, NaN, empty strings and
+    negative numbers are missing labels. Names that differ only in their Unicode composition are one class.
 
     Raises:
-        DatasetError: other kinds of values; different kinds or numberings in the splits.
+        DatasetError: other types of values, or different types or numberings in the splits.
     """
     kinds = {split: dataset.features["label"] for split, dataset in splits.items()}
     named = [kind for kind in kinds.values() if isinstance(kind, ClassLabel)]
     if len(named) == len(kinds):
         if any(kind.names != named[0].names for kind in named):
             raise DatasetError(
-                f"'{name}' numbers its classes differently in train and test; save them with one ClassLabel."
+                f"{name!r} numbers its classes differently in train and test; save them with one ClassLabel"
             )
         for split, dataset in splits.items():
             highest = pc.max(_column(dataset, "label")).as_py()
             if highest is not None and highest >= named[0].num_classes:
                 raise DatasetError(
-                    f"'{name}' has the label {highest} in its {split} split, but names for 0 to "
-                    f"{named[0].num_classes - 1} only; name all classes."
+                    f"{name!r} has the label {highest} in its {split} split, but names only for 0 to "
+                    f"{named[0].num_classes - 1}; name all classes"
                 )
         return splits
     if named:
         raise _mixed(name, {split: _kind(kind) for split, kind in kinds.items()})
     strange = next((kind for kind in kinds.values() if not isinstance(kind, Value)), None)
     if strange is not None:
-        raise DatasetError(f"'{name}' has labels of type {strange}; {EXPECTED}, one an image.")
+        raise DatasetError(f"{name!r} has labels of type {strange}; {EXPECTED}, one per image")
     columns = {
         split: pc.dictionary_encode(_column(dataset, "label")).combine_chunks() for split, dataset in splits.items()
     }
@@ -109,7 +109,7 @@ def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datase
         raise _mixed(name, {split: _kind(kind) for split, kind in kinds.items()})
     values = sorted({value for found in classes.values() for value in found if value is not None})
     if not values:
-        raise DatasetError(f"'{name}' has no labels: its column of them holds nothing but missing values.")
+        raise DatasetError(f"{name!r} has no labels: all values of their column are missing")
     _warn_of_twins([value for value in values if isinstance(value, str)], name)
     feature = ClassLabel(names=[str(value) for value in values])
     return {
@@ -119,12 +119,12 @@ def with_class_labels(splits: dict[str, Dataset], name: str) -> dict[str, Datase
 
 
 def with_labels(dataset: Dataset, labels: pa.ChunkedArray, feature: ClassLabel) -> Dataset:
-    """Other labels, (n,); `cast_column` would write the whole table anew, images and all."""
+    """The data set with other labels, (n,); `cast_column` would copy the whole table with its images."""
     return dataset.remove_columns("label").add_column("label", labels, feature=feature)
 
 
 def without_empty_classes(splits: dict[str, Dataset]) -> tuple[dict[str, Dataset], np.ndarray]:
-    """The splits with a ClassLabel of the classes that have images in them, and these classes' former labels."""
+    """The splits with a ClassLabel of only the classes that have images, and the former labels of these classes."""
     columns = {split: _column(dataset, "label") for split, dataset in splits.items()}
     names = next(iter(splits.values())).features["label"].names
     found = {label for column in columns.values() for label in pc.unique(column).to_pylist()}
@@ -143,10 +143,10 @@ def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
 
 
 def _class_of(value) -> Class | None:
-    """A value of a label column as a class; None where it stands for a missing one.
+    """The class that a value of a label column means; None if the label is missing.
 
     Raises:
-        ValueError: It can be none.
+        ValueError: the value cannot be a class.
     """
     if value is None or isinstance(value, float) and math.isnan(value):
         return None
@@ -166,12 +166,12 @@ def _classes(column: pa.DictionaryArray, split: str, kind: Value, name: str) -> 
         return [_class_of(value) for value in column.dictionary.to_pylist()]
     except ValueError as error:
         raise DatasetError(
-            f"'{name}' has labels of type {kind.dtype}, such as {error.args[0]!r} in its {split} split; {EXPECTED}."
+            f"{name!r} has labels of type {kind.dtype}, such as {error.args[0]!r} in its {split} split; {EXPECTED}"
         ) from error
 
 
 def _numbered(column: pa.DictionaryArray, classes: list[Class | None], values: list[Class]) -> pa.ChunkedArray:
-    """The label of each row; null where it is missing."""
+    """Label of each row; null where it is missing."""
     label_of = {value: label for label, value in enumerate(values)}
     labels = np.array([-1 if each is None else label_of[each] for each in classes] + [-1], np.int64)
     rows = labels[column.indices.fill_null(len(classes)).to_numpy(zero_copy_only=False)]
@@ -179,8 +179,8 @@ def _numbered(column: pa.DictionaryArray, classes: list[Class | None], values: l
 
 
 def _mixed(name: str, kinds: dict[str, str]) -> DatasetError:
-    told = " and ".join(f"{kind} in {split}" for split, kind in kinds.items())
-    return DatasetError(f"'{name}' has labels of different kinds: {told}; save them as one kind.")
+    found = " and ".join(f"{kind} in {split}" for split, kind in kinds.items())
+    return DatasetError(f"{name!r} has labels of different types: {found}; save them as one type")
 
 
 def _kind(feature: object) -> str:
@@ -194,6 +194,6 @@ def _warn_of_twins(names: list[str], name: str) -> None:
     twins = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if twins:
         warnings.warn(
-            f"Classes of '{name}' that differ only in spaces or in capitals are different ones: {listed(twins)}.",
+            f"Classes of {name!r} that differ only in spaces or capitals are kept apart: {listed(twins)}.",
             stacklevel=4,
         )

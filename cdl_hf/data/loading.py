@@ -19,7 +19,7 @@ from .sources import DATASETS, DatasetSpec, read_source
 from .splits import Splits, choose_test, choose_train, read_split_list
 from .views import image_paths, in_files, select_rows
 
-MAX_LISTED = 100  # unreadable images that a message names
+MAX_LISTED = 100  # unreadable images in a message
 
 
 def load_image_dataset(
@@ -37,33 +37,33 @@ def load_image_dataset(
 ) -> Splits:
     """Load a data set as splits `train` and `test` with columns `image` (RGB) and `label` (ClassLabel).
 
-    Splits are known by their names (`split_names`). Without a test split, or where that has no labels, the validation
-    split is taken for it; without either, a list of files says what to train on, or a share of every class is held
-    out. Images are opened when they are used, upright, as `decode` tells; that they can be, is made sure of here.
-    CIFAR-100 and ImageNet-R are known by what their folders hold; the classes of ImageNet-R get readable names, its
-    images a column `rendition`.
+    Splits are recognized by their names (see `splits.py`). If there is no test split, or it has no labels, the
+    validation split is used for testing; without either, a list of files selects the training images, or a fraction of
+    every class is held out. Images are decoded when they are used (see `decode`); this function checks that all of
+    them can be. CIFAR-100 and ImageNet-R are recognized by the content of their folders; the classes of ImageNet-R get
+    readable names, and its images a column `rendition`.
 
     Args:
         name_or_path: a key of `DATASETS`; a folder of images, `<class>/...`, or `train/<class>/...` beside
             `test/<class>/...`, or with a table of their classes (`metadata.csv` or another CSV or JSON file); the
             folder `cifar-100-python`; a Parquet, Arrow, CSV or JSON file, or a folder of them; a `save_to_disk`
-            folder; or a Hub data set, `owner/name`.
+            folder; or a data set on the Hub, `owner/name`.
         image_column: column of the images. Default: the only image column, or the one with a usual name.
-        label_column: column of the classes: a ClassLabel, strings, integers, whole floats or truth values. Default:
-            found in the same way.
-        train_split: name of the split, or of its folder, to learn from. Default: found by its name.
-        test_split: the same of the one to test on; where it is `train_split`, a share of that is held out.
-        test_fraction: share of each class to hold out, if there is no test split; at least one image of a class is
-            held out and at least one stays (a class of one image stays whole). None: all are for the test, and there
-            is no split `train`.
-        split_file: list of the training images, in the form of `split_list`; all others are for the test.
-        skip_unreadable_images: leave out what cannot be read, with a warning, instead of stopping.
-        drop_empty_classes: leave out the classes of a ClassLabel of which there is no image in either split.
-        seed: of the held-out choice.
+        label_column: column of the classes: a ClassLabel, strings, integers, whole floats or booleans. Default: found
+            in the same way.
+        train_split: name of the split to train on, or of its folder. Default: found by its name.
+        test_split: name of the split to test on. If it is `train_split`, a fraction of that split is held out.
+        test_fraction: fraction of each class to hold out if there is no test split. At least one image of a class is
+            held out and at least one is kept; a class of one image is kept. None: all images are test images, and
+            there is no split `train`.
+        split_file: list of the training images in the format of `splits.py`; all others are test images.
+        skip_unreadable_images: leave out images that cannot be read, with a warning, instead of raising an error.
+        drop_empty_classes: leave out classes of a ClassLabel that have no image in either split.
+        seed: seed of the held-out choice.
 
     Raises:
-        DatasetError: nothing of that name, no images, no such column, or more than one candidate for it; images that
-            cannot be read; a list that does not fit.
+        DatasetError: there is no data set of that name, it has no images, or no column or several that can be meant;
+            images cannot be read; or a list does not fit the data set.
     """
     name = str(name_or_path)
     arguments = {
@@ -84,12 +84,12 @@ def load_image_dataset(
     except DatasetError as error:
         if not spec.local:
             raise
-        raise DatasetError(f"{error} Such as --dataset path/to/{spec.local}.") from error
+        raise DatasetError(f"{error}, such as --dataset path/to/{spec.local}") from error
     train = choose_train(splits, name, train_split)
     image = find_image_column(splits[train].features, image_column or spec.image_column, name)
     label = find_label_column(splits[train].features, label_column or spec.label_column, name)
     if image == label:
-        raise DatasetError(f"'{name}' has one column '{image}' for images and labels; name two that differ.")
+        raise DatasetError(f"{name!r} has one column {image!r} for images and labels; choose two different ones")
     test = choose_test(splits, name, train, test_split, (image, label))
     chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
     splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}
@@ -100,7 +100,7 @@ def load_image_dataset(
     is_divided = "test" in splits
     if split_file:
         if is_divided:
-            raise DatasetError(f"'{name}' has a test split of its own; leave split_file out.")
+            raise DatasetError(f"{name!r} has a test split of its own; do not pass split_file")
         splits = _by_list(splits["train"], split_file, folders, name)
     unreadable = {}
     if not spec.is_verified and not is_cifar100(Path(os.path.expanduser(name))):
@@ -118,42 +118,46 @@ def load_image_dataset(
 
 
 def _warn_of_a_folder_of_that_name(name: str, spec: DatasetSpec) -> None:
-    """Of a name and a folder that is called the same, only one is meant."""
+    """Warns if a folder of the same name is not, or is, what is loaded."""
     if name not in DATASETS:
         return
     if Path(name).exists():
         warnings.warn(
-            f"'{name}' is taken for the known data set of that name, not for what is called so in this folder; for "
-            f"that, write ./{name}",
+            f"{name!r} is taken for the named data set, not for the folder of that name; to load the folder, write "
+            f"./{name}",
             stacklevel=3,
         )
     elif spec.hub_name is None and not Path(spec.location).is_absolute():
         warnings.warn(
-            f"'{name}' is read from the folder {spec.location} here, not from the Hub's data set of that name.",
+            f"{name!r} is read from the local folder {spec.location!r}, not from the data set of that name on the Hub",
             stacklevel=3,
         )
 
 
 def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str) -> Dataset:
     if not len(dataset):
-        raise DatasetError(f"'{name}' has no images in its {split} split.")
+        raise DatasetError(f"{name!r} has no images in its {split} split")
     dataset = dataset.select_columns([image, label])
-    # by way of names that the other column cannot have
+    # through names that the other column cannot have
     for old, new in ((image, " image"), (label, " label"), (" image", "image"), (" label", "label")):
         dataset = dataset.rename_column(old, new)
     try:
         if is_array(dataset.features["image"]):
             dataset = encode_arrays(dataset, "image")
         return dataset.cast_column("image", Image(mode="RGB"))
-    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's, of casts that it does not have
+    except (
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # NotImplementedError: a cast that pyarrow does not have
         raise DatasetError(
-            f"'{name}' has in its column '{image}' what is no images ({reason(error)}); choose it with image_column."
+            f"{name!r} has no images in its column {image!r} ({reason(error)}); choose another with image_column"
         ) from error
 
 
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> dict[str, Dataset]:
     if not 0 < fraction < 1:
-        raise DatasetError(f"test_fraction is {fraction}; expected a share between 0 and 1.")
+        raise DatasetError(f"test_fraction must be between 0 and 1, got {fraction}")
     labels = read_labels(dataset)
     held_out = (
         rank_in_class(labels, np.random.default_rng(seed)) < stratified_sizes(fraction, np.bincount(labels))[labels]
@@ -168,8 +172,8 @@ def _by_list(dataset: Dataset, file: str, folders: list[str], name: str) -> dict
     in_list = read_split_list(file, dataset, folders, name)
     if 2 * in_list.sum() < len(in_list):
         warnings.warn(
-            f"'{file}' lists {in_list.sum():,} of {len(in_list):,} images to train on; all others are for the test. "
-            "Is it the list of the test images?",
+            f"{file!r} lists only {in_list.sum():,} of {len(in_list):,} images for training, and the others are for "
+            "testing; is it the list of the test images?",
             stacklevel=3,
         )
     return {
@@ -181,7 +185,7 @@ def _by_list(dataset: Dataset, file: str, folders: list[str], name: str) -> dict
 def _readable(
     splits: dict[str, Dataset], what: str, name: str, skip: bool
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """The splits without the images that cannot be read, and these with the reasons."""
+    """The splits without unreadable images, and the unreadable ones with the reasons."""
     unreadable, readable = {}, {}
     for split, dataset in splits.items():
         found = find_unreadable(dataset, what)
@@ -193,17 +197,17 @@ def _readable(
         some = [f"  {file}: {reason}" for file, reason in list(unreadable.items())[:MAX_LISTED]]
         some += [f"  and {len(unreadable) - MAX_LISTED:,} more"] if len(unreadable) > MAX_LISTED else []
         total = sum(map(len, splits.values()))
-        message = f"{len(unreadable):,} of the {total:,} images of '{name}' cannot be read:\n" + ";\n".join(some) + "."
+        message = f"{len(unreadable):,} of the {total:,} images of {name!r} cannot be read:\n" + ";\n".join(some) + "."
         if lost := sorted(_classes_in(splits) - _classes_in(readable)):
-            message += f"\nOf these classes there is no other image: {listed(lost)}."
+            message += f"\nThese classes have no other image: {listed(lost)}."
         if not skip:
-            raise DatasetError(f"{message}\nRepair or remove them, or leave them out with skip_unreadable_images.")
+            raise DatasetError(f"{message}\nRepair or remove them, or leave them out with skip_unreadable_images")
         warnings.warn(f"{message}\nThey are left out.", stacklevel=3)
     return readable, unreadable
 
 
 def _classes_in(splits: dict[str, Dataset]) -> set[str]:
-    """Names of the classes that have images."""
+    """Names of the classes with images."""
     return {
         dataset.features["label"].names[label]
         for dataset in splits.values()
@@ -219,10 +223,10 @@ def _with_imagenet_r_names(dataset: Dataset) -> Dataset:
 
 
 def without_repeats(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """The splits with each file once, and with no file for the test that is trained on; warnings count the others.
+    """The splits without repeated files, and without test files that are also training files; warns of them.
 
     Raises:
-        DatasetError: a file of two classes, or no other ones for the test.
+        DatasetError: a file has two classes, or no test file is left.
     """
     paths = {split: pc.if_else(pa.array(in_files(d)), image_paths(d), None) for split, d in splits.items()}
     everything = pa.chunked_array([chunk for each in paths.values() for chunk in each.chunks], pa.string())
@@ -237,23 +241,25 @@ def without_repeats(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]
         rows = []
         for row, (path, label) in enumerate(zip(paths[split].to_pylist(), labels, strict=True)):
             if path is not None and class_of.setdefault(path, label) != label:
-                told = " and ".join(repr(None if each is None else names[each]) for each in (class_of[path], label))
-                raise DatasetError(f"'{name}' gives the file '{path}' more than one class ({told}); give it one.")
+                two = " and ".join(repr(None if each is None else names[each]) for each in (class_of[path], label))
+                raise DatasetError(f"{name!r} gives the file {path!r} more than one class ({two}); give it one")
             if path is None or path not in before and path not in here:
                 rows.append(row)
             here.add(path)
         kept[split] = rows
         _warn_of_repeats(name, split, len(labels) - len(rows), len(before & here))
         if not rows:
-            raise DatasetError(f"'{name}' has no image in its {split} split that is not trained on.")
+            raise DatasetError(
+                f"{name!r} has no image in its {split} split that is not a training image; choose another split"
+            )
     return {split: select_rows(dataset, np.array(kept[split])) for split, dataset in splits.items()}
 
 
 def _warn_of_repeats(name: str, split: str, dropped: int, trained: int) -> None:
     if trained:
-        warnings.warn(f"Left out of the test of '{name}', as they are trained on: {trained:,} images.", stacklevel=4)
+        warnings.warn(f"Left out {trained:,} test images of {name!r} that are also training images.", stacklevel=4)
     if dropped > trained:
         warnings.warn(
-            f"'{name}' names {dropped - trained:,} images of its {split} split more than once; each is taken once.",
+            f"{name!r} lists {dropped - trained:,} images of its {split} split more than once; each is used once.",
             stacklevel=4,
         )

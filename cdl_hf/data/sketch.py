@@ -1,4 +1,4 @@
-"""Drawings as the bundled data set has them: white lines on black, one pixel wide, 28x28, in the middle."""
+"""Drawings in the form of the bundled data set: centered white lines on black, one pixel wide, 28x28."""
 
 import numpy as np
 import PIL.Image
@@ -6,17 +6,17 @@ import PIL.Image
 from .decoding import as_rgb
 
 SIDE = 28
-TOLERANCE = 2 / 255  # of the drawing's longer side, by which Quick, Draw! simplified its strokes
+TOLERANCE = 2 / 255  # of the drawing's longer side, as Quick, Draw! simplified its strokes
 
 
 def draw(strokes: list[list[tuple[float, float]]]) -> PIL.Image.Image | None:
-    """The image (28x28, mode L) of a drawing, whatever its place and size; None if nothing is drawn.
+    """The image (28x28, mode L) of a drawing of any position and size; None if nothing is drawn.
 
-    As Quick, Draw! did, the strokes are scaled to fill the square with their longer side and simplified (Ramer,
-    Douglas, Peucker); then they are drawn with lines that share each step between two pixels (Wu).
+    As in Quick, Draw!, the longer side of the drawing is scaled to fill the square, and the strokes are simplified
+    (Ramer-Douglas-Peucker); then they are drawn with anti-aliased lines (Wu).
 
     Args:
-        strokes: of each the points (x, y), y downwards.
+        strokes: points (x, y) of each stroke, y downwards.
     """
     lines = [np.array(stroke, np.float64).reshape(-1, 2) for stroke in strokes if len(stroke)]
     if not lines:
@@ -34,13 +34,13 @@ def draw(strokes: list[list[tuple[float, float]]]) -> PIL.Image.Image | None:
 
 
 def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
-    """An image of a drawing (28x28, mode L), be it dark on light or light on dark; None if nothing is on it.
+    """The drawing (28x28, mode L) in an image, dark on light or light on dark; None if the image is blank.
 
-    What differs clearly from the border's brightness is ink. Lines keep their own width.
+    Pixels that differ clearly from the brightness of the border are ink. Lines keep their width.
     """
     grey = np.asarray(as_rgb(image).convert("L"))
     border = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
-    levels = np.arange(256.0)  # what becomes of each; of a large image an array of floats would take gigabytes
+    levels = np.arange(256.0)  # a table by level: floats for each pixel of a large image would take gigabytes
     ink_of = border - levels if border > 127 else levels - border
     inked = (ink_of > 0.25 * 255)[grey]
     if not inked.any():
@@ -61,7 +61,7 @@ def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
 
 
 def centre(drawing: np.ndarray) -> np.ndarray:
-    """Moves the ink's bounding box to the middle of the square, by whole pixels."""
+    """Moves the bounding box of the ink to the middle of the square, by whole pixels."""
     centred = drawing
     for axis in (0, 1):
         inked = np.flatnonzero(drawing.any(axis=1 - axis))
@@ -71,7 +71,7 @@ def centre(drawing: np.ndarray) -> np.ndarray:
 
 
 def _simplify(line: np.ndarray) -> np.ndarray:
-    """Those of the points (n, 2) without which the line would move by more than the tolerance."""
+    """The points (n, 2) of a line that are needed to keep it within the tolerance."""
     if len(line) < 3:
         return line
     direction = line[-1] - line[0]
@@ -87,7 +87,7 @@ def _simplify(line: np.ndarray) -> np.ndarray:
 
 
 def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
-    """Draws a line of full coverage at every step along its longer axis; the brighter of two lines is seen."""
+    """Draws a line with full coverage at every step along its longer axis; the brighter of two lines prevails."""
     steep = abs(end[1] - start[1]) > abs(end[0] - start[0])
     pixels = canvas if steep else canvas.T  # [along, across]
     (from_along, from_across), (to_along, to_across) = (p[::-1] if steep else p for p in (start, end))

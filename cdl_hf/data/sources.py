@@ -37,12 +37,14 @@ from .tables import (
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where a named data set lives (a path or a Hub name), and which of its columns are meant.
+    """What is known of a data set.
 
     Attributes:
-        local: the folder that people have of it, if it is from the Hub.
+        location: a path, or its name on the Hub.
+        image_column, label_column: its columns, if their names or types do not tell.
+        local: usual name of a local copy, if it is on the Hub.
         is_verified: whether all its images are known to be readable.
-        license: of the images: what their publishers say of it, and the attribution that they ask for.
+        license: license of the images and the attribution that their publishers ask for.
     """
 
     location: str
@@ -54,13 +56,13 @@ class DatasetSpec:
 
     @property
     def hub_name(self) -> str | None:
-        """Its repository on the Hub, if it is nothing of this machine."""
+        """Its repository on the Hub; None for a local one."""
         return None if os.path.exists(os.path.expanduser(self.location)) else self.location
 
 
-# Of CIFAR-100 the publishers' page has only the wish to be cited, no license, and the data set's own repository on the
-# Hub (uoft-cs/cifar100) is tagged `license: unknown`. Of ImageNet-R the authors' page, the README of their repository,
-# says nothing of rights to the pictures, nor who made them; the copy on the Hub (axiong/imagenet-r) is tagged `mit`.
+# The page of CIFAR-100 asks for a citation and names no license; its repository on the Hub (uoft-cs/cifar100) is
+# tagged `license: unknown`. The README of ImageNet-R names neither the rights to the pictures nor their authors; its
+# copy on the Hub (axiong/imagenet-r) is tagged `mit`.
 DATASETS = {
     "quickdraw100": DatasetSpec(
         str(Path(__file__).parents[1] / "assets" / "quickdraw100"),
@@ -84,7 +86,7 @@ DATASETS = {
 
 
 def dataset_spec(name_or_path: str) -> DatasetSpec:
-    """What is known of a data set: of a named one also by its name on the Hub or the folder that people have of it."""
+    """What is known of a data set, given by its name here or on the Hub, or by the folder of a local copy."""
     folder = Path(name_or_path).name
     known = (s for s in DATASETS.values() if name_or_path == s.location or (s.local and s.local == folder))
     return DATASETS.get(name_or_path) or next(known, DatasetSpec(name_or_path))
@@ -94,16 +96,16 @@ def read_source(location: str, wanted: ColumnNames, train_split: str | None, tes
     path = Path(os.path.expanduser(location)).absolute()
     check_name(str(path))
     if not location.strip():
-        raise DatasetError("The data set has no name; give a folder, a file, or a name on the Hub.")
+        raise DatasetError("the data set has no name; give a folder, a file, or a name on the Hub")
     if os.path.exists(path):
         return read_local(path, wanted, train_split, test_split)
     owner, _, name = location.partition("/")
     if owner in ("", ".", "..", "~") or not name or "/" in name:
         near = difflib.get_close_matches(location, DATASETS, cutoff=0.5)
-        names = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(DATASETS)}."
+        names = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(DATASETS)};"
         raise DatasetError(
-            f"'{location}' is no file or folder here and no named data set; {names} "
-            "A data set on the Hub is given as owner/name."
+            f"{location!r} is neither a local file or folder nor a named data set; {names} "
+            "a data set on the Hub is given as owner/name"
         )
     return read_hub(location)
 
@@ -112,10 +114,10 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def read_local(path: Path, wanted: ColumnNames, train_split: str | None, test_split: str | None) -> DatasetDict:
-    """Whatever is there, in one or more splits under the names that they have; images are not opened.
+    """Splits of a local data set under their own names; images are not opened.
 
     Raises:
-        DatasetError: nothing that can be read, or nothing that can be understood.
+        DatasetError: there is no data set, or it cannot be read.
     """
     if path.is_file():
         return _read_file(path, wanted)
@@ -130,11 +132,11 @@ def read_local(path: Path, wanted: ColumnNames, train_split: str | None, test_sp
 
 
 def _read_saved(path: Path) -> DatasetDict:
-    """What `save_to_disk` has written."""
+    """A folder written by `save_to_disk`."""
     try:
         data = load_from_disk(str(path))
-    except IndexError as error:  # which `datasets` itself saves, and does not read
-        raise DatasetError(f"'{path}' was saved with a split that holds no rows; save it without that.") from error
+    except IndexError as error:  # `datasets` can save an empty split but not load it
+        raise DatasetError(f"'{path}' was saved with an empty split; save it without that split") from error
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise read_error(error, path) from error
     return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
@@ -143,22 +145,22 @@ def _read_saved(path: Path) -> DatasetDict:
 def _read_file(path: Path, wanted: ColumnNames) -> DatasetDict:
     suffix = path.suffix.lower()
     if kind_of(path) is None:
-        what = "an archive; extract it and give the folder" if suffix in ARCHIVES else None
-        what = what or ("one image; give the folder of the images' classes" if suffix in image_suffixes() else None)
+        what = "an archive; extract it and give its folder" if suffix in ARCHIVES else None
+        what = what or ("a single image; give the folder of the class folders" if suffix in image_suffixes() else None)
         others = ", ".join(kind for kind in KINDS if kind != ".parquet")
         raise DatasetError(
-            f"'{path}' is {what}."
+            f"'{path}' is {what}"
             if what
-            else f"'{path}' is a file, but not a .parquet file, nor one of {others}; give one, or a folder (extract "
-            "archives)."
+            else f"'{path}' is neither a .parquet file nor one of {others}; give such a file, or a folder (extract "
+            "archives)"
         )
     if (path.parent / "state.json").exists() and kind_of(path) in ("arrow", "json"):
-        raise DatasetError(f"'{path}' is one file of a saved data set; give its folder, '{path.parent}'.")
+        raise DatasetError(f"'{path}' is one file of a saved data set; give its folder, '{path.parent}'")
     return read_tables({"train": [path]}, wanted)
 
 
 def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_split: str | None) -> DatasetDict:
-    """A table with the images in it; else a table that tells of each image file its class; else folders of classes."""
+    """A table that holds images; else a table of image files and their classes; else folders of classes."""
     files = [
         Path(folder, file)
         for folder, found in walk(path)
@@ -181,7 +183,9 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
         labelled = [file for file in loose if not is_unlabelled(file.stem)]
         if labelled and len(labelled) < len(loose):
             names = listed([file.name for file in loose if file not in labelled])
-            warnings.warn(f"Left out of '{path}', as their names say that they hold no labels: {names}.", stacklevel=4)
+            warnings.warn(
+                f"Ignored tables in '{path}' whose names say that they hold no labels: {names}.", stacklevel=4
+            )
             loose = labelled
         if loose:
             return read_tables(by_split(loose, path), wanted)
@@ -191,14 +195,14 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
     lists = [file.name for file in tables if kind_of(file) == "csv" and file.parent in (path, *layout.roots.values())]
     if lists:
         warnings.warn(
-            f"Not read, as the classes of '{path}' are its folders: {listed(lists)}; if it tells the images' classes "
-            "or splits, name its columns with image_column and label_column.",
+            f"Ignored {listed(lists)}: the classes of '{path}' are its folders. If a table lists the classes or "
+            "splits of the images, choose its columns with image_column and label_column.",
             stacklevel=4,
         )
     if metadata:
         warnings.warn(
-            f"The classes of '{path}' are its folders: {metadata[0].name} has no column file_name, or none of classes "
-            f"({', '.join(column_names(metadata[0]))}); if it has, choose it with label_column.",
+            f"The classes of '{path}' are its folders: {metadata[0].name} has no column file_name, or no column of "
+            f"classes ({', '.join(column_names(metadata[0]))}). If it has one, choose it with label_column.",
             stacklevel=4,
         )
     return read_image_folder(layout, path)
@@ -207,7 +211,7 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
 def _warn_of_strays(files: list[Path], path: Path) -> None:
     if files:
         names = listed([file.name for file in files])
-        warnings.warn(f"Left out of '{path}', as they are no tables with a column of images: {names}.", stacklevel=5)
+        warnings.warn(f"Ignored tables in '{path}' without a column of images: {names}.", stacklevel=5)
 
 
 def _layout(path: Path, train_split: str | None, test_split: str | None) -> tuple[Layout | None, DatasetError | None]:
@@ -220,34 +224,34 @@ def _layout(path: Path, train_split: str | None, test_split: str | None) -> tupl
 def _no_images(
     path: Path, tables: list[Path], metadata: list[Path], files: list[Path], problem: DatasetError
 ) -> DatasetError:
-    """The problem, and what else might have been meant."""
+    """The problem, and which table or archive may have been meant."""
     archives = [file.name for file in files if file.suffix.lower() in ARCHIVES]
     if metadata or tables:
         table = (metadata or tables)[0]
         try:
             columns = ", ".join(column_names(table))
         except DatasetError as error:
-            return DatasetError(f"{problem} {error}")
+            return DatasetError(f"{problem}; {error}")
         missing = (
-            "no column file_name, or none of classes"
+            "no column file_name, or no column of classes"
             if metadata
-            else "no columns of images and of classes that can be told"
+            else "no columns that can be recognized as those of images and classes"
         )
         return DatasetError(
-            f"{problem} '{table}' has {missing} ({columns}); choose them with image_column and label_column."
+            f"{problem}; '{table}' has {missing} ({columns}): choose them with image_column and label_column"
         )
-    return DatasetError(f"{problem} It holds archives: extract {listed(archives)}.") if archives else problem
+    return DatasetError(f"{problem}; it holds archives: extract {listed(archives)}") if archives else problem
 
 
-# No such data set is a FileNotFoundError as well.
+# FileNotFoundError includes a data set that does not exist.
 HUB_ERRORS = (ConnectionError, FileNotFoundError, ValueError, DatasetGenerationError)
 
 
 def read_hub(name: str) -> DatasetDict:
-    """The data set `owner/name`.
+    """The data set `owner/name` from the Hub, or from the cache without a connection.
 
     Raises:
-        DatasetError: there is none of that name, or neither a connection nor a copy in the cache.
+        DatasetError: it does not exist, or there is neither a connection nor a copy in the cache.
     """
     if not is_hub_reachable():
         with _offline():
@@ -257,8 +261,8 @@ def read_hub(name: str) -> DatasetDict:
                 raise
             except HUB_ERRORS as error:
                 raise DatasetError(
-                    f"'{name}' is no folder here, the Hub cannot be reached and the cache has no copy; "
-                    "load it once with a connection, or give the path of a local copy."
+                    f"{name!r} is not a local folder, the Hub cannot be reached and the cache has no copy; "
+                    "load it once with a connection, or give the path of a local copy"
                 ) from error
     try:
         return _load_from_hub(name)
@@ -266,8 +270,8 @@ def read_hub(name: str) -> DatasetDict:
         raise
     except (*HUB_ERRORS, httpx.TransportError) as error:
         raise DatasetError(
-            f"'{name}' is no folder here, and the Hub did not give it ({error}); "
-            "check the name and the connection, or give the path of a local copy."
+            f"{name!r} is not a local folder and could not be downloaded from the Hub ({error}); "
+            "check the name and the connection, or give the path of a local copy"
         ) from error
 
 
@@ -279,13 +283,13 @@ def _load_from_hub(name: str) -> DatasetDict:
             raise
         folders = f"'{datasets.config.HF_DATASETS_CACHE}' and '{huggingface_hub.constants.HF_HUB_CACHE}'"
         raise DatasetError(
-            f"'{name}' cannot be copied to the cache ({reason(error)}); make room in {folders}, or set HF_HOME to a "
-            "folder that can be written to."
+            f"{name!r} cannot be copied to the cache ({reason(error)}); make room in {folders}, or set HF_HOME to a "
+            "writable folder"
         ) from error
 
 
 def is_hub_reachable() -> bool:
-    """Asks once: without a connection, `datasets` and `transformers` would try for half a minute, telling it."""
+    """Whether the Hub answers one request; `datasets` and `transformers` would retry for half a minute."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
     except (httpx.TransportError, OfflineModeIsEnabled):
@@ -295,7 +299,7 @@ def is_hub_reachable() -> bool:
 
 @contextmanager
 def _offline():
-    """What HF_HUB_OFFLINE=1 does, for once."""
+    """Same effect as HF_HUB_OFFLINE=1 within the context."""
     before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:

@@ -1,4 +1,4 @@
-"""Splits of a data set: their names, the choice of those to train and test on, and lists of training images.
+"""Splits of a data set: their names, the choice of training and test splits, and lists of training images.
 
 The lists have the form in which the split of ImageNet-R is published: a YAML file with `data`, paths, and `targets`,
 class numbers. Paths may be relative to any folder: only their last two parts count, the folder of the class and the
@@ -29,7 +29,7 @@ _WORDS = {
     "validation": ("validation", "valid", "val", "dev", "devel", "development", "holdout", "heldout"),
     "test": ("test", "testing", "tst", "tests", "eval", "evaluation"),
 }
-# what is written before or after them: seg_train, train_set, TrainImages, images-train, testdata
+# words beside them: seg_train, train_set, TrainImages, images-train, testdata
 _BESIDE = (
     *("set", "sets", "data", "dataset", "split", "folder", "dir", "seg", "part", "partition", "sample", "samples"),
     *("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "png"),
@@ -54,13 +54,13 @@ _PATTERNS = {
 
 
 def split_of(name: str) -> str | None:
-    """`train`, `validation` or `test`, if the name means one of them and nothing else: Train, val2017, seg_test."""
+    """`train`, `validation` or `test` if the name means only that: Train, val2017, seg_test."""
     found = split_in(name)
     return found[0] if found and not found[1] else None
 
 
 def split_in(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """The split that is part of the name, and the other words in it: ("train", ("station",)) for train_station."""
+    """The split in a name and the other words of the name: ("train", ("station",)) for train_station."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
     splits, rest = [], []
     for word in re.findall(r"[^\W\d_]+", spaced.casefold()):
@@ -71,26 +71,26 @@ def split_in(name: str) -> tuple[str, tuple[str, ...]] | None:
             rest.append(word)
     if not splits or {"train", "test"} <= set(splits):
         return None
-    # train_val is trained on, as VOC's trainval is
+    # train_val is a training split, as trainval of VOC
     return next(split for split in ("train", "test", "validation") if split in splits), tuple(rest)
 
 
 def is_neutral(name: str) -> bool:
-    """Whether the name says nothing of what is in it: images, data_set."""
+    """Whether the name says nothing about the content: images, data_set."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     return bool(words) and all(word in _BESIDE for word in words)
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether what has this name beside the training images is without labels: seg_pred, extra, sample_submission."""
+    """Whether the name means images without labels: seg_pred, extra, sample_submission."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     return any(word in _UNLABELLED for word in words) and all(word in (*_UNLABELLED, *_BESIDE) for word in words)
 
 
 def find_splits(names: Iterable[str]) -> dict[str, str]:
-    """Which of the names mean a split, and which one: by themselves, or because they differ in nothing else.
+    """The names that mean a split, and which one.
 
-    Such as birds_train and birds_test, if there are no others.
+    Names such as birds_train and birds_test count if all names differ only in their split.
     """
     names = list(names)
     found = {name: split for name in names if (split := split_of(name))}
@@ -103,42 +103,42 @@ def find_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def of_split(names: dict[str, str], wanted: str) -> list[str]:
-    """The names of this split from `find_splits`; only the plain one, such as `train`, where that is one of them."""
+    """The names of one split from `find_splits`; only the plain one, such as `train`, if it is among them."""
     found = [name for name, split in names.items() if split == wanted]
     plain = [name for name in found if name.casefold() == wanted]
     return plain if len(plain) == 1 else found
 
 
 def choose_train(splits: DatasetDict, name: str, given: str | None) -> str:
-    """The split that is named; else the one whose name means training, else the only one.
+    """The given training split; else the only one whose name means training, else the only split.
 
     Raises:
-        DatasetError: there is none, or more than one.
+        DatasetError: there is no such split, or more than one.
     """
     if given is not None:
         return _named(splits, name, given, "train_split")
     found = of_split(find_splits(splits), "train") or (list(splits) if len(splits) == 1 else [])
     if len(found) != 1:
         raise DatasetError(
-            f"'{name}' has the splits {', '.join(splits)} but {'more than one' if found else 'no'} train; "
-            "name the one to learn from with train_split."
+            f"{name!r} has {'more than one' if found else 'no'} training split among {', '.join(splits)}; "
+            "choose one with train_split"
         )
     return found[0]
 
 
 def choose_test(splits: DatasetDict, name: str, train: str, given: str | None, columns: tuple[str, str]) -> str | None:
-    """The split that is named; else the one whose name means test or else validation, and has labels; else None.
+    """The given test split; else the one whose name means test, or else validation, and has labels; else None.
 
     Args:
-        columns: of images and of classes.
+        columns: columns of images and of classes.
 
     Raises:
-        DatasetError: none of the candidates can be tested on, or two are alike.
+        DatasetError: no candidate can be used for testing, or there are two.
     """
     if given is not None:
         test = _named(splits, name, given, "test_split")
         if test != train and (problem := _problem(splits, test, train, columns)):
-            raise DatasetError(f"'{name}' {problem}.")
+            raise DatasetError(f"{name!r} {problem}; choose another one with test_split")
         return None if test == train else test
     found = find_splits(split for split in splits if split != train)
     problems = []
@@ -146,19 +146,19 @@ def choose_test(splits: DatasetDict, name: str, train: str, given: str | None, c
         candidates = of_split(found, kind)
         if len(candidates) > 1:
             raise DatasetError(
-                f"'{name}' has more than one split to test on ({', '.join(candidates)}); choose it with test_split."
+                f"{name!r} has more than one split to test on ({', '.join(candidates)}); choose one with test_split"
             )
         for split in candidates:
             problem = _problem(splits, split, train, columns)
             if problem is None:
                 if problems:
-                    warnings.warn(f"'{name}' {problems[0]}: tested is on its {split} split.", stacklevel=3)
+                    warnings.warn(f"{name!r} {problems[0]}; the {split} split is used for testing.", stacklevel=3)
                 return split
             problems.append(problem)
     if problems:
         raise DatasetError(
-            f"'{name}' {problems[0]}; name another one with test_split, or hold out a share of the training images "
-            f"with test_split={train}."
+            f"{name!r} {problems[0]}; choose another one with test_split, or hold out part of the training images "
+            f"with test_split={train}"
         )
     return None
 
@@ -167,12 +167,12 @@ def _named(splits: DatasetDict, name: str, given: str, option: str) -> str:
     kinds = find_splits(splits)
     found = [given] if given in splits else of_split(kinds, split_of(given) or given)
     if len(found) != 1:
-        raise DatasetError(f"'{name}' has no split '{given}' for {option}; its splits are {', '.join(splits)}.")
+        raise DatasetError(f"{name!r} has no split {given!r} for {option}; its splits are {', '.join(splits)}")
     return found[0]
 
 
 def _problem(splits: DatasetDict, split: str, train: str, columns: tuple[str, str]) -> str | None:
-    """Why the split cannot be tested on."""
+    """Why the split cannot be used for testing; None if it can."""
     dataset = splits[split]
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
@@ -182,26 +182,24 @@ def _problem(splits: DatasetDict, split: str, train: str, columns: tuple[str, st
     if not has_labels(dataset, columns[1]):
         return f"has no labels in its {split} split"
     if not _share_classes(dataset, splits[train], columns[1]):
-        return f"has no image of a class that is trained on in its {split} split"
+        return f"has no image of a training class in its {split} split"
     return None
 
 
 def _share_classes(first: Dataset, second: Dataset, label: str) -> bool:
     kinds = first.features[label], second.features[label]
     if kinds[0] != kinds[1] or isinstance(kinds[0], ClassLabel):
-        return True  # what is wrong with other kinds is told later
+        return True  # other types are checked later
     values = (dataset.select_columns([label]).with_format("arrow")[label][:] for dataset in (first, second))
     one, other = (set(map(str, pc.unique(each).to_pylist())) for each in values)
     return bool(one & other)
 
 
 def _image_keys(dataset: Dataset, folders: list[str]) -> list[str] | None:
-    """What each image of the whole data set is called in lists, relative to its folder, wherever that is.
+    """The name of each image in lists of training images; None if an image has no file name.
 
-    `folder/file`, the folder being that of the image's label where only the file's name is stored; with all folders
-    up to those that the images have in common, where two images would be called the same.
-
-    None where some image has no name.
+    The name is `folder/file`; if only the file name is stored, the folder is that of the image's class. If two images
+    would have the same name, it has all folders below those that all images have in common.
     """
     paths = image_paths(dataset)
     if paths.null_count:
@@ -216,99 +214,97 @@ def _image_keys(dataset: Dataset, folders: list[str]) -> list[str] | None:
 
 
 def read_split_list(file: str, dataset: Dataset, folders: list[str], name: str) -> np.ndarray:
-    """Whether each image of the data set is in the list, (n,) truth values.
+    """Whether each image of the data set is in the list, (n,) booleans.
 
     Raises:
-        DatasetError: no such list, or it names images that are not there, or all, or cannot tell two apart.
+        DatasetError: the list cannot be read, names unknown images, all images or none, or is ambiguous.
     """
     found = _image_keys(dataset, folders)
     if found is None:
-        raise DatasetError(f"'{name}' stores images without file names; split_file cannot tell them apart.")
+        raise DatasetError(f"{name!r} stores images without file names, so split_file cannot be used")
     by_last_two = Counter("/".join(_parts(key)[-2:]) for key in found)
     of_last_two = {"/".join(_parts(key)[-2:]): key for key in found}
     listed, known = set(), set(found)
     for path in _listed_paths(file):
         parts = _parts(path)
-        # the longest end of the path that is an image's key, else its last two parts
+        # the longest end of the path that names an image, else its last two parts
         key = next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in known), None)
         last_two = "/".join(parts[-2:])
         if key is None and by_last_two[last_two] > 1:
             raise DatasetError(
-                f"'{name}' has {by_last_two[last_two]} images of one folder and file name ({last_two}); split_file "
-                "cannot tell them apart: list them with all folders."
+                f"{name!r} has {by_last_two[last_two]} images with the same folder and file name ({last_two}); "
+                "list them with all their folders in split_file"
             )
         listed.add(key or of_last_two.get(last_two, last_two))
     missing = sorted(listed.difference(found))
     if missing:
         raise DatasetError(
-            f"'{file}' lists {len(missing)} images that '{name}' does not have ({', '.join(missing[:3])}"
+            f"{file!r} lists {len(missing)} images that {name!r} does not have ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); is it the list of this data set?"
         )
     if len(known) < len(found):
-        raise DatasetError(f"'{name}' has images of one folder and file name; split_file cannot tell them apart.")
+        raise DatasetError(f"{name!r} has images with the same folder and file name, so split_file cannot be used")
     in_list = np.fromiter((key in listed for key in found), bool, len(found))
     if in_list.all() or not in_list.any():
-        raise DatasetError(
-            f"'{file}' lists {'all' if in_list.any() else 'none'} of the images; expected a part of them."
-        )
+        raise DatasetError(f"{file!r} lists {'all' if in_list.any() else 'none'} of the images; expected some of them")
     return in_list
 
 
 def class_order(file: str, folders: list[str]) -> list[int]:
-    """The labels of the classes in the order of a list's `targets`, the numbers that it gives to them.
+    """Labels of the classes, ordered by the targets that a list gives them.
 
     Args:
         folders: folder of each class, by label.
 
     Raises:
-        DatasetError: no such list, or its targets do not number these classes.
+        DatasetError: the list cannot be read, or its targets do not number these classes.
     """
     paths, targets = _listed_paths(file), _read_yaml(file).get("targets")
     if not isinstance(targets, list) or len(targets) != len(paths) or not all(type(t) is int for t in targets):
-        raise DatasetError(f"split_file '{file}' has no list of whole numbers under 'targets', one for each path")
+        raise DatasetError(f"split_file {file!r} has no list of integers under 'targets', one for each path")
     label_of = {normalized_name(folder): label for label, folder in enumerate(folders)}
     target_of: dict[int, int] = {}
     for path, target in zip(paths, targets, strict=True):
         label = next((label_of[part] for part in reversed(_parts(path)[:-1]) if part in label_of), None)
         if label is None:
-            raise DatasetError(f"split_file '{file}' lists '{path}', which lies in the folder of no class")
+            raise DatasetError(f"split_file {file!r} lists {path!r}, which is not in the folder of a class")
         if target_of.setdefault(label, target) != target:
             raise DatasetError(
-                f"split_file '{file}' gives the class '{folders[label]}' the targets {target_of[label]} and {target}"
+                f"split_file {file!r} gives the class {folders[label]!r} the targets {target_of[label]} and {target}"
             )
     missing = [folder for label, folder in enumerate(folders) if label not in target_of]
     if missing:
         raise DatasetError(
-            f"split_file '{file}' has no images of {len(missing)} classes ({', '.join(missing[:3])}), whose place in "
-            "the order is not known"
+            f"split_file {file!r} lists no images of {len(missing)} classes ({', '.join(missing[:3])}), so their "
+            "place in the order is unknown"
         )
     if len(set(target_of.values())) < len(target_of):
-        raise DatasetError(f"split_file '{file}' gives one target to several classes")
+        raise DatasetError(f"split_file {file!r} gives several classes the same target")
     return sorted(target_of, key=target_of.__getitem__)
 
 
 def _format_split_list(train: Dataset, test: Dataset, folders: list[str], label_to_target: np.ndarray) -> str | None:
-    """The file that lists the first images, which `read_split_list` takes; None where some have no names.
+    """Content of a file that lists the training images for `read_split_list`; None if an image has no file name.
 
     Args:
-        label_to_target: number of each class in the list, (C,).
+        label_to_target: target of each class in the list, (C,).
     """
     found = _image_keys(concatenate_datasets([train, test]), folders)
     if found is None:
         return None
     found = found[: len(train)]
-    # texts in JSON are texts in YAML, and a hundred times faster to write
+    # a JSON string is a YAML string, and a hundred times faster to write
     data = "".join(f"- {json.dumps(key, ensure_ascii=False)}\n" for key in found)
     targets = "".join(f"- {label}\n" for label in label_to_target[read_labels(train)].tolist())
     return f"data:\n{data}targets:\n{targets}"
 
 
 def _listed_paths(file: str) -> list[str]:
-    """The paths that are listed."""
+    """The paths in a list."""
     content = _read_yaml(file)
     paths = content.get("data") if isinstance(content, dict) else None
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-        raise DatasetError(f"split_file '{file}' has no list of paths under 'data'.")
+        raise DatasetError(f"split_file {file!r} has no list of paths under 'data'")
     return paths
 
 
@@ -318,11 +314,9 @@ def _read_yaml(file: str) -> Any:
         with open(os.path.expanduser(file), encoding="utf-8") as stream:
             return yaml.load(stream, loader)
     except OSError as error:
-        raise DatasetError(f"split_file '{file}' cannot be read: {error.strerror}.") from error
+        raise DatasetError(f"split_file {file!r} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"split_file '{file}' is not a plain YAML file ({' '.join(str(error).split())})."
-        ) from error
+        raise DatasetError(f"split_file {file!r} is not a plain YAML file ({' '.join(str(error).split())})") from error
 
 
 def _parts(path: str) -> list[str]:
@@ -353,12 +347,12 @@ class Splits(DatasetDict):
         self.folders = folders
 
     def split_list(self, label_to_target: np.ndarray | None = None) -> str | None:
-        """The file that lets the next run divide the images in the same way: its `split_file`.
+        """Content of a `split_file` that divides the images in the same way.
 
-        None if the images came divided, or have no file names.
+        None if the data set has a test split of its own, or an image has no file name.
 
         Args:
-            label_to_target: place of each class in the order in which they come, (C,); that of the labels by default.
+            label_to_target: position of each class in the class order, (C,); by default that of its label.
         """
         if self.folders is None:
             return None

@@ -1,4 +1,4 @@
-"""A data set as a stream of tasks: which classes come when, and each task's images as views on the data set."""
+"""Streams of tasks: the classes of each task, and its images as views on the data set."""
 
 import copy
 import numbers
@@ -21,14 +21,14 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """The classes that arrive together, and their images.
+    """The classes of one task, and their images.
 
     Attributes:
         index: position in the stream, from 0.
-        class_ids: the classes' positions in the class order, which are their positions in a classifier's logits.
+        class_ids: positions of the classes in the class order and in the logits of a classifier.
         class_names: their names, in the order of `class_ids`.
-        train, validation, test: index-only views with columns `image` and `label` (as the data set numbers the
-            classes); `validation` is None if none was asked for.
+        train, validation, test: index-only views with columns `image` and `label` (label of the data set, not class
+            id); `validation` is None if the stream has no validation images.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Task:
 
     @cached_property
     def image_digests(self) -> dict[str, np.ndarray]:
-        """Of each split's images what [`image_digests`] tells of them, (n,); reads all files in part."""
+        """Split -> digests of its images (n,), see [`image_digests`]; reads parts of all files."""
         return {
             split: np.empty(0, np.uint64) if (view := getattr(self, split)) is None else image_digests(view)
             for split in SPLITS
@@ -48,28 +48,28 @@ class Task:
 
 
 class TaskStream(Sequence[Task]):
-    """The tasks of a class-incremental stream; the same on every process, whatever randomness was used before.
+    """The tasks of a class-incremental stream; equal on every process, independent of global random states.
 
     Args:
         dataset: splits `train` and `test` with a ClassLabel column `label`, as `load_image_dataset` returns.
-        num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. Where it does not divide the
-            classes, the first tasks have one class more than the others, and a warning says so.
-        classes_per_task: classes in a task, in place of `num_tasks`; the last task has what is left.
-        first_task_classes: size of the first task, if it differs from the others.
-        class_order: "natural" (as the data set numbers them), "seeded" (permuted by `seed` with numpy's legacy
-            generator, as published orders are: 1993 gives the usual 68, 56, 78, ...), or all labels or all names in
-            the order wanted. Texts are names if all of them are names of classes, and labels if all are numbers.
-        seed: of the class order, of the validation images, and of the images that `max_samples_per_class` keeps.
-        validation_fraction: share of each class's training images that becomes `Task.validation`.
-        max_samples_per_class: keep so many training and so many test images of a class at most, for a quick look.
+        num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. If it does not divide the
+            number of classes, the first tasks have one class more than the others, with a warning.
+        classes_per_task: number of classes per task, instead of `num_tasks`; the last task has the remaining ones.
+        first_task_classes: number of classes of the first task, if it differs from the others.
+        class_order: "natural" (order of the labels), "seeded" (permuted by `seed` with numpy's legacy generator, as in
+            published orders: 1993 gives the usual 68, 56, 78, ...), or a list of all labels or all class names.
+            Strings are names if all of them are class names, and labels if all are numbers.
+        seed: seed of the class order, the validation images, and the images kept by `max_samples_per_class`.
+        validation_fraction: fraction of each class's training images that becomes `Task.validation`.
+        max_samples_per_class: maximum number of training and of test images per class, for quick experiments.
 
     Attributes:
         label_to_class_id: class id of each of the data set's labels, (C,) integers.
         arguments: what the data set and the stream were made with, by the names of the command-line arguments.
 
     Raises:
-        ValueError: more tasks than classes, sizes that do not add up, an order that is not a permutation, images
-            without a label, classes without images for training, for validation or for the test.
+        ValueError: there are more tasks than classes, task sizes that do not add up, an order that is not a
+            permutation, images without labels, or classes without images for training, validation or testing.
     """
 
     def __init__(
@@ -85,21 +85,21 @@ class TaskStream(Sequence[Task]):
         max_samples_per_class: int | None = None,
     ):
         if not 0 <= validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {validation_fraction}; expected 0 or a share below 1.")
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
         if max_samples_per_class is not None and max_samples_per_class < 1:
-            raise ValueError(f"max_samples_per_class is {max_samples_per_class}; expected 1 or more, or None.")
+            raise ValueError(f"max_samples_per_class must be at least 1 or None, got {max_samples_per_class}")
         names = dataset["train"].features["label"].names
         order = _class_order(names, class_order, seed)
         sizes = _task_sizes(len(names), num_tasks, classes_per_task, first_task_classes)
         if len(set(sizes[first_task_classes is not None :])) > 1:
             warnings.warn(
-                f"{len(names)} classes do not divide evenly: the tasks have {', '.join(map(str, sizes))}.",
+                f"{len(names)} classes do not divide evenly: the tasks have {', '.join(map(str, sizes))} classes.",
                 stacklevel=2,
             )
 
         if 1 in sizes and len(names) > 1:
             warnings.warn(
-                f"{sizes.count(1)} of {len(sizes)} tasks have one class: there is nothing to tell apart in them.",
+                f"{sizes.count(1)} of {len(sizes)} tasks have only one class, so nothing is discriminated in them.",
                 stacklevel=2,
             )
 
@@ -149,7 +149,7 @@ class TaskStream(Sequence[Task]):
         return len(self._tasks)
 
     def __getitem__(self, index):
-        """One task; or, for a slice, the stream of these tasks, which keep their indices and columns."""
+        """One task; for a slice, a stream of these tasks, which keep their indices and class ids."""
         if not isinstance(index, slice):
             return self._tasks[index]
         part = copy.copy(self)
@@ -157,15 +157,15 @@ class TaskStream(Sequence[Task]):
         return part
 
     def split_list(self) -> str | None:
-        """The file that divides the source into training and test images as here; None if it came divided.
+        """Content of a `split_file` with the split of this data set; None if it has a test split of its own.
 
-        Its targets are the columns, so that it tells the order of the classes as well.
+        Its targets are the class ids, so it also defines the class order.
         """
         return self._dataset.split_list(self.label_to_class_id) if isinstance(self._dataset, Splits) else None
 
     @property
     def class_names(self) -> list[str]:
-        """Names by column, up to the last column of these tasks."""
+        """Names by class id, up to the last class of these tasks."""
         return self._ordered_names[: max((task.class_ids.stop for task in self), default=0)]
 
     @property
@@ -173,17 +173,17 @@ class TaskStream(Sequence[Task]):
         return [len(task.class_ids) for task in self]
 
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
-        """Split -> a digest of each task's images and their columns, such as [`ordered_digest`] makes."""
+        """Split -> digest of the images and class ids of each task; `digest` is, for example, [`ordered_digest`]."""
         digests = {split: [] for split in SPLITS}
         for task in self:
             for split, images in task.image_digests.items():
                 view = getattr(task, split)
-                columns = self.label_to_class_id[read_labels(view)] if view is not None else np.empty(0, np.int64)
-                digests[split].append(digest(images, columns))
+                class_ids = self.label_to_class_id[read_labels(view)] if view is not None else np.empty(0, np.int64)
+                digests[split].append(digest(images, class_ids))
         return digests
 
     def describe(self) -> dict:
-        """What the stream is, in types that JSON holds; numbers of images are per task."""
+        """Settings and sizes of the stream in types of JSON; numbers of images are per task."""
         return {
             **self._settings,
             "num_tasks": len(self),
@@ -213,24 +213,24 @@ class TaskStream(Sequence[Task]):
 
 
 def _class_order(names: list[str], class_order: str | Sequence[int] | Sequence[str], seed: int) -> np.ndarray:
-    """Labels (C,) in the order in which the classes arrive."""
+    """Labels (C,) in class order."""
     if isinstance(class_order, str):
         if class_order == "natural":
             return np.arange(len(names))
         if class_order == "seeded":
             return np.random.RandomState(seed).permutation(len(names))
-        raise ValueError(f"class_order is '{class_order}'; expected natural, seeded, or a list of labels or names.")
+        raise ValueError(f"class_order must be natural, seeded, or a list of labels or names, got {class_order!r}")
     order = _labels_of(list(class_order), names)
     if sorted(order) != list(range(len(names))):
         raise ValueError(
-            f"class_order must have each of the {len(names)} classes once; it has {len(order)} entries, "
-            f"{len(set(order) & set(range(len(names))))} of them different classes of the data."
+            f"class_order must list each of the {len(names)} classes once; it has {len(order)} entries with "
+            f"{len(set(order) & set(range(len(names))))} different classes"
         )
     return np.array(order)
 
 
 def _labels_of(entries: list, names: list[str]) -> list[int]:
-    """The label that each entry means, be it a label or a name; of texts, names are preferred to numbers."""
+    """The label of each entry, which is a label or a class name; strings are read as names first."""
     label_of = {normalized_name(name): label for label, name in enumerate(names)}
     texts = [entry for entry in entries if isinstance(entry, str)]
     found = [
@@ -243,11 +243,11 @@ def _labels_of(entries: list, names: list[str]) -> list[int]:
     if unknown:
         raise ValueError(
             f"class_order has names that are not in the data: {listed(unknown)}; "
-            "a name with a comma in it can be given as an entry of a list."
+            "a name with a comma can be given as an entry of a list"
         )
     strange = [e for e in entries if not isinstance(e, str | numbers.Integral) or isinstance(e, bool)]
     if strange:
-        raise ValueError(f"class_order has the entry {strange[0]!r}; expected labels or names of classes.")
+        raise ValueError(f"class_order has the entry {strange[0]!r}; expected labels or class names")
     names_left = iter(found)
     return [label_of[next(names_left)] if isinstance(entry, str) else int(entry) for entry in entries]
 
@@ -255,7 +255,7 @@ def _labels_of(entries: list, names: list[str]) -> list[int]:
 def _task_sizes(classes: int, num_tasks: int | None, classes_per_task: int | None, first: int | None) -> list[int]:
     """Number of classes in each task."""
     if first is not None and not 1 <= first <= classes:
-        raise ValueError(f"first_task_classes is {first}; expected 1 to {classes}, the number of classes.")
+        raise ValueError(f"first_task_classes must be from 1 to {classes}, the number of classes, got {first}")
     head = [] if first is None else [first]
     rest = classes - sum(head)
     if classes_per_task is None:
@@ -263,17 +263,17 @@ def _task_sizes(classes: int, num_tasks: int | None, classes_per_task: int | Non
         tail = num_tasks - len(head)
         if num_tasks < 1 or tail > rest or (rest and not tail):
             raise ValueError(
-                f"{classes} classes{f', {first} of them in the first task,' if head else ''} do not make {num_tasks} "
-                "tasks; every task needs a class, and every class a task."
+                f"{classes} classes{f', {first} of them in the first task,' if head else ''} cannot be divided into "
+                f"{num_tasks} tasks; every task needs a class, and every class a task"
             )
         return head + [rest // tail + (index < rest % tail) for index in range(tail)]
     if classes_per_task < 1:
-        raise ValueError(f"classes_per_task is {classes_per_task}; expected 1 or more.")
+        raise ValueError(f"classes_per_task must be at least 1, got {classes_per_task}")
     sizes = head + [min(classes_per_task, rest - start) for start in range(0, rest, classes_per_task)]
     if num_tasks not in (None, len(sizes)):
         raise ValueError(
             f"{classes} classes make {len(sizes)} tasks with classes_per_task={classes_per_task}, not {num_tasks}; "
-            "give one of num_tasks and classes_per_task."
+            "give only one of num_tasks and classes_per_task"
         )
     return sizes
 
@@ -286,17 +286,17 @@ def _rows_by_task(
     max_samples_per_class: int | None,
     validation_fraction: float,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Rows of the split for each task, ascending: those to use, and those to validate on."""
+    """Rows of the split for each task in ascending order: those to use, and those for validation."""
     labels = read_labels(dataset)
     names = dataset.features["label"].names
     sizes = np.bincount(labels, minlength=len(names))
     empty = [name for name, size in zip(names, sizes, strict=True) if not size]
     if empty:
         raise ValueError(
-            f"No {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove them "
-            "(drop_empty_classes leaves out those that have no images at all)."
+            f"no {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove the classes "
+            "(drop_empty_classes leaves out those without any images)"
         )
-    # one small code a row (its task; plus num_tasks if for validation; 2 num_tasks if left out), sorted once
+    # one small code per row (its task; plus num_tasks for validation; 2 num_tasks if left out), sorted once
     num_tasks = int(task_of_label.max()) + 1
     code = task_of_label.astype(np.int16 if num_tasks < 2**14 else np.int32)[labels]
     if max_samples_per_class or validation_fraction:
@@ -306,8 +306,8 @@ def _rows_by_task(
             single = [name for name, size in zip(names, kept, strict=True) if size < 2]
             if single:
                 raise ValueError(
-                    f"No validation images of {len(single)} classes, which have one image: {listed(single)}; "
-                    "add some, or leave out validation_fraction."
+                    f"no validation images of {len(single)} classes with a single image: {listed(single)}; "
+                    "add some, or do not pass validation_fraction"
                 )
             code[rank < stratified_sizes(validation_fraction, kept)[labels]] += num_tasks
         code[rank >= kept[labels]] = 2 * num_tasks

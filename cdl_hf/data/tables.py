@@ -1,4 +1,4 @@
-"""Tables of images: Parquet, Arrow, CSV and JSON files, by themselves or beside the image files that they name."""
+"""Tables of images: Parquet, Arrow, CSV and JSON files with images, or with the names of image files."""
 
 import csv
 import glob
@@ -29,7 +29,7 @@ KINDS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
 }
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "data set", "dataset")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's image folders
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as in `ImageFolder` of `datasets`
 
 
 def kind_of(path: Path) -> str | None:
@@ -40,7 +40,7 @@ def column_names(path: Path) -> list[str]:
     """Names of a table's columns; of a Parquet file without reading its rows.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: the file cannot be read.
     """
     if kind_of(path) == "parquet":
         with _explained(path):
@@ -49,7 +49,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def holds_image_column(path: Path, wanted: ColumnNames) -> bool | None:
-    """Whether a Parquet or Arrow file has a column of images; None if it cannot be read."""
+    """Whether a Parquet or Arrow file has a column of images; None if the file cannot be read."""
     try:
         schema = pq.read_schema(path) if kind_of(path) == "parquet" else _arrow_schema(path)
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def holds_image_column(path: Path, wanted: ColumnNames) -> bool | None:
 
 
 def names_images(path: Path, wanted: ColumnNames) -> bool:
-    """Whether a table has a column of the names of image files, and one of their classes."""
+    """Whether a table has a column of image file names and one of classes."""
     try:
         columns = column_names(path)
     except DatasetError:
@@ -69,7 +69,7 @@ def names_images(path: Path, wanted: ColumnNames) -> bool:
 
 
 def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
-    """The files of each split, by the names of their folders or their own; of `train` where they name none."""
+    """The files of each split, by the names of their folders or their own; `train` if no name means a split."""
     found = defaultdict(list)
     for file in files:
         parts = file.relative_to(root).parts
@@ -77,7 +77,7 @@ def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
         found[split or (split_in(file.stem) or (None,))[0]].append(file)
     if None in found and len(found) > 1:
         warnings.warn(
-            f"Left out of '{root}', as their names tell no split: {listed([str(f.name) for f in found[None]])}.",
+            f"Ignored tables in '{root}' whose names mean no split: {listed([str(f.name) for f in found[None]])}.",
             stacklevel=3,
         )
         del found[None]
@@ -85,18 +85,18 @@ def by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
         folders = sorted({str(file.parent.relative_to(root)) for file in of_one})
         if len(folders) > 1:
             warnings.warn(
-                f"The tables in several folders of '{root}' are read together as {split or 'train'}: "
-                f"{listed(folders)}; if they are copies or versions of one another, give one folder.",
+                f"Tables in several folders of '{root}' are read together as {split or 'train'}: {listed(folders)}; "
+                "if they are copies or versions of the same data, give one of the folders.",
                 stacklevel=3,
             )
     return {split or "train": files for split, files in found.items()}
 
 
 def read_tables(files: dict[str, list[Path]], wanted: ColumnNames) -> DatasetDict:
-    """Tables of images by split; paths in them are relative to the folder of the table.
+    """Tables of images by split; paths in a table are relative to its folder.
 
     Raises:
-        DatasetError: a file that cannot be read, or holds no rows.
+        DatasetError: a file cannot be read, or has no rows.
     """
     splits = {}
     for split, of_split in files.items():
@@ -112,13 +112,13 @@ def read_tables(files: dict[str, list[Path]], wanted: ColumnNames) -> DatasetDic
 
 
 def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> DatasetDict | None:
-    """Image files with the table that Hugging Face's image folders have beside them; None if it tells no classes.
+    """Image files listed in metadata tables, as in `ImageFolder` of `datasets`; None if the tables have no classes.
 
-    `file_name` is relative to the folder of the table. As there, folders and files that have the name of a split are
-    one, and files that the tables do not name are left out.
+    `file_name` is relative to the folder of its table. As in `datasets`, folders and files with the name of a split
+    are that split, and image files that no table lists are left out.
 
     Raises:
-        DatasetError: no column of file names; a name that leads out of the folder.
+        DatasetError: there is no column of file names, or a name is outside the folder.
     """
     tables = {file: _load([file], kind_of(file), wanted) for file in files}
     label = next((found for t in tables.values() if (found := _class_column(t.column_names, wanted))), None)
@@ -128,7 +128,7 @@ def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> Dataset
     parts, paths = defaultdict(list), []
     for file, table in tables.items():
         table = _with_images(table, file, image, wanted)
-        if label not in table.column_names:  # such as of a test split that is to be predicted
+        if label not in table.column_names:  # such as a test split without labels
             feature = next(t.features[label] for t in tables.values() if label in t.column_names)
             table = table.add_column(label, pa.chunked_array([pa.nulls(len(table), feature.pa_type)]), feature=feature)
         here = table.with_format("arrow")[image][:].to_pylist()
@@ -143,8 +143,8 @@ def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> Dataset
         parts["train"] = parts.pop("")
     if "" in parts and len(parts) > 1:
         warnings.warn(
-            f"Left out of '{root}', as their folders tell no split: {sum(len(t) for _, t in parts.pop('')):,} of "
-            f"{len(paths):,} images.",
+            f"Ignored {sum(len(t) for _, t in parts.pop('')):,} of {len(paths):,} images in '{root}' whose folders "
+            "mean no split.",
             stacklevel=4,
         )
     together = {
@@ -160,7 +160,7 @@ def _file_columns(table: Dataset, wanted: ColumnNames) -> list[str]:
 
 
 def _with_images(table: Dataset, file: Path, image: str, wanted: ColumnNames) -> Dataset:
-    """The table with whole paths in the column `image`, from `file_name` or, as in `datasets`, `<name>_file_name`."""
+    """The table with full paths in the column `image`, from `file_name` or, as in `datasets`, `<name>_file_name`."""
     names = [c for c in _file_columns(table, wanted) if c == wanted.image or not c.endswith("s")]
     given = [column for column in names if wanted.image and column in (wanted.image, f"{wanted.image}_file_name")]
     chosen = given or [column for column in names if column in ("file_name", "image_file_name")][:1] or names
@@ -168,8 +168,8 @@ def _with_images(table: Dataset, file: Path, image: str, wanted: ColumnNames) ->
         lists = any(column.endswith("file_names") for column in table.column_names)
         what = "more than one column of file names" if names else "no column file_name"
         raise DatasetError(
-            f"'{file}' has {'lists of files, not one image a row' if lists else what}; its columns are "
-            f"{', '.join(table.column_names)}."
+            f"'{file}' has {'lists of files, not one image per row' if lists else what}; its columns are "
+            f"{', '.join(table.column_names)}"
         )
     table = with_whole_paths(table, chosen[0], file.parent, inside=True)
     if chosen[0] == image:
@@ -185,7 +185,7 @@ def _arrow_schema(path: Path) -> pa.Schema:
 
 
 def _by_column(splits: dict[str, Dataset]) -> DatasetDict:
-    """Of one table with a column that tells splits, these."""
+    """The splits of a single table, if one of its columns holds their names."""
     if len(splits) > 1:
         return DatasetDict(splits)
     ((_, table),) = splits.items()
@@ -199,7 +199,7 @@ def _by_column(splits: dict[str, Dataset]) -> DatasetDict:
         if "train" not in found or len(found) == 1:
             continue
         if others := int((told == "").sum()):
-            warnings.warn(f"Left out, as their column '{column}' tells no split: {others:,} images.", stacklevel=5)
+            warnings.warn(f"Ignored {others:,} images whose column {column!r} means no split.", stacklevel=5)
         return DatasetDict({name: table.select(np.flatnonzero(told == name)) for name in found})
     return DatasetDict(splits)
 
@@ -208,7 +208,7 @@ def _tell_of_others(root: Path, named: set[str]) -> None:
     others = [file for file in find_images(root, bare=False) if os.path.realpath(file) not in named]
     if others:
         warnings.warn(
-            f"Left out of '{root}', as its table does not name them: {len(others):,} images, such as {others[0]}.",
+            f"Ignored {len(others):,} images in '{root}' that its table does not list, such as {others[0]}.",
             stacklevel=4,
         )
 
@@ -235,16 +235,16 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
 
 
 def _load(files: list[Path], kind: str, wanted: ColumnNames) -> Dataset:
-    """The files as `datasets` reads them, from its cache where it has read them before."""
+    """The files as `datasets` reads them, or from its cache."""
     for file in files:
         check_name(str(file))
         if not os.path.exists(file):
-            raise DatasetError(f"'{file}' is a broken link.")
+            raise DatasetError(f"'{file}' is a broken link")
         if not os.path.getsize(file):
-            raise DatasetError(f"'{file}' is empty (0 bytes).")
+            raise DatasetError(f"'{file}' is empty (0 bytes)")
     options = _csv_options(files[0], wanted) if kind == "csv" else {}
     if kind == "parquet" and not sum(_rows(file) for file in files):
-        raise DatasetError(f"'{files[0]}' holds no rows.")
+        raise DatasetError(f"'{files[0]}' has no rows")
     options["data_files"] = {"train": [glob.escape(str(file)) for file in files]}
     with _explained(files[0] if len(files) == 1 else files[0].parent):
         try:
@@ -252,7 +252,7 @@ def _load(files: list[Path], kind: str, wanted: ColumnNames) -> Dataset:
         except FileNotFoundError as error:
             if str(datasets.config.HF_DATASETS_CACHE) not in str(error):
                 raise
-            # what was read before is gone from the cache in part
+            # part of the cached copy is missing
             return load_dataset(kind, split="train", download_mode="force_redownload", **options)
 
 
@@ -262,13 +262,16 @@ def _rows(file: Path) -> int:
 
 
 def _csv_options(file: Path, wanted: ColumnNames) -> dict:
-    """How a CSV file is to be read: only an empty cell is a missing one, as `NA` and `None` may be names of classes,
-    and what names images is a text, as 007 is another file than 7."""
+    """Options for reading a CSV file.
+
+    Only an empty cell is missing, as `NA` and `None` may be class names. Names of images are strings, as 007 and 7 are
+    different files.
+    """
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
         header, rows = stream.readline(), stream.readline()
     comma = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     if not rows.strip():
-        raise DatasetError(f"'{file}' holds no rows.")
+        raise DatasetError(f"'{file}' has no rows")
     columns = next(csv.reader([header], delimiter=comma, skipinitialspace=True), [])
     column = _path_column(columns, wanted)
     options = {"sep": comma, "keep_default_na": False, "na_values": [""], "skipinitialspace": True}
@@ -277,7 +280,7 @@ def _csv_options(file: Path, wanted: ColumnNames) -> dict:
 
 @contextmanager
 def _explained(file: Path):
-    """Whatever goes wrong in reading becomes a DatasetError with the cause, which `datasets` only logs."""
+    """Raises a DatasetError with the cause of a failure, which `datasets` only logs."""
     log = logging.getLogger("datasets")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -290,15 +293,15 @@ def _explained(file: Path):
 
 
 def read_error(error: BaseException, file: Path | str) -> DatasetError:
-    """What is wrong with a file that `datasets` or Arrow cannot read: the cache that it is copied to, or itself."""
+    """The error for a file that `datasets` or Arrow cannot read, because of its content or of the cache."""
     if cache.is_cache_error(error):
         folder = datasets.config.HF_DATASETS_CACHE
         return DatasetError(
             f"'{file}' cannot be copied to the cache folder '{folder}' ({reason(error)}); "
-            "make room there, or set HF_DATASETS_CACHE to a folder that can be written to."
+            "make room there, or set HF_DATASETS_CACHE to a writable folder"
         )
     if isinstance(error, UnicodeDecodeError) or isinstance(error.__cause__, UnicodeDecodeError):
-        return DatasetError(f"'{file}' is not in UTF-8; save it so.")
-    if "corresponds to no data" in str(error):  # as `datasets` has it
-        return DatasetError(f"'{file}' holds no rows.")
+        return DatasetError(f"'{file}' is not encoded in UTF-8; save it in UTF-8")
+    if "corresponds to no data" in str(error):  # message of `datasets`
+        return DatasetError(f"'{file}' has no rows")
     return DatasetError(f"'{file}' is damaged or incomplete: {reason(error)}")

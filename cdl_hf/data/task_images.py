@@ -1,4 +1,4 @@
-"""Images of a task as samples and batches, with randomness fixed by seed, task, epoch and index."""
+"""Images of a task as samples and batches, with augmentation fixed by seed, task, epoch and index."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,13 +89,13 @@ def _randomness_of(*key: int):
 
 
 class Batches:
-    """A loader's batches, whose `pixels` have become `pixel_values` (B, 3, H, W) on the device to which they came.
+    """Batches of a loader, with `pixels` normalized to `pixel_values` (B, 3, H, W) on their device.
 
-    Loader processes pass bytes on, a quarter of what floats would be: on few cores that is most of their work.
+    Loader processes pass pixels on as bytes, a quarter of the size of floats; on few cores that is most of their work.
 
     Args:
-        loader: Of `images`, as Accelerate has prepared it or on the CPU.
-        images: Tell how pixels are normalised.
+        loader: loader of `images`, prepared by Accelerate or on the CPU.
+        images: dataset whose transform normalizes the pixels.
     """
 
     def __init__(self, loader: DataLoader, images: TaskImages):
@@ -113,28 +113,28 @@ class Batches:
 def known_classes(
     views: list[Dataset], class_names: list[str], transform: EvalTransform
 ) -> tuple[TaskImages, str | None]:
-    """The images whose classes the model knows, and a sentence on the others, if there are any.
+    """The images of classes that the model knows, and a sentence about the others, if there are any.
 
     Args:
         views: columns `image` and `label`, all with the same ClassLabel.
-        class_names: names of the model's classes, by column; classes are matched by them.
-        transform: of the model's image processor.
+        class_names: class names of the model by class id; classes are matched by name.
+        transform: eval transform of the model's image processor.
 
     Raises:
         ValueError: the model knows none of the classes.
     """
     names = views[0].features["label"].names
-    column_of = {normalized_name(name): column for column, name in enumerate(class_names)}
-    columns = np.array([column_of.get(normalized_name(name), -1) for name in names])
+    class_id_of = {normalized_name(name): class_id for class_id, name in enumerate(class_names)}
+    label_to_class_id = np.array([class_id_of.get(normalized_name(name), -1) for name in names])
     view = concatenate_datasets(views)
-    known = columns[read_labels(view)] >= 0
+    known = label_to_class_id[read_labels(view)] >= 0
     dropped = int((~known).sum())
     if not known.any():
         raise ValueError(
-            f"the model knows none of the data set's classes, which are {listed(names)}; "
+            f"the model knows none of the classes of the data set, which are {listed(names)}; "
             f"it knows {listed(class_names)}"
         )
-    unknown = [name for name in names if normalized_name(name) not in column_of]
-    left_out = f"{dropped:,} images of classes that the model has not seen are left out: {listed(unknown)}"
-    images = TaskImages(select_rows(view, np.flatnonzero(known)), columns, transform)
+    unknown = [name for name in names if normalized_name(name) not in class_id_of]
+    left_out = f"{dropped:,} images of classes that the model does not know are left out: {listed(unknown)}"
+    images = TaskImages(select_rows(view, np.flatnonzero(known)), label_to_class_id, transform)
     return images, left_out if dropped else None

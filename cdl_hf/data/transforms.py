@@ -1,4 +1,4 @@
-"""Images to tensors. The image processor saved with a model defines the test pipeline; training is derived from it."""
+"""Transforms from images to tensors: the image processor of a model for evaluation, and augmentation for training."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from transformers.image_utils import pil_torch_interpolation_mapping
 
 from .decoding import as_rgb
 
-# timm's names for those that images can be resized with as tensors
+# timm's names of interpolations -> those that work on tensors
 INTERPOLATIONS = {
     "nearest": PIL.Image.Resampling.NEAREST,
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -23,33 +23,33 @@ INTERPOLATIONS = {
 
 
 def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -> CLIPImageProcessor:
-    """The image processor that stands for a timm backbone's test pipeline; it reloads without timm.
+    """Image processor equivalent to the evaluation transform of a timm backbone; it loads without timm.
 
     Args:
         pretrained_cfg: timm's description of the weights: `input_size`, `interpolation`, `crop_pct`, `crop_mode`,
-            `mean`, `std`; what is missing has timm's default. Override with `cfg | {"crop_pct": 1.0}`. Interpolation
-            "random", by which timm trains with one of two at random, becomes the bicubic one of them. For an input
-            that is not square, an image is resized until its shorter side covers the longer one of the input, and
-            keeps its proportions unless `crop_mode` is "squash".
-        normalization: "backbone" for the mean and std that the weights were made with, "none" for pixels in [0, 1].
+            `mean`, `std`; missing entries have timm's defaults. Override with `cfg | {"crop_pct": 1.0}`. Interpolation
+            "random" (timm trains with one of two at random) becomes bicubic. If the input is not square, the shorter
+            side of an image is resized to the longer side of the input; proportions are kept unless `crop_mode` is
+            "squash".
+        normalization: "backbone" for the mean and std of the weights, "none" for pixels in [0, 1].
 
     Raises:
-        ValueError: An entry is none of those that are known.
+        ValueError: an entry is unknown.
     """
     if normalization not in ("backbone", "none"):
-        raise ValueError(f"normalization is '{normalization}'; expected backbone or none.")
+        raise ValueError(f"normalization must be backbone or none, got {normalization!r}")
     _, height, width = pretrained_cfg.get("input_size", (3, 224, 224))
     crop_pct = pretrained_cfg.get("crop_pct", 0.875)
     crop_mode = pretrained_cfg.get("crop_mode", "center")
     interpolation = pretrained_cfg.get("interpolation", "bicubic")
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation is {interpolation!r}; expected {', '.join(INTERPOLATIONS)}")
+        raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
     if crop_mode == "center":
         size = {"shortest_edge": math.floor(max(height, width) / crop_pct)}
     elif crop_mode == "squash":
         size = {"height": math.floor(height / crop_pct), "width": math.floor(width / crop_pct)}
     else:
-        raise ValueError(f"crop_mode is '{crop_mode}'; expected center or squash.")
+        raise ValueError(f"crop_mode must be center or squash, got {crop_mode!r}")
     return CLIPImageProcessor(
         do_convert_rgb=True,
         do_resize=True,
@@ -66,9 +66,9 @@ def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -
 
 
 def eval_transform(processor: CLIPImageProcessor) -> "EvalTransform":
-    """PIL image -> float tensor (3, H, W), equal to the processor's own `pixel_values`, in a fraction of its time.
+    """PIL image -> float tensor (3, H, W): equal to the processor's `pixel_values`, but several times faster.
 
-    Its parts are `pixels`, PIL image -> uint8 tensor (3, H, W), and `normalize`, which takes batches of them too.
+    Its two steps are `pixels`, PIL image -> uint8 tensor (3, H, W), and `normalize`, which also takes batches.
     """
     return EvalTransform(processor)
 
@@ -82,23 +82,22 @@ def train_transform(
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     horizontal_flip: float = 0.5,
 ) -> "TrainTransform":
-    """PIL image -> float tensor (3, H, W): a random part of it, resampled and normalised as test images are.
+    """PIL image -> float tensor (3, H, W): a random resized crop, resampled and normalized as in evaluation.
 
-    As in [`eval_transform`], `pixels` and `normalize` do it in two steps.
-
-    A JPEG that has not been decoded may be so at a fraction of its size, if that is enough for the part.
+    Its two steps are `pixels` and `normalize`, as in [`eval_transform`]. A JPEG that is not decoded yet may be decoded
+    at a fraction of its size if the crop needs no more.
 
     Args:
-        processor: as `image_processor_for` makes it.
-        crop_scale: range of the part's share of the image's area.
-        crop_ratio: range of the part's width over its height, relative to the input's; by how much it is stretched.
-        horizontal_flip: probability of a mirror image.
+        processor: output of `image_processor_for`.
+        crop_scale: range of the crop's area relative to the image.
+        crop_ratio: range of the crop's aspect ratio relative to that of the input.
+        horizontal_flip: probability of a horizontal flip.
     """
     return TrainTransform(processor, crop_scale, crop_ratio, horizontal_flip)
 
 
 class _Transform(ABC):
-    """Pixels, which a subclass takes from the image, and then their normalisation."""
+    """A transform in two steps: pixels of an image, then their normalization."""
 
     normalize: "_Normalize"
 
@@ -122,7 +121,7 @@ class EvalTransform(_Transform):
         if self.processor.size.shortest_edge:
             pixels = _middle(pixels)
         pixels = self.processor.resize(pixels, self.processor.size, self.processor.resample)
-        # torchvision's own centre crop rounds odd margins the other way
+        # torchvision's own center crop rounds odd margins the other way
         return self.processor.center_crop(pixels, self.processor.crop_size).expand(3, -1, -1)
 
 
@@ -143,7 +142,7 @@ class TrainTransform(_Transform):
         self.normalize = _Normalize(processor)
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
-        # functions, because on a small image the calls of v2's modules would cost more than their work
+        # functions: on small images, calling the modules of v2 would cost more than the work itself
         part = _shrink(image, self.crop.make_params([image]), self.crop.size)
         pixels = F.resized_crop(
             _to_tensor(image), **part, size=self.crop.size, interpolation=self.crop.interpolation, antialias=True
@@ -154,9 +153,9 @@ class TrainTransform(_Transform):
 
 
 def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:
-    """Of an image that is more than so many times as long as it is wide, that part; the crop shows less.
+    """The middle of an image that is more than `longest` times as long as wide; the center crop is inside it.
 
-    Resized in full, one pixel by 10,000 would take gigabytes.
+    Resized as a whole, an image of 1 x 10,000 pixels would take gigabytes.
     """
     short, long = sorted(pixels.shape[1:])
     excess = max(long - longest * short, 0) // 2
@@ -164,10 +163,13 @@ def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:
 
 
 def _shrink(image: PIL.Image.Image, part: dict[str, int], size: tuple[int, int]) -> dict[str, int]:
-    """The part {"top", "left", "height", "width"} in an image that is, where this is possible, smaller from now on.
+    """Sets an image to be decoded at a smaller size where possible, and returns the crop in that size.
 
-    A JPEG that is not decoded yet can be decoded at a half, a quarter or an eighth, as long as the part does not
-    become smaller than `size`, to which it will be resized. Its borders then fall on whole pixels of that image.
+    A JPEG that is not decoded yet can be decoded at a half, a quarter or an eighth of its size, as long as the crop
+    does not become smaller than `size`, to which it will be resized. The crop is rounded to whole pixels.
+
+    Args:
+        part: the crop, {"top", "left", "height", "width"}.
     """
     factor = min(part["height"] // size[0], part["width"] // size[1])
     if image.format != "JPEG" or factor < 2:
@@ -181,7 +183,7 @@ def _shrink(image: PIL.Image.Image, part: dict[str, int], size: tuple[int, int])
 
 
 class _Normalize:
-    """uint8 (..., 3, H, W) -> float, on the same device, in the processor's arithmetic: rescaling in mean and std."""
+    """uint8 (..., 3, H, W) -> float on the same device, with the same rounding as the processor."""
 
     def __init__(self, processor: CLIPImageProcessor):
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0, 0, 0), (1, 1, 1))
@@ -191,13 +193,13 @@ class _Normalize:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return values.sub_(self.mean).div_(self.std)  # in place: new memory costs more than the arithmetic
+        return values.sub_(self.mean).div_(self.std)  # in place: allocating memory costs more than the arithmetic
 
 
 def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:
-    """uint8 (1, H, W) of a grey image, (3, H, W) of any other."""
+    """uint8 (1, H, W) of a grayscale image, (3, H, W) of any other."""
     image = as_rgb(image)
     if image.mode == "L":
         return F.pil_to_tensor(image)
-    # left in the channels-last layout of the array, in which resizing takes half the time and is the same to the bit
+    # kept in the channels-last layout of the array: resizing takes half the time and gives identical bits
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

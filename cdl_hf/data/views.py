@@ -13,9 +13,9 @@ from datasets.table import InMemoryTable
 
 
 def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """What `dataset.select(rows)` gives, rows (n,), but in 8 bytes a row and nothing else.
+    """Same as `dataset.select(rows)` for rows (n,), but takes only 8 bytes per row.
 
-    `select` makes a list of Python integers and a new list of all record batches of the table: at ten million rows,
+    `select` makes a list of Python integers and a list of all record batches of the table: with ten million rows,
     seconds and hundreds of megabytes for a stream.
     """
     indices = pa.array(rows, pa.uint64())
@@ -28,14 +28,14 @@ def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
 
 
 def image_paths(dataset: Dataset) -> pa.ChunkedArray:
-    """Where each image of the column `image` is or was, (n,) texts; null where unknown. Reads no image."""
-    # from the table, because a data set hands out whole rows
+    """Path of each image of the column `image`, (n,) strings; null where unknown. Reads no image."""
+    # from the table, because a data set returns whole rows
     paths = pc.struct_field(dataset.data.column("image"), "path")
     return paths if dataset._indices is None else paths.take(dataset._indices.column(0))
 
 
 def in_files(dataset: Dataset) -> np.ndarray:
-    """Whether each image of the column `image` is in a file of its own, (n,) truth values, and not in the table."""
+    """Whether each image of the column `image` is in a file of its own rather than in the table, (n,) booleans."""
     found = pc.is_null(pc.struct_field(dataset.data.column("image"), "bytes"))
     return (found if dataset._indices is None else found.take(dataset._indices.column(0))).to_numpy()
 
@@ -44,11 +44,12 @@ BLOCK = 4096  # bytes
 
 
 def image_digests(dataset: Dataset) -> np.ndarray:
-    """64 bits of each image of the column `image`, (n,) unsigned integers; equal files have equal digests.
+    """64-bit digest of each image of the column `image`, (n,) unsigned integers; equal files have equal digests.
 
-    Of a file, or of the bytes that a table holds, the size and the first, middle and last [`BLOCK`] count; files of up
-    to three blocks count whole. No image is decoded. A change that keeps the size and touches none of the three
-    blocks of a larger file is not noticed. Of what is no local file (in an archive, on the Hub), the address counts.
+    The digest covers the size and the first, middle and last [`BLOCK`] of a file, or of the bytes in a table; files of
+    up to three blocks are covered completely. A change of a larger file outside these blocks that keeps its size is
+    not noticed. Images that are not local files (in an archive, on the Hub) are identified by their address. No image
+    is decoded.
     """
     stored = pc.struct_field(dataset.data.column("image"), "bytes")  # single values of it are not copied
     rows = range(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
@@ -61,14 +62,14 @@ def image_digests(dataset: Dataset) -> np.ndarray:
     return digests
 
 
-def ordered_digest(digests: np.ndarray, columns: np.ndarray) -> str:
-    """SHA-256 over images (n,) and their classes (n,): the same images in the same order, of the same classes."""
-    return hashlib.sha256(digests.astype("<u8").tobytes() + columns.astype("<i4").tobytes()).hexdigest()
+def ordered_digest(digests: np.ndarray, class_ids: np.ndarray) -> str:
+    """SHA-256 over the digests of images (n,) and their class ids (n,), in this order."""
+    return hashlib.sha256(digests.astype("<u8").tobytes() + class_ids.astype("<i4").tobytes()).hexdigest()
 
 
-def unordered_digest(digests: np.ndarray, columns: np.ndarray) -> int:
-    """64 bits of images (n,) and their classes (n,) in any order; that of several sets is the sum modulo 2 ** 64."""
-    mixed = digests ^ columns.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def unordered_digest(digests: np.ndarray, class_ids: np.ndarray) -> int:
+    """64-bit digest of images (n,) and class ids (n,) in any order; digests of several sets add up modulo 2 ** 64."""
+    mixed = digests ^ class_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finalizer
         mixed = (mixed ^ mixed >> np.uint64(shift)) * np.uint64(factor)
     return int((mixed ^ mixed >> np.uint64(31)).sum(dtype=np.uint64))
@@ -92,12 +93,12 @@ def _of_file(path: str) -> bytes:
                 file.seek(start)
                 blocks.append(file.read(BLOCK))
             return _hash(size, b"".join(blocks))
-    except OSError:  # decoding will tell, where it can be read at all
+    except OSError:  # an unreadable file is reported by the decoding
         return _hash(-1, path.encode("utf-8", "surrogateescape"))
 
 
 def _block_starts(size: int) -> tuple[int, ...] | None:
-    """Where the blocks that count begin; None if all of it counts."""
+    """Starts of the blocks that are hashed; None if the whole file is."""
     return None if size <= 3 * BLOCK else (0, size // 2, size - BLOCK)
 
 

@@ -166,7 +166,7 @@ def test_a_published_file_that_was_damaged_is_noticed(tmp_path, images, monkeypa
     assert not [warning for warning in recwarn if "checksum" in str(warning.message)]
     start = content.index(images[50].transpose(2, 0, 1).tobytes())
     (path / "test").write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
-    with pytest.warns(UserWarning, match="test' has the size of the published file, but not its checksum"):
+    with pytest.warns(UserWarning, match="test' has the size of the published file but not its checksum"):
         load_image_dataset(str(path))
 
 
@@ -214,7 +214,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, images, where, hide):
     harm = tmp_path / "harm"
     for attack in (Runs(os.mkdir, str(harm)), Runs(eval, f"open({str(harm)!r}, 'w')"), Runs(np.save, str(harm), [1])):
         (path / where).write_bytes(pickle.dumps(hide(attack)))
-        with pytest.raises(DatasetError, match=f"{where}' is not a file of CIFAR-100, .*it asks for"):
+        with pytest.raises(DatasetError, match=f"{where}' is not a file of CIFAR-100: it refers to"):
             load_image_dataset(str(path))
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -222,17 +222,17 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, images, where, hide):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a file of CIFAR-100, and was not read any further: Ran out of input"),
+        (b"", "is not a file of CIFAR-100: Ran out of input"),
         (python2({"fine_labels": [0]})[:-10], "is not a file of CIFAR-100"),
         (b"PK\x03\x04 an archive", "is not a file of CIFAR-100"),
-        (python2([1, 2]), "has no 'data'"),
-        (python2({"data": np.zeros((2, 3072), np.uint8)}), "has no 'fine_labels'"),
-        (python2({"data": np.zeros((2, 784), np.uint8), "fine_labels": [0, 1]}), "does not hold images"),
-        (python2({"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}), "does not hold images"),
-        (python2({"data": [1], "fine_labels": [0]}), "does not hold images"),
+        (python2([1, 2]), "has no entry 'data'"),
+        (python2({"data": np.zeros((2, 3072), np.uint8)}), "has no entry 'fine_labels'"),
+        (python2({"data": np.zeros((2, 784), np.uint8), "fine_labels": [0, 1]}), "does not hold an array of images"),
+        (python2({"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}), "does not hold an array of images"),
+        (python2({"data": [1], "fine_labels": [0]}), "does not hold an array of images"),
         (
             python2({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}),
-            "does not have a label of 0 to 99",
+            "does not have a label from 0 to 99",
         ),
         (python2({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 100]}), "does not have a label"),
         (python2({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [[0], [1]]}), "does not have a label"),

@@ -39,7 +39,7 @@ def test_links_are_followed_and_end(tmp_path):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(DatasetError, match="no file or folder '.*nowhere'"):
         find_image_files([tmp_path / "nowhere"])
-    with pytest.raises(DatasetError, match="no files whose names"):
+    with pytest.raises(DatasetError, match="no files with an image extension"):
         find_image_files([tmp_path])
 
 
@@ -54,6 +54,6 @@ def test_a_file_that_cannot_be_read_comes_with_the_reason(tmp_path):
     )
     told = [images[i] for i in range(len(images))]
     assert told[:2] == [(good, 100, None), (deep, 128, None)]  # 16 bits are scaled, not clipped
-    assert told[2] == (str(text), None, "not an image, or of a kind that Pillow does not read")
+    assert told[2] == (str(text), None, "not an image, or in a format that is not supported")
     assert told[3][1] is None and told[3][2]
     assert told[4][2] == "No such file or directory"

@@ -75,7 +75,7 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
 )
 def test_a_folder_that_holds_but_one_folder_is_no_class(tmp_path, folders, wrapped):
     path = layout(tmp_path, **folders)
-    with pytest.warns(UserWarning, match=f"{wrapped}' is taken for the folder of the classes"):
+    with pytest.warns(UserWarning, match=f"{wrapped}' is taken as the folder of the classes"):
         splits = load_image_dataset(path)
     assert set(counts(splits["train"])) == {"a", "b"}
 
@@ -96,7 +96,7 @@ def test_classes_may_be_called_like_splits(tmp_path):
     found = load_image_dataset(str(save_images(tmp_path / "3", {"train_station": 5, "test_tube": 5})))
     assert set(counts(found["train"])) == {"test_tube", "train_station"}
     save_images(tmp_path / "4" / "train", {"steam": 5, "diesel": 5})
-    with pytest.warns(UserWarning, match="4/train' is taken for a class.*say so with train_split"):
+    with pytest.warns(UserWarning, match="4/train' is taken as a class.*choose it with train_split"):
         found = load_image_dataset(str(save_images(tmp_path / "4", {"tram": 5})))
     assert set(counts(found["train"])) == {"train", "tram"}
     assert set(counts(load_image_dataset(str(tmp_path / "4"), train_split="train")["train"])) == {"steam", "diesel"}
@@ -105,21 +105,21 @@ def test_classes_may_be_called_like_splits(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ({".": {"train": 3, "test": 3}}, "test, train look like splits and their images are in no folder of a class"),
+        ({".": {"train": 3, "test": 3}}, "test, train look like splits, but their images are not in class folders"),
         ({".": {"Training": 3, "val": 3}}, "look like splits"),
         ({".": {"train": 3}}, "look like splits"),
-        ({"train_clean": AB, "test_other": AB}, "look like splits .*choose the ones .* with train_split and test_spl"),
+        ({"train_clean": AB, "test_other": AB}, "look like splits .*choose those .* with train_split and test_spl"),
         ({"train_1": AB, "train_2": AB, "test": AB}, "more than one train"),
-        ({"train": AB, "test_1": AB, "test_2": AB}, "more than one split to test on .test_1, test_2.; choose it"),
-        ({"val": AB, "test": AB}, "but no train; name the one to learn from with train_split"),
+        ({"train": AB, "test_1": AB, "test_2": AB}, "more than one split to test on .test_1, test_2.; choose one"),
+        ({"val": AB, "test": AB}, "has no training split among .*; choose one with train_split"),
         ({".": {"trainA": 3, "trainB": 3, "testA": 3, "testB": 3}}, "look like splits"),
-        ({".": {"images": 3}}, "all are in '.*images', whose name is that of no class"),
+        ({".": {"images": 3}}, "all are in '.*images', whose name is not that of a class"),
         (
             {"photos/train": AB, "photos/valid": AB, "test": {"test": 3}},
             "beside the splits in '.*photos'; give that fo",
         ),
         ({"x/photos/train": AB, "x/photos/val": AB, ".": {"more": 3}}, "beside the splits in '.*x/photos'; give that"),
-        ({"train": AB, "test": {"unknown": 3}}, "no image of a class that is trained on in its test split"),
+        ({"train": AB, "test": {"unknown": 3}}, "no image of a training class in its test split"),
     ],
 )
 def test_splits_that_are_not_clear_are_refused(tmp_path, folders, message):
@@ -131,7 +131,7 @@ def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_pat
     path = layout(tmp_path, train=AB, val={"a": 1, "b": 2}, test={"a": 0})
     for number in range(3):
         noise(number).save(tmp_path / "test" / f"{number}.png")
-    with pytest.warns(UserWarning, match="no labels in its test split: tested is on its val split"):
+    with pytest.warns(UserWarning, match="no labels in its test split; the val split is used for testing"):
         assert counts(load_image_dataset(path)["test"]) == {"a": 1, "b": 2}
     for name in ("val", "validation"):
         assert counts(load_image_dataset(path, test_split=name)["test"]) == {"a": 1, "b": 2}
@@ -139,19 +139,19 @@ def test_a_test_folder_without_classes_gives_way_to_the_validation_split(tmp_pat
     assert counts(load_image_dataset(path, train_split="val", test_split="train")["test"]) == AB
     with pytest.raises(DatasetError, match="no labels in its test split"):
         load_image_dataset(path, test_split="test")
-    with pytest.raises(DatasetError, match="no folder for test_split .exam.; it has test, train, val"):
+    with pytest.raises(DatasetError, match="no folder for test_split .exam.; its folders are test, train, val"):
         load_image_dataset(path, test_split="exam")
 
 
 @pytest.mark.parametrize(
     ("folders", "classes", "note"),
     [
-        ({"art": AB, "photo": AB}, {"art", "photo"}, "art, photo.; folders in them make none: a, b"),
-        ({"art/images": AB, "photo/images": AB}, {"art", "photo"}, "art, photo.; folders in them make none: a, b"),
-        ({"labeled": AB, ".": {"more": 3}}, {"labeled", "more"}, "labeled, more.; folders in them make none: a, b"),
-        ({"flowers": AB, ".": AB}, {"a", "b"}, "holds all folders beside it once more: flowers"),
-        ({"a": {"train": 3, "test": 2}, "b": {"train": 3, "test": 2}}, {"a", "b"}, "are not followed, .*: a, b"),
-        ({".": {"only": 3}}, {"only"}, "has one class, as only one folder of it holds images: only"),
+        ({"art": AB, "photo": AB}, {"art", "photo"}, "art, photo.; folders inside them are not"),
+        ({"art/images": AB, "photo/images": AB}, {"art", "photo"}, "art, photo.; folders inside them are not"),
+        ({"labeled": AB, ".": {"more": 3}}, {"labeled", "more"}, "labeled, more.; folders inside them are"),
+        ({"flowers": AB, ".": AB}, {"a", "b"}, "contain copies of all others: flowers"),
+        ({"a": {"train": 3, "test": 2}, "b": {"train": 3, "test": 2}}, {"a", "b"}, "they contain splits: a, b"),
+        ({".": {"only": 3}}, {"only"}, "has one class: only the folder only contains images"),
     ],
 )
 def test_what_lies_deeper_than_the_classes_is_told(tmp_path, folders, classes, note):
@@ -182,7 +182,7 @@ def test_classes_without_images_are_named(tmp_path):
         warnings.simplefilter("always")
         assert set(counts(load_image_dataset(str(tmp_path))["train"])) == {"a", "b"}
     told = " ".join(str(each.message) for each in caught)
-    for part in ("which make no class: empty, photos.", "no folder of a class: stray.png", "1 .heic", "links: gone"):
+    for part in ("without images: empty, photos.", "outside class folders: stray.png", "1 .heic", "broken links"):
         assert part in told
 
 
@@ -191,9 +191,7 @@ def test_files_of_other_kinds_are_named_where_there_are_no_images(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.heic").write_bytes(b"ftypheic")
         (tmp_path / name / "README").write_text("photographs")
-    with pytest.raises(
-        DatasetError, match="no images in folders of classes .files of other kinds are not read: 2 .heic."
-    ):
+    with pytest.raises(DatasetError, match="no images in class folders .files of other types are ignored: 2 .heic."):
         load_image_dataset(str(tmp_path))
     save_images(tmp_path, {"c": 5, "d": 5})
     (tmp_path / "c" / "LICENSE").write_text("free")
@@ -204,15 +202,15 @@ def test_files_of_other_kinds_are_named_where_there_are_no_images(tmp_path):
 def test_pipes_are_not_waited_for(tmp_path):
     save_images(tmp_path, AB | {"c": 0})
     os.mkfifo(tmp_path / "c" / "pipe")
-    with pytest.warns(UserWarning, match="which make no class: c"):
+    with pytest.warns(UserWarning, match="without images: c"):
         assert set(counts(load_image_dataset(str(tmp_path))["train"])) == {"a", "b"}
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         open_image(tmp_path / "c" / "pipe")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "has no name"), ("x" * 5000, "is no file or folder"), ("~nobody_here/x/y", "is no file")],
+    [("", "has no name"), ("x" * 5000, "is neither a local file or folder"), ("~nobody_here/x/y", "is neither")],
 )
 def test_names_of_nothing_are_refused(name, message):
     with pytest.raises(DatasetError, match=message):
@@ -222,11 +220,11 @@ def test_names_of_nothing_are_refused(name, message):
 def test_a_class_of_unreadable_images_is_named(tmp_path):
     save_images(tmp_path, AB | {"c": 0})
     (tmp_path / "c" / "0.png").write_text("no image")
-    with pytest.raises(DatasetError, match="Of these classes there is no other image: c"):
+    with pytest.raises(DatasetError, match="These classes have no other image: c"):
         load_image_dataset(str(tmp_path))
-    with pytest.warns(UserWarning, match="Of these classes there is no other image: c"):
+    with pytest.warns(UserWarning, match="These classes have no other image: c"):
         splits = load_image_dataset(str(tmp_path), skip_unreadable_images=True)
-    with pytest.raises(ValueError, match="No train images of 1 classes: c.*drop_empty_classes"):
+    with pytest.raises(ValueError, match="no train images of 1 classes: c.*drop_empty_classes"):
         TaskStream(splits, 1)
     with pytest.warns(UserWarning):
         splits = load_image_dataset(str(tmp_path), skip_unreadable_images=True, drop_empty_classes=True)
@@ -244,7 +242,7 @@ def test_one_name_composed_in_two_ways_is_one_class(tmp_path):
 
 
 def test_classes_that_look_alike_are_pointed_out(tmp_path):
-    with pytest.warns(UserWarning, match="only in spaces or in capitals are different ones: 'Cat' and 'cat'"):
+    with pytest.warns(UserWarning, match="only in spaces or capitals are kept apart: 'Cat' and 'cat'"):
         load_image_dataset(str(save_images(tmp_path, {"Cat": 2, "cat": 2, "dog": 2})))
 
 
@@ -252,7 +250,7 @@ def test_classes_that_look_alike_are_pointed_out(tmp_path):
 def test_a_folder_that_is_called_like_a_known_data_set(tmp_path, monkeypatch, named):
     save_images(tmp_path / named, AB)
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(UserWarning, match=f"taken for the known data set.*write ./{named}"):
+    with pytest.warns(UserWarning, match=f"taken for the named data set.*write ./{named}"):
         try:
             load_image_dataset(named)
         except DatasetError:  # not to be had without a connection
@@ -266,9 +264,9 @@ def test_names_that_are_no_text_are_refused(tmp_path):
         (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "\udcff.png")
     except OSError:
         pytest.skip("this file system has no such names")
-    with pytest.raises(DatasetError, match="a name that is not UTF-8; rename it"):
+    with pytest.raises(DatasetError, match="is not UTF-8; rename it"):
         load_image_dataset(str(tmp_path))
-    with pytest.raises(DatasetError, match="a name that is not UTF-8; rename it"):
+    with pytest.raises(DatasetError, match="is not UTF-8; rename it"):
         load_image_dataset(str(tmp_path / "\udcff"))
 
 

@@ -52,13 +52,13 @@ def test_folder_with_splits(tmp_path, test_name):
 def test_class_in_one_split_alone_is_named_before_training(tmp_path, split, other):
     save_images(tmp_path / split, {"a": 2, "b": 2, "c": 1})
     save_images(tmp_path / other, {"a": 2})
-    with pytest.raises(ValueError, match=f"No {other} images of 2 classes: b, c"):
+    with pytest.raises(ValueError, match=f"no {other} images of 2 classes: b, c"):
         TaskStream(load_image_dataset(str(tmp_path)), 1)
 
 
 def test_class_of_one_image_cannot_be_held_out(tmp_path):
     save_images(tmp_path, {"a": 5, "lonely": 1})
-    with pytest.raises(ValueError, match="No test images of 1 classes: lonely"):
+    with pytest.raises(ValueError, match="no test images of 1 classes: lonely"):
         TaskStream(load_image_dataset(str(tmp_path)), 1)
 
 
@@ -203,20 +203,20 @@ def saved_without_rows(path):
         (empty_test_folder, "has no images in its test split"),
         (lambda path: "quickdraw10", "did you mean quickdraw100"),
         (lambda path: "cifr100", "did you mean cifar100"),
-        (lambda path: str(path / "nowhere"), "no file or folder"),
-        (lambda path: "./nowhere", "no file or folder"),
+        (lambda path: str(path / "nowhere"), "neither a local file or folder"),
+        (lambda path: "./nowhere", "neither a local file or folder"),
         (
             lambda path: "owner/data",
-            "'owner/data' is no folder here, the Hub cannot be reached and the cache has no copy",
+            "'owner/data' is not a local folder, the Hub cannot be reached and the cache has no copy",
         ),
-        (lambda path: "cifar100", "a local copy. Such as --dataset path/to/cifar-100-python."),
-        (lambda path: "imagenet_r", "a local copy. Such as --dataset path/to/imagenet-r."),
-        (text_file, "not a .parquet file"),
+        (lambda path: "cifar100", "a local copy, such as --dataset path/to/cifar-100-python"),
+        (lambda path: "imagenet_r", "a local copy, such as --dataset path/to/imagenet-r"),
+        (text_file, "is neither a .parquet file"),
         (flat_folder, "<class>/<image file>"),
         (two_image_columns, "more than one column that can be the image (left, right); choose it with image_column"),
         (different_names, "differently in train and test"),
-        (float_labels, "expected a ClassLabel, strings or integers"),
-        (other_splits, "splits old, new but no train"),
+        (float_labels, "expected a ClassLabel, strings, integers"),
+        (other_splits, "has no training split among old, new"),
     ],
 )
 def test_errors_say_what_where_and_what_to_do(tmp_path, make, message):

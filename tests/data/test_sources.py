@@ -69,7 +69,7 @@ def test_the_hub_does_not_give_it(monkeypatch, online, error):
         raise error
 
     use(monkeypatch, Session(), load)
-    with pytest.raises(DatasetError, match=r"the Hub did not give it \((no such data set|broken off)\)"):
+    with pytest.raises(DatasetError, match=r"could not be downloaded from the Hub \((no such data set|broken off)\)"):
         sources.read_hub("owner/data")
 
 

@@ -54,7 +54,7 @@ def test_list_that_is_not_there(folder):
         load_image_dataset(str(folder), split_file="nowhere.yaml")
 
 
-@pytest.mark.filterwarnings("ignore:.*lists 2 of")
+@pytest.mark.filterwarnings("ignore:.*lists only 2 of")
 def test_files_of_one_name_in_nested_folders(tmp_path):
     """A run's own list is taken back, also where the data has moved, and so is one with the last two parts."""
     save_images(tmp_path / "images", {"b": 4, "a/day": 4, "a/night": 4})
@@ -71,11 +71,11 @@ def test_files_of_one_name_in_nested_folders(tmp_path):
     file.write_text("data: [night/1.png, b/0.png]")  # there is one night only
     assert len(load_image_dataset(str(tmp_path / "moved"), split_file=str(file))["train"]) == 2
     file.write_text("data: [day/1.png]")
-    with pytest.raises(DatasetError, match="2 images of one folder and file name .day/1.png.*with all folders"):
+    with pytest.raises(DatasetError, match="2 images with the same folder and file name .day/1.png.*with all"):
         load_image_dataset(str(tmp_path / "moved"), split_file=str(file))
 
 
-@pytest.mark.filterwarnings("ignore:.*lists 2 of")
+@pytest.mark.filterwarnings("ignore:.*lists only 2 of")
 def test_lists_from_another_file_system(tmp_path):
     """On some, names come with é in two signs."""
     save_images(tmp_path / "images", {"cafe\u0301": 3, "tea": 3})
@@ -88,7 +88,7 @@ def test_images_that_no_list_tells_apart(tmp_path):
     file = tmp_path / "split.yaml"
     file.write_text("data: [b/0.png]")
     save_images(tmp_path / "images", {"a/b": 2, "c/b": 2})
-    with pytest.raises(DatasetError, match="images of one folder and file name"):
+    with pytest.raises(DatasetError, match="images with the same folder and file name"):
         load_image_dataset(str(tmp_path / "images"), split_file=str(file))
     labelled([0, 0], ["x"], [noise(), noise(1)]).save_to_disk(tmp_path / "saved")
     with pytest.raises(DatasetError, match="stores images without file names"):
@@ -114,10 +114,10 @@ def test_the_targets_of_a_list_order_the_classes(folder, tmp_path):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (None, "no list of whole numbers under 'targets'"),
-        ([0, 1], "no list of whole numbers under 'targets'"),
-        ([0, 1, "2"], "no list of whole numbers under 'targets'"),
-        ([0, 1, 1], "gives one target to several classes"),
+        (None, "no list of integers under 'targets'"),
+        ([0, 1], "no list of integers under 'targets'"),
+        ([0, 1, "2"], "no list of integers under 'targets'"),
+        ([0, 1, 1], "gives several classes the same target"),
         ([0, 1, 2, 1], "gives the class 'a' the targets 0 and 1"),
     ],
 )
@@ -130,7 +130,7 @@ def test_targets_that_are_no_order(folder, targets, message):
 
 def test_classes_without_a_target_and_targets_without_a_class(folder):
     file = write_list(folder, {"data": ["a/0.png", "c/0.png"], "targets": [0, 1]})
-    with pytest.raises(DatasetError, match="lies in the folder of no class"):
+    with pytest.raises(DatasetError, match="is not in the folder of a class"):
         class_order(file, ["a", "b"])
     with pytest.raises(DatasetError, match="no images of 1 classes .b."):
         class_order(file, ["a", "b", "c"])

@@ -110,7 +110,7 @@ def test_task_sizes(stream_data, arguments, sizes):
     expected = ["10 classes do not divide evenly: the tasks have " + ", ".join(map(str, sizes))] * (
         len(set(later)) > 1
     )
-    expected += [f"{sizes.count(1)} of {len(sizes)} tasks have one class"] * (1 in sizes)
+    expected += [f"{sizes.count(1)} of {len(sizes)} tasks have only one class"] * (1 in sizes)
     assert len(caught) == len(expected)
     assert all(text in str(warning.message) for text, warning in zip(expected, caught, strict=True))
 
@@ -118,24 +118,27 @@ def test_task_sizes(stream_data, arguments, sizes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_tasks": 11}, "10 classes do not make 11 tasks"),
-        ({"num_tasks": 0}, "do not make 0 tasks"),
-        ({"num_tasks": 1, "first_task_classes": 4}, "10 classes, 4 of them in the first task, do not make 1 tasks"),
-        ({"num_tasks": 8, "first_task_classes": 4}, "do not make 8 tasks"),
-        ({"num_tasks": 2, "first_task_classes": 10}, "do not make 2 tasks"),
-        ({"first_task_classes": 11}, "first_task_classes is 11; expected 1 to 10"),
-        ({"classes_per_task": 0}, "classes_per_task is 0"),
+        ({"num_tasks": 11}, "10 classes cannot be divided into 11 tasks"),
+        ({"num_tasks": 0}, "cannot be divided into 0 tasks"),
+        (
+            {"num_tasks": 1, "first_task_classes": 4},
+            "10 classes, 4 of them in the first task, cannot be divided into 1 tasks",
+        ),
+        ({"num_tasks": 8, "first_task_classes": 4}, "cannot be divided into 8 tasks"),
+        ({"num_tasks": 2, "first_task_classes": 10}, "cannot be divided into 2 tasks"),
+        ({"first_task_classes": 11}, "first_task_classes must be from 1 to 10"),
+        ({"classes_per_task": 0}, "classes_per_task must be at least 1, got 0"),
         ({"classes_per_task": 5, "num_tasks": 3}, "10 classes make 2 tasks with classes_per_task=5, not 3"),
-        ({"class_order": "random"}, "expected natural, seeded, or a list"),
-        ({"class_order": [0, 1, 2]}, "each of the 10 classes once; it has 3 entries, 3 of them"),
-        ({"class_order": [0, 0, *range(2, 10)]}, "it has 10 entries, 9 of them"),
-        ({"class_order": [*range(9), 10]}, "it has 10 entries, 9 of them"),
+        ({"class_order": "random"}, "must be natural, seeded, or a list"),
+        ({"class_order": [0, 1, 2]}, "each of the 10 classes once; it has 3 entries with 3"),
+        ({"class_order": [0, 0, *range(2, 10)]}, "it has 10 entries with 9"),
+        ({"class_order": [*range(9), 10]}, "it has 10 entries with 9"),
         ({"class_order": ["c0", "cat"]}, "names that are not in the data: cat"),
-        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be at least 0 and below 1"),
         ({"class_order": ["²", "c1"]}, "names that are not in the data: ²"),
-        ({"class_order": [0.0, 1.5]}, "has the entry 0.0; expected labels or names"),
-        ({"class_order": [True, False]}, "has the entry True; expected labels or names"),
-        ({"max_samples_per_class": 0}, "max_samples_per_class is 0"),
+        ({"class_order": [0.0, 1.5]}, "has the entry 0.0; expected labels or class names"),
+        ({"class_order": [True, False]}, "has the entry True; expected labels or class names"),
+        ({"max_samples_per_class": 0}, "max_samples_per_class must be at least 1"),
     ],
 )
 def test_wrong_arguments(stream_data, arguments, message):
@@ -147,9 +150,9 @@ def test_wrong_arguments(stream_data, arguments, message):
 def test_classes_without_images_are_named_before_training():
     names = [f"c{label}" for label in range(10)]
     every, some = labelled(list(range(10)), names), labelled([0, 1, 2], names)
-    with pytest.raises(ValueError, match="No train images of 7 classes: c3, c4, c5, c6, c7 and 2 more"):
+    with pytest.raises(ValueError, match="no train images of 7 classes: c3, c4, c5, c6, c7 and 2 more"):
         TaskStream(DatasetDict(train=some, test=every), 2)
-    with pytest.raises(ValueError, match="No test images of 7 classes"):
+    with pytest.raises(ValueError, match="no test images of 7 classes"):
         TaskStream(DatasetDict(train=every, test=some), 2)
 
 
@@ -203,9 +206,9 @@ def test_classes_with_one_image_cannot_be_validated():
     data = labelled([0, 0, 0, 1, 2], ["a", "b", "c"])
     splits = DatasetDict(train=data, test=data)
     TaskStream(splits, 1)
-    with pytest.raises(ValueError, match="No validation images of 2 classes, which have one image: b, c;"):
+    with pytest.raises(ValueError, match="no validation images of 2 classes with a single image: b, c;"):
         TaskStream(splits, 1, validation_fraction=0.5)
-    with pytest.raises(ValueError, match="No validation images of 3 classes"):
+    with pytest.raises(ValueError, match="no validation images of 3 classes"):
         TaskStream(splits, 1, validation_fraction=0.5, max_samples_per_class=1)
 
 

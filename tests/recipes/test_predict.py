@@ -36,7 +36,7 @@ def test_answers_are_those_of_the_pipeline(finished_run, folder, tmp_path, capsy
     arguments = (finished_run / "student", folder, "--top_k", "2", "--batch_size", "3")
     assert predict(*arguments, "--output", tmp_path / "answers.json") == 0
     told = json.loads((tmp_path / "answers.json").read_text())
-    assert told["unreadable"] == {str(folder / "broken.png"): "not an image, or of a kind that Pillow does not read"}
+    assert told["unreadable"] == {str(folder / "broken.png"): "not an image, or in a format that is not supported"}
     answers = {answer["file"]: answer["classes"] for answer in told["answers"]}
     assert list(answers) == [str(folder / name) for name in ("deep.png", "more/0.png", "more/1.png", "more/2.png")]
     classify = pipeline("image-classification", model=str(finished_run / "student"), device="cpu")
