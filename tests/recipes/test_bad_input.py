@@ -105,10 +105,10 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("unknown label column", ["--label_column", "kind"], ("kind", "its columns are image, label")),
     ("broken image", lambda w: w.images(lambda d: (d / "train/class_3/0.png").write_bytes(b"")), ("class_3/0.png",)),
     ("no test images", lambda w: w.images(lambda d: shutil.rmtree(d / "test/class_3")), ("test", "class_3")),
-    ("list for divided data", ["--split_file", "/nowhere.yaml"], ("test split of its own", "leave split_file out")),
+    ("list for divided data", ["--split_file", "/nowhere.yaml"], ("test split of its own", "do not pass split_file")),
     ("more tasks than classes", ["--num_tasks", "7"], ("6 classes", "7 tasks")),
     ("tasks of two sizes", ["--classes_per_task", "4"], ("classes_per_task=4", "not 3")),
-    ("first task too large", ["--first_task_classes", "7"], ("first_task_classes is 7", "1 to 6")),
+    ("first task too large", ["--first_task_classes", "7"], ("first_task_classes must be from 1", "1 to 6")),
     ("order of unknown classes", ["--class_order", "cat,dog"], ("cat, dog", "not in the data")),
     ("order of some classes", ["--class_order", "0,1"], ("each of the 6 classes once", "2 entries")),
     # Backbones and their weights
