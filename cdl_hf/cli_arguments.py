@@ -27,7 +27,7 @@ def argument(
     Args:
         help: What it is, for `--help`: a phrase that begins with a capital and has no full stop.
         default: Without one the argument is required. A list is copied.
-        unset: What the default `None` means, in a few words; "not given" without.
+        unset: What the default `None` or `[]` means, in a few words; "not given" without.
         choices: The values that it may have; a mapping also holds what `--help` says of each. Instead of a `Literal`
             as annotation, where they are kept elsewhere.
         min, max: Bounds of numbers, both inclusive.

@@ -63,7 +63,7 @@ def _described(argument: Argument) -> str:
     notes = [argument.range] if argument.range else []
     if argument.default is MISSING:
         notes += [] if argument.positional else ["required"]
-    elif argument.default is None:
+    elif argument.default in (None, []):
         notes.append(f"default: {argument.unset or 'not given'}")
     else:
         notes.append(f"default: {shown(argument.default)}")

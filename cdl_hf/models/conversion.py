@@ -9,7 +9,7 @@ they do not say is an argument: how the classes are split into tasks, and how ma
 import pickle
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..cli import argument, cli_error, parse
 from .configuration_prompt_vit import PromptViTConfig
 from .modeling_prompt_vit import PromptViTForImageClassification
 
@@ -197,40 +198,23 @@ def _named(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class ConversionArguments:
     """The state dict, and what it does not say."""
 
-    state_dict: str = field(metadata={"help": "A .pth file of the authors' code", "positional": True})
-    output_dir: str = field(metadata={"help": "Folder for the checkpoint, for from_pretrained", "positional": True})
-    role: Literal["teacher", "student"] = field(metadata={"help": "Which of the two models it is"})
-    classes_per_task: list[int] = field(
-        metadata={"help": "Number of classes of each task, or one number for all num_tasks tasks", "min": 1}
+    state_dict: str = argument("Path of the .pth file that the authors' code wrote", positional=True)
+    output_dir: str = argument("Folder for the checkpoint, for from_pretrained", positional=True)
+    role: Literal["teacher", "student"] = argument("Which of the two models it is")
+    classes_per_task: list[int] = argument(
+        "Number of classes of each task, or one number for all num_tasks tasks", min=1
     )
-    num_tasks: int | None = field(
-        default=None, metadata={"help": "Number of tasks", "unset": "from classes_per_task", "min": 1}
-    )
-    tasks_seen: int | None = field(
-        default=None, metadata={"help": "Number of tasks trained so far", "unset": "all", "min": 1}
-    )
-    class_names: str | None = field(
-        default=None, metadata={"help": "Text file with a class name a line, by class id", "unset": "numbers"}
-    )
-    backbone: str | None = field(default=None, metadata={"help": "timm architecture", "unset": "found by its sizes"})
-    query_backbone: str | None = field(
-        default=None, metadata={"help": "timm architecture of s_feat", "unset": "found by its sizes"}
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "A .pth file of the teacher, for a student of CDL-Prompt"}
-    )
-    kd_alpha: float = field(
-        default=PromptViTConfig.kd_alpha,
-        metadata={"help": "Weight of the KD head in a prediction", "min": 0, "max": 1},
-    )
-    resize: int = field(
-        default=224, metadata={"help": "Shorter side in pixels, before the crop to the input", "min": 1}
-    )
+    num_tasks: int | None = argument("Number of tasks", None, unset="from classes_per_task", min=1)
+    tasks_seen: int | None = argument("Number of tasks trained so far", None, unset="all", min=1)
+    class_names: str | None = argument("Text file with a class name a line, by class id", None, unset="numbers")
+    backbone: str | None = argument("Architecture, by its timm name", None, unset="found by its sizes")
+    query_backbone: str | None = argument("Architecture of s_feat, by its timm name", None, unset="found by its sizes")
+    teacher: str | None = argument("Path of the .pth file of the teacher, for a student of CDL-Prompt", None)
+    kd_alpha: float = argument("Weight of the KD head in a prediction", PromptViTConfig.kd_alpha, min=0, max=1)
+    resize: int = argument("Shorter side in pixels, before the crop to the input", 224, min=1)
 
 
 def main() -> None:
-    from ..cli import cli_error, parse  # here alone: the module needs only its siblings
-
     (args,) = parse((ConversionArguments,), description=__doc__)
     classes = (
         args.classes_per_task * (args.num_tasks or 1) if len(args.classes_per_task) == 1 else args.classes_per_task
