@@ -14,12 +14,15 @@ On a CPU with one thread (`taskset -c 0 python ...`) the processor time is measu
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cdl_hf.cli import cli_error, parse, to_yaml
+from cdl_hf.cli import argument, cli_error, parse, to_yaml
 from cdl_hf.training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
+
+if TYPE_CHECKING:
+    from cdl_hf.benchmark.pairs import MeasuredPair
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -28,20 +31,16 @@ TRAIN = Path(__file__).with_name("train.py")
 class BenchmarkArguments:
     """What is measured."""
 
-    precision: list[Literal["fp32", "bf16"]] = field(
-        default_factory=lambda: ["fp32", "bf16"], metadata={"help": "precisions of the steps"}
-    )
-    repeats: int = field(default=5, metadata={"help": "number of rounds; the median is reported", "min": 1})
-    roofline: bool = field(
-        default=False, metadata={"help": "instead: upper bounds on the images a second of GPUs, computed"}
-    )
-    stream: bool = field(default=False, metadata={"help": "instead: building a stream over very many rows"})
-    rows: int = field(default=10_000_000, metadata={"help": "number of rows of that stream", "min": 10_000})
-    input: bool = field(default=False, metadata={"help": "instead: images read and augmented a second"})
-    growth: bool = field(default=False, metadata={"help": "instead: steps of the last task against the first's"})
-    startup: bool = field(default=False, metadata={"help": "instead: seconds until train.py's first step is done"})
-    json: str | None = field(default=None, metadata={"help": "file for the figures"})
-    profile: str | None = field(default=None, metadata={"help": "file for a trace of the steps, for Perfetto"})
+    precision: list[Literal["fp32", "bf16"]] = argument("Precisions of the steps", ["fp32", "bf16"])
+    repeats: int = argument("Number of rounds; the median is reported", 5, min=1)
+    roofline: bool = argument("Instead: upper bounds on the images a second of GPUs, computed", False)
+    stream: bool = argument("Instead: building a stream over very many rows", False)
+    rows: int = argument("Number of rows of that stream", 10_000_000, min=10_000)
+    input: bool = argument("Instead: images read and augmented a second", False)
+    growth: bool = argument("Instead: steps of the last task against the first's", False)
+    startup: bool = argument("Instead: seconds until train.py's first step is done", False)
+    json: str | None = argument("File for the figures", None)
+    profile: str | None = argument("File for a trace of the steps, for Perfetto", None)
 
 
 def main() -> None:
@@ -89,8 +88,7 @@ def compute_roofline(of_run: tuple) -> dict[str, Any]:
 
     from cdl_hf.benchmark import roofline
 
-    _, pair = build_pair(of_run, torch.device("meta"))
-    figures = roofline.compute(pair, of_run[-1].batch_size)
+    figures = roofline.compute(build_pair(of_run, torch.device("meta")), of_run[-1].batch_size)
     print(roofline.table(figures, f"computed, bf16, batch {of_run[-1].batch_size}"))
     return figures
 
@@ -100,20 +98,17 @@ def measure_growth(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     import torch
 
     from cdl_hf.benchmark import growth, steps
-    from cdl_hf.benchmark.pairs import find_device, random_batch
-    from cdl_hf.distillation import TrainingObjective
+    from cdl_hf.benchmark.pairs import find_device
     from cdl_hf.training.dry_run import FakeSteps
 
     device, batch_size, figures = find_device(), of_run[-1].batch_size, {}
     for precision in args.precision:
         ends, fake = [], []
         for num_tasks in (1, -1):
-            _, pair = build_pair(of_run, torch.device("cpu"), num_tasks)
-            batch = random_batch(pair, batch_size, device)
-            ends.append(steps.Steps(pair, batch, steps.DTYPES[precision]))
-            _, pair = build_pair(of_run, torch.device("meta"), num_tasks)
-            modules = {"teacher": TrainingObjective(pair.objective.teacher), "student": pair.objective}
-            fake.append(FakeSteps(modules, batch["pixel_values"].shape[-1], device, precision))
+            pair = build_pair(of_run, torch.device("cpu"), num_tasks)
+            ends.append(steps.Steps(pair, pair.random_batch(batch_size, device), steps.DTYPES[precision]))
+            pair = build_pair(of_run, torch.device("meta"), num_tasks)
+            fake.append(FakeSteps(pair.objectives, pair.image_size, device, precision))
         figures[precision] = growth.measure(*ends, tuple(fake), args.repeats)
         print(growth.table(figures[precision], f"{precision}, batch {batch_size}"), flush=True)
     return figures
@@ -124,15 +119,15 @@ def measure_steps(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     import torch
 
     from cdl_hf.benchmark import inputs, steps
-    from cdl_hf.benchmark.pairs import find_device, random_batch
+    from cdl_hf.benchmark.pairs import find_device
 
     device, training_args = find_device(), of_run[-1]
-    stream, pair = build_pair(of_run, torch.device("cpu"))
-    batch = random_batch(pair, training_args.batch_size, device)
-    size, side = training_args.batch_size, batch["pixel_values"].shape[-1]
+    pair = build_pair(of_run, torch.device("cpu"))
+    size, side = training_args.batch_size, pair.image_size
+    batch = pair.random_batch(size, device)
     figures = {"device": str(device), "threads": torch.get_num_threads(), "batch_size": size, "image_size": side}
-    figures["input_images_per_second"] = rate = inputs.rate(stream[0], stream, pair, training_args)
-    print(f"{stream}\ninput: {rate:,.0f} images/s with {training_args.dataloader_num_workers} workers")
+    figures["input_images_per_second"] = rate = inputs.rate(pair, training_args)
+    print(f"{pair.stream}\ninput: {rate:,.0f} images/s with {training_args.dataloader_num_workers} workers")
     print(f"{device}, {figures['threads']} threads, batch {size}, {side} px, {type(pair.objective).__name__}")
     for precision in args.precision:
         measured = steps.Steps(pair, batch, steps.DTYPES[precision])
@@ -143,7 +138,7 @@ def measure_steps(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     return figures
 
 
-def build_pair(of_run: tuple, device, num_tasks: int = 1) -> tuple:
+def build_pair(of_run: tuple, device, num_tasks: int = 1) -> "MeasuredPair":
     """The stream, and teacher and student with `num_tasks` tasks started; mistakes in arguments end the process."""
     from cdl_hf.benchmark import pairs
 

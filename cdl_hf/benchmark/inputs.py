@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterable
 from io import BytesIO
 
 import numpy as np
@@ -11,9 +12,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 
-from ..data import Batches, Task, TaskImages, TaskStream, image_processor_for, train_transform
+from ..data import Batches, TaskImages, image_processor_for, train_transform
 from ..training.arguments import CDLConfig
-from ..training.build import ModelPair
+from .pairs import MeasuredPair
 
 SIDE, BATCH = 224, 32
 # Name -> width, height, format, images of a pass
@@ -50,13 +51,12 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     figures = {}
     for name, (width, height, form, count) in KINDS.items():
         files = [_file(width, height, form, seed) for seed in range(16)] * (count // 16)
-        options = {"batch_size": BATCH, "num_workers": num_workers, "persistent_workers": num_workers > 0}
         images = _our_images(files)
-        loaders = {
-            "plain": DataLoader(PlainImages(files), **options),
-            "ours": Batches(DataLoader(images, **options), images),
+        loaders: dict[str, Iterable] = {
+            "plain": _loader(PlainImages(files), num_workers),
+            "ours": Batches(_loader(images, num_workers), images),
         }
-        rates = {key: [] for key in loaders}
+        rates: dict[str, list[float]] = {key: [] for key in loaders}
         for repeat in range(repeats + 1):
             for key, loader in loaders.items():
                 began = time.perf_counter()
@@ -71,10 +71,11 @@ def measure(num_workers: int, repeats: int) -> dict[str, dict[str, float]]:
     return figures
 
 
-def rate(task: Task, stream: TaskStream, pair: ModelPair, args: CDLConfig, seconds: float = 3) -> float:
-    """Images a second of a task, read and augmented as in training, measured for `seconds`."""
-    transform = train_transform(pair.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
-    images = TaskImages(task.train, stream.label_to_class_id, transform, seed=args.seed)
+def rate(pair: MeasuredPair, args: CDLConfig, seconds: float = 3) -> float:
+    """Images a second of the first task, read and augmented as in training, measured for `seconds`."""
+    low, high = args.crop_scale
+    transform = train_transform(pair.image_processor, (low, high), horizontal_flip=args.horizontal_flip)
+    images = TaskImages(pair.stream[0].train, pair.stream.label_to_class_id, transform, seed=args.seed)
     batches = Batches(DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers), images)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -89,6 +90,10 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     lines = ["| images a second | PIL and torchvision v1 | cdl_hf | gain |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {f['plain']:,.0f} | {f['ours']:,.0f} | {f['gain']:.2f} |" for name, f in figures.items()]
     return "\n".join(lines)
+
+
+def _loader(images: torch.utils.data.Dataset, num_workers: int) -> DataLoader:
+    return DataLoader(images, BATCH, num_workers=num_workers, persistent_workers=num_workers > 0)
 
 
 def _our_images(files: list[bytes]) -> TaskImages:

@@ -1,19 +1,62 @@
-"""Teacher and student with random weights, their device, and a random batch for them."""
+"""Teacher and student with random weights, their device, and random images for them."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import CLIPImageProcessor
 
 from ..data import TaskStream
+from ..distillation import TrainingObjective
+from ..models import PromptViTForImageClassification
 from ..training import build
 from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
-from ..training.build import ModelPair
 from ..utils import num_cores
 
 PairArguments = tuple[StreamArguments, ModelArguments, DistillationArguments, CDLConfig]
 
 
-def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 1) -> tuple[TaskStream, ModelPair]:
-    """The stream, and teacher and student with random weights.
+@dataclass(frozen=True)
+class MeasuredPair:
+    """Teacher and student of a run.
+
+    Args:
+        stream: The stream of tasks.
+        teacher: The teacher.
+        objective: The distillation method, which owns the student.
+        image_processor: Prepares the images of both.
+    """
+
+    stream: TaskStream
+    teacher: PromptViTForImageClassification
+    objective: TrainingObjective
+    image_processor: CLIPImageProcessor
+
+    @property
+    def student(self) -> PromptViTForImageClassification:
+        return self.objective.model
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.image_processor.crop_size["height"]
+
+    @property
+    def objectives(self) -> dict[str, TrainingObjective]:
+        """What is trained, by role."""
+        return {"teacher": TrainingObjective(self.teacher), "student": self.objective}
+
+    def random_batch(self, size: int, device: torch.device) -> dict[str, Tensor]:
+        """`size` random images with labels of the current task; moves both models to the device as well."""
+        for module in (self.teacher, self.objective):
+            torch.nn.Module.to(module, device)
+        classes = self.teacher.config.current_classes
+        labels = classes.start + torch.arange(size, device=device) % (classes.stop - classes.start)
+        return {"pixel_values": torch.rand(size, 3, self.image_size, self.image_size, device=device), "labels": labels}
+
+
+def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 1) -> MeasuredPair:
+    """Builds the stream and both models.
 
     Args:
         arguments: Those of a run that trains both models.
@@ -28,25 +71,18 @@ def build_pair(arguments: PairArguments, device: torch.device, num_tasks: int = 
         raise ValueError("the benchmark measures teacher and student: leave stages out")
     stream = build.build_stream(stream_args)
     with device:
-        pair = build.build_models(stream, model_args, distillation_args, training_args, pretrained=False)
-    for model in (pair.objective.teacher, pair.objective.model):
+        models = build.build_models(stream, model_args, distillation_args, training_args, pretrained=False)
+    objective, image_processor = models.objective, models.image_processor
+    assert objective.teacher is not None and isinstance(image_processor, CLIPImageProcessor)  # of a run of both
+    for model in (objective.teacher, objective.model):
         for task in stream[: num_tasks if num_tasks > 0 else None]:
             model.start_task(task.class_names)
-    return stream, pair
+    return MeasuredPair(stream, objective.teacher, objective, image_processor)
 
 
 def find_device() -> torch.device:
     """The accelerator, or the CPU with all cores that this process may use."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator()
-    torch.set_num_threads(num_cores())
-    return torch.device("cpu")
-
-
-def random_batch(pair: ModelPair, size: int, device: torch.device) -> dict[str, Tensor]:
-    """`size` random images with labels of the current task; moves both models to the device as well."""
-    pair.objective.teacher.to(device)
-    pair.objective.to(device)
-    side, classes = pair.image_processor.crop_size["height"], pair.objective.teacher.config.current_classes
-    labels = classes.start + torch.arange(size, device=device) % (classes.stop - classes.start)
-    return {"pixel_values": torch.rand(size, 3, side, side, device=device), "labels": labels}
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        torch.set_num_threads(num_cores())
+    return accelerator or torch.device("cpu")

@@ -4,9 +4,11 @@ Each model computes its query in a separate pass, all weights get gradients, att
 block computes all tokens. Losses, prompts and heads are those of the package.
 """
 
+from typing import cast
+
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, cat, no_grad
+from torch import Tensor, cat, nn, no_grad
 
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
@@ -19,9 +21,11 @@ class PlainPromptViT(PromptViTForImageClassification):
 
     @classmethod
     def like(cls, model: PromptViTForImageClassification) -> "PlainPromptViT":
-        plain = cls(model.config).to(model.device)
+        plain = cls(model.config)
+        nn.Module.to(plain, model.device)
         plain.load_state_dict(model.state_dict())
-        return plain.train()
+        plain.train()
+        return plain
 
     def _freeze(self) -> None:
         pass
@@ -41,19 +45,19 @@ class PlainPromptViT(PromptViTForImageClassification):
         x, cls_index = _embed(self.backbone, pixel_values), 0
         if branch is not None:
             x, cls_index = branch.add_token(x), branch.cls_index
-        hidden_states, losses = (x,), []
+        hidden_states, losses = [x], []
         for i, block in enumerate(self.backbone.blocks):
             prefix, loss = self.prompt_pool(query, i, task_id)
             suffix = None
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             x = _run_block(block, x, prefix, suffix, cls_index)
-            hidden_states += (x,)
+            hidden_states.append(x)
             losses += [] if loss is None else [loss]
         tokens = final_norm(self.backbone, x)
         kd_features = None if branch is None else tokens[:, branch.kd_index]
-        hidden_states = hidden_states if output_hidden_states else None
-        return tokens[:, cls_index], kd_features, sum(losses) if losses else None, hidden_states
+        total = sum(losses) if losses else None
+        return tokens[:, cls_index], kd_features, total, tuple(hidden_states) if output_hidden_states else None
 
 
 def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: PlainPromptViT) -> TrainingObjective:
@@ -71,8 +75,9 @@ def _embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
     return embed(vit, pixel_values).float()
 
 
-def _run_block(block: Block, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:
-    x = x + block.ls1(_attention(block.attn, block.norm1(x), prefix, suffix, cls_index))
+def _run_block(module: nn.Module, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:
+    block = cast(Block, module)
+    x = x + block.ls1(_attention(cast(Attention, block.attn), block.norm1(x), prefix, suffix, cls_index))
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
@@ -85,10 +90,8 @@ def _attention(attn: Attention, x: Tensor, prefix: Prefix | None, suffix: Prefix
     query, key, value = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
     query, key = attn.q_norm(query), attn.k_norm(key)
     for more, first in ((prefix, True), (suffix, False)):
-        if more is not None and more.key is not None:
-            key, value = (
-                _joined(vectors, tokens, first) for vectors, tokens in ((more.key, key), (more.value, value))
-            )
+        if more is not None and more.key is not None and more.value is not None:
+            key, value = _joined(more.key, key, first), _joined(more.value, value, first)
     weights = (query * attn.scale @ key.transpose(-2, -1)).softmax(dim=-1)
     return attn.proj(attn.norm((weights @ value).transpose(1, 2).flatten(2)))
 

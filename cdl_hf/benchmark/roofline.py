@@ -6,6 +6,7 @@ overlap, launch costs or fused operations.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 from unittest.mock import patch
 
 import torch
@@ -16,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from ..distillation import TrainingObjective
 from ..models import prefix_attention
-from ..training.build import ModelPair
 from ..training.dry_run import CPU_ATTENTION, FakeSteps
+from .pairs import MeasuredPair
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Traffic(TorchDispatchMode):
         packet, flops = func._overloadpacket, 0
         if packet in CPU_ATTENTION:
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
-            flops = CPU_ATTENTION[packet](*shapes)
+            flops = cast(Callable[..., int], CPU_ATTENTION[packet])(*shapes)
         elif packet in flop_registry:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         if not func.is_view:
@@ -55,24 +56,22 @@ class _Traffic(TorchDispatchMode):
         return sum(max(flops / device.flops, size / device.bandwidth) for flops, size in self.operations)
 
 
-def compute(pair: ModelPair, batch_size: int) -> dict[str, dict[str, float]]:
+def compute(pair: MeasuredPair, batch_size: int) -> dict[str, dict[str, float]]:
     """For each step in bf16: `gflops` and `megabytes` an image, and images a second of each device.
 
     Args:
-        pair: On the meta device, with a task started in both.
+        pair: On the meta device, with a task started in both models.
     """
-    method, teacher = pair.objective, pair.objective.teacher
-    side = pair.image_processor.crop_size["height"]
-    device = torch.device("cpu")
-    steps = FakeSteps({"teacher": TrainingObjective(teacher), "student": method}, side, device, "bf16")
-    columns = method.model.config.current_classes
+    method, teacher, side = pair.objective, pair.teacher, pair.image_size
+    steps = FakeSteps(pair.objectives, side, torch.device("cpu"), "bf16")
+    classes = pair.student.config.current_classes
     with steps.fake_mode:
         pixel_values = torch.empty(batch_size, 3, side, side)
-        labels = torch.full((batch_size,), columns.start)
-        query = method.model.query(pixel_values)
-        logits = torch.empty(batch_size, columns.stop - columns.start)
+        labels = torch.full((batch_size,), classes.start)
+        query = pair.student.query(pixel_values)
+        logits = torch.empty(batch_size, classes.stop - classes.start)
 
-    def train(module: TrainingObjective, **given: Tensor) -> Callable[[], None]:
+    def train(module: TrainingObjective, **given: Tensor | None) -> Callable[[], None]:
         optimizer = torch.optim.Adam(p for p in module.train().parameters() if p.requires_grad)
 
         def step() -> None:
@@ -86,7 +85,7 @@ def compute(pair: ModelPair, batch_size: int) -> dict[str, dict[str, float]]:
 
     def evaluate() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for model in (method.model.eval(), teacher.eval()):
+            for model in (pair.student.eval(), teacher.eval()):
                 model(pixel_values, query=query)
 
     kinds = {

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
-from ..training.build import ModelPair
 from .machine import flops_of, linear_rate, now, peak_growth
+from .pairs import MeasuredPair
 from .plain import PlainPromptViT, plain_method
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -31,10 +31,9 @@ class Steps:
         ours, plain: Steps by their names; plain ones only where they differ from each other.
     """
 
-    def __init__(self, pair: ModelPair, batch: dict[str, Tensor], dtype: torch.dtype | None):
+    def __init__(self, pair: MeasuredPair, batch: dict[str, Tensor], dtype: torch.dtype | None):
         self.batch, self.dtype = batch, dtype
-        self.teacher, self.method = pair.objective.teacher, pair.objective
-        self.student = self.method.model
+        self.teacher, self.method, self.student = pair.teacher, pair.objective, pair.student
         self.device = batch["labels"].device
         self.plain_teacher, self.plain_student = PlainPromptViT.like(self.teacher), PlainPromptViT.like(self.student)
         plain = plain_method(self.method, self.plain_student, self.plain_teacher)
@@ -57,7 +56,9 @@ class Steps:
             "evaluation of both": self._plain_evaluation(),
         }
 
-    def _training(self, method: TrainingObjective, given: dict[str, Tensor], teacher: nn.Module | None = None) -> Step:
+    def _training(
+        self, method: TrainingObjective, given: dict[str, Tensor | None], teacher: nn.Module | None = None
+    ) -> Step:
         """A step of Adam; `given` holds stored outputs, and a `teacher` computes its logits."""
         optimizer = torch.optim.Adam(_trainable(method))
         pixel_values = self.batch["pixel_values"]
@@ -161,7 +162,7 @@ def measure(steps: Steps, repeats: int) -> dict[str, Any]:
             "share_of_linear_rate": statistics.median(
                 flops[name] / total / each for total, each in zip(totals, rates, strict=True)
             ),
-            "peak_bytes": None if memory[name] is None else weights[kind] + memory[name],
+            "peak_bytes": None if (growth := memory[name]) is None else weights[kind] + growth,
         }
         if kind == "ours":
             plain = times[f"plain: {step.split(',')[0]}"]

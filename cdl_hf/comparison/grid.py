@@ -94,7 +94,7 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
         ValueError: The file is not a grid; the message says where.
     """
     content = _read(path)
-    grids = [
+    grids: list[dict[str, dict[str, Values]]] = [
         {"seeds": {f"seed{seed}": {} for seed in content["seeds"]}, **_axes(grid)}
         for grid in content["grids"].values()
     ]
@@ -144,8 +144,9 @@ def _axes(grid: dict[str, Any]) -> dict[str, dict[str, Values]]:
 
 
 def _relative(values: Values, path: Path) -> Values:
-    """The values, with the path of the preset that `config` names relative to the grid's folder."""
-    return values | ({"config": str(path.parent / Path(values["config"]).expanduser())} if "config" in values else {})
+    """A copy in which the preset that `config` names is found from the grid's folder."""
+    preset = values.get("config")
+    return values | ({"config": str(path.parent / Path(preset).expanduser())} if isinstance(preset, str) else {})
 
 
 def _listed(value: str | list[str]) -> list[str]:
