@@ -278,7 +278,7 @@ def _convert_one(text: str, argument: Argument) -> Any:
     try:
         if not text.strip():
             raise ValueError
-        value = _TRUTH[text.lower()] if argument.kind is bool else argument.kind(text)
+        value: Any = _TRUTH[text.lower()] if argument.kind is bool else argument.kind(text)
         value = _expanded(value) if argument.kind is str else value
     except (KeyError, ValueError):
         raise ValueError(f"must be {KINDS[argument.kind]}, got {text!r}") from None

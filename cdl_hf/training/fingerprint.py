@@ -1,12 +1,11 @@
-"""What a run is made of, so that a resumed one is the same: arguments, images, weights, processes, versions."""
+"""Fingerprint of a run, which a resumed one must share: arguments, images, weights, processes, versions."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from transformers import CLIPImageProcessor
@@ -19,7 +18,7 @@ from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..utils import versions
-from .arguments import RUN, affecting, found_content, not_of_the_run, with_present_names
+from .arguments import RUN, affecting, found_content, names_of, not_of_the_run, with_present_names
 from .task_checkpoints import TaskCheckpoints
 
 VERSION = "version of "
@@ -51,7 +50,7 @@ def fingerprint(
     image_processor: CLIPImageProcessor,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """The resolved arguments, and what they found: images, classes, weights, processes, precision, versions.
+    """The resolved arguments and what they led to: images, classes, weights, processes, precision, versions.
 
     Args:
         arguments: Instances of argument classes, at least of `CDLConfig`.
@@ -82,24 +81,24 @@ def fingerprint(
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What differs between two fingerprints, each told in words, by its name.
+    """Differences between two fingerprints, in words, by the name of the entry.
 
-    A fingerprint of an earlier version lacks some entries: its arguments then had their defaults, and of what else it
-    lacks nothing is told. Arguments that only name what both have found to be the same do not count.
+    A fingerprint of an earlier version lacks some entries: its arguments had their defaults, and other entries that it
+    lacks are not compared. Arguments do not count where what they name was found to be the same.
     """
     before = _with_defaults(before)
     return {
-        name: _told(name, before[name], now[name])
+        name: _difference(name, before[name], now[name])
         for name in before
         if name in now and before[name] != now[name] and not _is_found_again(name, before, now)
     }
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a resumed run has otherwise than before, without another result.
+    """Sentences on the differences of a resumed run that leave its result as it is, up to rounding and versions.
 
     Raises:
-        ValueError: What differs gives another result.
+        ValueError: A difference changes the result.
     """
     notes = {
         "Changed arguments without effect on the result": affecting("nothing"),
@@ -116,13 +115,13 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     if not set(IMAGES.values()) <= before.keys():
         sentences.append(
-            "The checkpoint is of a version that kept no digests: whether its images are these could not be compared."
+            "The checkpoint was written by a version without digests of images: the images could not be compared."
         )
     return sentences
 
 
 def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any]:
-    """Digests of a model's transformers, and what their weights do not say: size of the images, number of heads."""
+    """Digests of a model's transformers, and what their weights do not show: image size and number of heads."""
     config = model.config
     networks = {role: (model.backbone, config.backbone_weights)}
     if model.query_backbone is not None:
@@ -132,7 +131,7 @@ def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any
         for whose, (network, weights) in networks.items()
     }
     shapes = {
-        f"shape of the {whose}": [*network.patch_embed.img_size, network.blocks[0].attn.num_heads]
+        f"shape of the {whose}": [*network.patch_embed.img_size, cast(Any, network.blocks[0]).attn.num_heads]
         for whose, (network, _) in networks.items()
     }
     return digests | shapes
@@ -143,32 +142,25 @@ def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("loss of the teacher", "loss of the student"):
         if before.get(name, [None])[0] == "Supervised":  # as version 0.1.0 called it
             before[name] = ["TrainingObjective", *before[name][1:]]
-    defaults = {}
-    for argument_class in RUN:
-        if any(field.name in before for field in fields(argument_class)):
-            for field in fields(argument_class):
-                is_made = field.default is MISSING
-                defaults[field.name] = field.default_factory() if is_made else field.default
-    return defaults | before
+    recorded = [argument_class() for argument_class in RUN if names_of(argument_class) & before.keys()]
+    return to_dict(recorded) | before
 
 
 def _is_found_again(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     content = found_content().get(name)
-    entries = [entry for entry in _ENTRIES.get(content, ()) if entry in now]
+    entries = [] if content is None else [entry for entry in _ENTRIES[content] if entry in now]
     if entries and all(entry in before for entry in entries):
         return all(before[entry] == now[entry] for entry in entries)
-    return content is not None and _is_same_place(
-        before[name], now[name]
-    )  # of an earlier version, or of arguments alone
+    return content is not None and _is_same_place(before[name], now[name])  # an earlier version kept no content
 
 
 def _is_same_place(before: Any, now: Any) -> bool:
-    """Whether two texts are paths of one file or folder that is there."""
+    """Whether two texts are paths of the same existing file or folder."""
     texts = isinstance(before, str) and isinstance(now, str)
     return texts and os.path.exists(before) and os.path.exists(now) and os.path.samefile(before, now)
 
 
-def _told(name: str, before: Any, now: Any) -> str:
+def _difference(name: str, before: Any, now: Any) -> str:
     if name in IMAGES.values() and len(before) == len(now):
         tasks = [str(task + 1) for task, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
         return f"the {name} of task {', '.join(tasks)} are others, or in another order"
