@@ -88,7 +88,9 @@ def _each_portable(value: Any) -> Any:
 
 
 def _portable(value: str) -> str:
-    schemes, path = _SCHEMES.fullmatch(_LOGIN.sub(lambda match: match[1] or "", value)).groups()
+    match = _SCHEMES.fullmatch(_LOGIN.sub(lambda login: login[1] or "", value))
+    assert match is not None  # it matches any text
+    schemes, path = match.groups()
     schemes = re.sub(r"(?<![\w.+-])file:", "", schemes, flags=re.IGNORECASE)
     if path.startswith("//") and schemes and not schemes.lower().endswith("local-dir:"):
         return schemes + re.split("[?#]", path)[0]

@@ -6,7 +6,6 @@ overlap, launch costs or fused operations.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 from unittest.mock import patch
 
 import torch
@@ -44,7 +43,7 @@ class _Traffic(TorchDispatchMode):
         packet, flops = func._overloadpacket, 0
         if packet in CPU_ATTENTION:
             shapes = [a.shape if isinstance(a, Tensor) else a for a in args]
-            flops = cast(Callable[..., int], CPU_ATTENTION[packet])(*shapes)
+            flops = CPU_ATTENTION[packet](*shapes)
         elif packet in flop_registry:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         if not func.is_view:

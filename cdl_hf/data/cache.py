@@ -70,8 +70,9 @@ def write_cache(file: Path, content: bytes | memoryview, *, checksum: bool = Fal
 
 def is_cache_error(error: BaseException) -> bool:
     """Whether `datasets` failed because it cannot write to its cache."""
-    while error is not None:
-        if isinstance(error, OSError) and (error.errno in _FAILURES or str(error).startswith("Not enough disk space")):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and (cause.errno in _FAILURES or str(cause).startswith("Not enough disk space")):
             return True
-        error = error.__cause__
+        cause = cause.__cause__
     return False

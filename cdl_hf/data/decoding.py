@@ -7,6 +7,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import PIL.ExifTags
@@ -15,6 +16,8 @@ import PIL.ImageOps
 from datasets import Dataset
 from datasets.utils import tqdm
 from datasets.utils.file_utils import is_local_path, xopen
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..utils import num_cores
 from .cache import cache_file, one_at_a_time, write_cache
@@ -63,7 +66,8 @@ def decode(image: dict) -> PIL.Image.Image:
     if opened.format == "PNG" and "transparency" in opened.info:
         opened.info["transparency"] = _transparency(opened, arguments)
     if opened.mode in ("RGB", "RGBA") and _had_16_bits(opened, arguments):
-        _check_span(max(high for _, high in opened.getextrema()) << 8)
+        extrema = cast(tuple[tuple[int, int], ...], opened.getextrema())  # of each channel
+        _check_span(max(high for _, high in extrema) << 8)
     if opened.mode == "I" and arguments[:1] == ("I;16B",):  # as of PGM
         opened = opened.convert("I;16")
     upright = opened if _orientation(opened) is None else PIL.ImageOps.exif_transpose(opened)
@@ -115,7 +119,7 @@ def _open(image: dict) -> PIL.Image.Image:
     opened = PIL.Image.open(path if content is None else BytesIO(content), formats=FORMATS)
     sizes = [opened.size]
     if opened.format == "TIFF":  # its tiles may be larger than the image
-        sizes.append((_tag(opened, _TIFF.TileWidth) or 0, _tag(opened, _TIFF.TileLength) or 0))
+        sizes.append((int(_tag(opened, _TIFF.TileWidth) or 0), int(_tag(opened, _TIFF.TileLength) or 0)))
     for width, height in sizes:
         if width * height > MAX_PIXELS:
             raise UnreadableImageError(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
@@ -128,13 +132,14 @@ def _orientation(image: PIL.Image.Image) -> int | None:
 
 def _tag(image: PIL.Image.Image, tag: PIL.ExifTags.Base) -> int | float | None:
     """The first value of a tag of a TIFF file."""
-    value = image.tag_v2.get(tag)
+    value: Any = cast(TiffImageFile, image).tag_v2.get(tag)
     return value[0] if isinstance(value, tuple) and value else value
 
 
 def _decoder_arguments(opened: PIL.Image.Image) -> tuple:
     """Arguments of the decoder, such as ("RGB;16B",): the only record of how the values are stored."""
-    arguments = opened.tile[0].args if opened.tile else ()
+    tiles = cast(ImageFile, opened).tile
+    arguments = tiles[0].args if tiles else ()
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
@@ -150,7 +155,7 @@ def _had_16_bits(opened: PIL.Image.Image, arguments: tuple) -> bool:
     return arguments == ("RGB", 65535) or any(isinstance(each, str) and ";16" in each for each in arguments)
 
 
-def _stated_white(opened: PIL.Image.Image, arguments: tuple) -> int | None:
+def _stated_white(opened: PIL.Image.Image, arguments: tuple) -> float | None:
     """The value of white (of black if white is zero), if the file defines it."""
     if opened.format == "PPM" and opened.mode == "I":
         return None if arguments[-1] == "I;16B" else 65535  # scaled by Pillow
@@ -188,7 +193,7 @@ def _check_span(largest: int) -> None:
         )
 
 
-def _scale(image: PIL.Image.Image, white: int | None) -> PIL.Image.Image:
+def _scale(image: PIL.Image.Image, white: float | None) -> PIL.Image.Image:
     """An image of more than 8 bits in mode L, with `white` scaled to 255."""
     values = np.asarray(image)
     largest = values.max()
@@ -282,7 +287,7 @@ def _check(rows: Dataset, wanted: np.ndarray) -> dict[int, str]:
 
     # Threads are enough: Pillow releases the GIL while it decodes. Spawned processes would run the user's script
     # again, and without a guard for `__main__` they would come here too and wait for this process.
-    pool, unreadable = ThreadPoolExecutor(num_cores()), {}
+    pool, unreadable = ThreadPoolExecutor(num_cores()), dict[int, str]()
     try:
         title = "Checking that images can be read"
         with tqdm(desc=title, total=len(wanted), disable=len(wanted) < MIN_FOR_PROGRESS_BAR) as progress:

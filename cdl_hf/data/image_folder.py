@@ -43,7 +43,7 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
     Raises:
         DatasetError: there are no images in class folders, or the splits are ambiguous.
     """
-    notes = []
+    notes: list[str] = []
     root = path
     while True:
         folders = subfolders(root)
@@ -55,9 +55,9 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         if roots:
             return Layout({name: _unwrapped(folder, notes) for name, folder in roots.items()}, notes)
         if not imaged:
-            direct = " (the images in it belong to no class)" if has_own_images(root) else _other_kinds(root)
+            found = " (the images in it belong to no class)" if has_own_images(root) else _other_kinds(root)
             raise DatasetError(
-                f"'{path}' has no images in class folders{direct}; expected <class>/<image file> below it"
+                f"'{path}' has no images in class folders{found}; expected <class>/<image file> below it"
             )
         (name, only), *more = imaged.items()
         if more or has_own_images(only) or not _imaged(only):
@@ -91,7 +91,7 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     """
     for note in layout.notes:
         warnings.warn(note, stacklevel=2)
-    others = Counter()
+    others: Counter[str] = Counter()
     splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
     if others:
         kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
@@ -105,7 +105,7 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
 def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, list]:
     """Images with their class, the first folder below `root`; without a class if there are no class folders."""
     folders = {name: folder for name, folder in subfolders(root).items() if name not in left_out}
-    files = []
+    files: list[tuple[str, str | None]] = []
     for name, folder in folders.items():
         found = list(find_images(folder, others))
         if holds_images(folder):  # not only files without suffixes that are not images
@@ -119,7 +119,7 @@ def _imaged(folder: Path) -> dict[str, Path]:
 
 
 def _other_kinds(root: Path) -> str:
-    others = Counter()
+    others: Counter[str] = Counter()
     deque(find_images(root, others), maxlen=0)
     kinds = listed([f"{number:,} {kind}" for kind, number in others.most_common(3)])
     return f" (files of other types are ignored: {kinds})" if kinds else ""

@@ -102,7 +102,7 @@ def load_image_dataset(
         if is_divided:
             raise DatasetError(f"{name!r} has a test split of its own; do not pass split_file")
         splits = _by_list(splits["train"], split_file, folders, name)
-    unreadable = {}
+    unreadable: dict[str, str] = {}
     if not spec.is_verified and not is_cifar100(Path(os.path.expanduser(name))):
         splits, unreadable = _readable(splits, f"{spec.location} {image}", name, skip_unreadable_images)
     if drop_empty_classes:
@@ -186,7 +186,8 @@ def _readable(
     splits: dict[str, Dataset], what: str, name: str, skip: bool
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
     """The splits without unreadable images, and the unreadable ones with the reasons."""
-    unreadable, readable = {}, {}
+    unreadable: dict[str, str] = {}
+    readable = {}
     for split, dataset in splits.items():
         found = find_unreadable(dataset, what)
         paths = image_paths(dataset)

@@ -177,8 +177,9 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
         read = read_metadata(metadata, path, wanted)
         if read is not None:
             return read
-    layout, problem = _layout(path, train_split, test_split)
-    if layout is None or len(layout.classes) < 2 or {wanted.image, wanted.label} - {None, "image", "label"}:
+    layout = _layout(path, train_split, test_split)
+    names_columns = bool({wanted.image, wanted.label} - {None, "image", "label"})
+    if isinstance(layout, DatasetError) or len(layout.classes) < 2 or names_columns:
         loose = [file for file in (*tables, *metadata) if file.parent == path and names_images(file, wanted)]
         labelled = [file for file in loose if not is_unlabelled(file.stem)]
         if labelled and len(labelled) < len(loose):
@@ -189,8 +190,8 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
             loose = labelled
         if loose:
             return read_tables(by_split(loose, path), wanted)
-    if layout is None:
-        raise _no_images(path, tables, metadata, files, problem)
+    if isinstance(layout, DatasetError):
+        raise _no_images(path, tables, metadata, files, layout)
     _warn_of_strays([file for file in binary if file.parent == path], path)
     lists = [file.name for file in tables if kind_of(file) == "csv" and file.parent in (path, *layout.roots.values())]
     if lists:
@@ -214,11 +215,12 @@ def _warn_of_strays(files: list[Path], path: Path) -> None:
         warnings.warn(f"Ignored tables in '{path}' without a column of images: {names}.", stacklevel=5)
 
 
-def _layout(path: Path, train_split: str | None, test_split: str | None) -> tuple[Layout | None, DatasetError | None]:
+def _layout(path: Path, train_split: str | None, test_split: str | None) -> Layout | DatasetError:
+    """The folders of classes, or why there are none."""
     try:
-        return find_layout(path, train_split, test_split), None
+        return find_layout(path, train_split, test_split)
     except DatasetError as error:
-        return None, error
+        return error
 
 
 def _no_images(

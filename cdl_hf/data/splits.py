@@ -96,8 +96,8 @@ def find_splits(names: Iterable[str]) -> dict[str, str]:
     found = {name: split for name in names if (split := split_of(name))}
     if "train" in found.values():
         return found
-    parts = {name: split_in(name) for name in names}
-    if all(parts.values()) and len({rest for _, rest in parts.values()}) == 1:
+    parts = {name: part for name in names if (part := split_in(name))}
+    if len(parts) == len(names) and len({rest for _, rest in parts.values()}) == 1:
         return {name: split for name, (split, _) in parts.items()}
     return found
 
@@ -141,7 +141,7 @@ def choose_test(splits: DatasetDict, name: str, train: str, given: str | None, c
             raise DatasetError(f"{name!r} {problem}; choose another one with test_split")
         return None if test == train else test
     found = find_splits(split for split in splits if split != train)
-    problems = []
+    problems: list[str] = []
     for kind in ("test", "validation"):
         candidates = of_split(found, kind)
         if len(candidates) > 1:

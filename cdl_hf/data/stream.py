@@ -174,7 +174,7 @@ class TaskStream(Sequence[Task]):
 
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
         """Split -> digest of the images and class ids of each task; `digest` is, for example, [`ordered_digest`]."""
-        digests = {split: [] for split in SPLITS}
+        digests: dict[str, list] = {split: [] for split in SPLITS}
         for task in self:
             for split, images in task.image_digests.items():
                 view = getattr(task, split)

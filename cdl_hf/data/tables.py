@@ -234,7 +234,7 @@ def _together(parts: list[Dataset], files: list[Path]) -> Dataset:
         raise DatasetError(f"The tables {listed([str(f) for f in files], 3)} differ: {reason(error)}") from error
 
 
-def _load(files: list[Path], kind: str, wanted: ColumnNames) -> Dataset:
+def _load(files: list[Path], kind: str | None, wanted: ColumnNames) -> Dataset:
     """The files as `datasets` reads them, or from its cache."""
     for file in files:
         check_name(str(file))

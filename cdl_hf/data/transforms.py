@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import cast
 
 import numpy as np
 import PIL.Image
@@ -9,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers import CLIPImageProcessor
-from transformers.image_utils import pil_torch_interpolation_mapping
+from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 
 from .decoding import as_rgb
 
@@ -73,9 +74,6 @@ def eval_transform(processor: CLIPImageProcessor) -> "EvalTransform":
     return EvalTransform(processor)
 
 
-eval_transform.__test__ = False  # pytest would take the name for a test's, wherever it is imported
-
-
 def train_transform(
     processor: CLIPImageProcessor,
     crop_scale: tuple[float, float] = (0.08, 1.0),
@@ -110,19 +108,18 @@ class _Transform(ABC):
 
 
 class EvalTransform(_Transform):
-    __test__ = False
-
     def __init__(self, processor: CLIPImageProcessor):
         self.processor = processor
         self.normalize = _Normalize(processor)
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         pixels = _to_tensor(image)
-        if self.processor.size.shortest_edge:
+        size = cast(SizeDict, self.processor.size)
+        if size.shortest_edge:
             pixels = _middle(pixels)
-        pixels = self.processor.resize(pixels, self.processor.size, self.processor.resample)
+        pixels = self.processor.resize(pixels, size, self.processor.resample)
         # torchvision's own center crop rounds odd margins the other way
-        return self.processor.center_crop(pixels, self.processor.crop_size).expand(3, -1, -1)
+        return self.processor.center_crop(pixels, cast(SizeDict, self.processor.crop_size)).expand(3, -1, -1)
 
 
 class TrainTransform(_Transform):
@@ -135,7 +132,7 @@ class TrainTransform(_Transform):
     ):
         size = (processor.crop_size["height"], processor.crop_size["width"])
         width_over_height = size[1] / size[0]
-        crop_ratio = tuple(ratio * width_over_height for ratio in crop_ratio)
+        crop_ratio = (crop_ratio[0] * width_over_height, crop_ratio[1] * width_over_height)
         interpolation = pil_torch_interpolation_mapping[processor.resample]
         self.crop = v2.RandomResizedCrop(size, crop_scale, crop_ratio, interpolation, antialias=True)
         self.horizontal_flip = horizontal_flip

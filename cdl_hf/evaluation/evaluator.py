@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
+from ..models import PromptViTForImageClassification
 
 MEMORY_LIMIT = 2**30  # bytes of queries kept; the rest is computed again
 
@@ -37,7 +38,7 @@ class Evaluator:
         self._kept = 0  # bytes
 
     def __call__(
-        self, models: dict[str, torch.nn.Module], tasks: Iterable[TaskImages]
+        self, models: dict[str, PromptViTForImageClassification], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         """For each model and task the number of right answers and of images.
 
@@ -58,7 +59,7 @@ class Evaluator:
             return self._count(models, shares, tasks)
 
     def _count(
-        self, models: dict[str, torch.nn.Module], shares: dict[str, bool], tasks: Iterable[TaskImages]
+        self, models: dict[str, PromptViTForImageClassification], shares: dict[str, bool], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         names, first = list(models), next(iter(models.values()))
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
@@ -83,7 +84,9 @@ class Evaluator:
                 counts[name].append((count, total))
         return counts
 
-    def _query(self, model: torch.nn.Module, pixel_values: Tensor, place: tuple[int, int]) -> Tensor | None:
+    def _query(
+        self, model: PromptViTForImageClassification, pixel_values: Tensor, place: tuple[int, int]
+    ) -> Tensor | None:
         if place in self._queries:
             return self._queries[place]
         query = model.query(pixel_values)
@@ -94,7 +97,10 @@ class Evaluator:
 
     @staticmethod
     def _predict(
-        models: dict[str, torch.nn.Module], shares: dict[str, bool], pixel_values: Tensor, query: Tensor | None
+        models: dict[str, PromptViTForImageClassification],
+        shares: dict[str, bool],
+        pixel_values: Tensor,
+        query: Tensor | None,
     ) -> Tensor:
         """Predicted columns (B, number of models), -1 where the logits are not numbers."""
         predictions = []

@@ -28,7 +28,11 @@ COLORS = (
     *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
 )
 MARKERS = "osD^vPX<>ph"
-LITERAL = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf"}  # whatever a user's file says
+LITERAL: Any = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "svg.hashsalt": "cdl_hf",
+}  # whatever a user's file says
 REFERENCE_COLOR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
 
@@ -138,7 +142,7 @@ def plot_accuracy_against_cost(
     for words, members in points.items():
         color, marker = COLORS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
         costs, accuracies = zip(*members.values(), strict=True)
-        style = {"s": 34, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
+        style: dict[str, Any] = {"s": 34, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
         axes.scatter(costs, accuracies, label=_shown(", ".join(words)), **style)
     every = {name: point for members in points.values() for name, point in members.items()}
     front = pareto_front(every)
@@ -258,9 +262,11 @@ def plot_confusion(
         axes.axhline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
         axes.axvline(stop - 0.5, color="#9AA5B1", linewidth=0.5)
     if count <= 120:
-        places, names, size = np.arange(count), [_shown(name) for name in class_names], min(9.0, 50 * side / count)
+        places, size = np.arange(count, dtype=np.float64), min(9.0, 50 * side / count)
+        names = [_shown(name) for name in class_names]
     else:
-        places, names, size = stops - np.array(classes_per_task) / 2 - 0.5, [*range(1, len(stops) + 1)], 8.0
+        places, size = stops - np.array(classes_per_task) / 2 - 0.5, 8.0
+        names = [str(task) for task in range(1, len(stops) + 1)]
     axes.set_xticks(places, names, rotation=90, fontsize=size)
     axes.set_yticks(places, names, fontsize=size)
     axes.tick_params(length=0, pad=2)

@@ -54,6 +54,7 @@ def save_onnx(program: ExportedProgram, saved: SavedModel, path: Path) -> None:
     onnx_program = torch.onnx.export(
         program, input_names=["pixel_values"], output_names=["logits"], dynamo=True, verbose=False
     )
+    assert onnx_program is not None  # as with dynamo=False
     # Large transposed weights are folded as well: int8 takes only weights that are constants.
     optimize_ir(onnx_program.model, input_size_limit=MOST_BYTES, output_size_limit=MOST_BYTES)
     onnx_program.model.metadata_props.update(_description(saved))

@@ -156,7 +156,7 @@ def _states_to_push(run: Path, role: str, results: dict[str, Any]) -> list[Path]
 def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, api: HfApi) -> str:
     repository = api.create_repo(name, private=private, exist_ok=True).repo_id
     about = api.model_info(repository)
-    files = {file.rfilename for file in about.siblings} - {".gitattributes"}
+    files = {file.rfilename for file in about.siblings or ()} - {".gitattributes"}
     if files and "results.json" not in files:
         raise ValueError("the name is taken: it holds something else; choose another with --hub_model_id")
     if private and not about.private:

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -32,7 +32,8 @@ class SavedModel:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes seen, by column."""
-        return [self.model.config.id2label[column] for column in range(self.model.config.seen_classes)]
+        names = cast(dict[int, str], self.model.config.id2label)
+        return [names[column] for column in range(self.model.config.seen_classes)]
 
     @torch.inference_mode()
     def logits(self, pixel_values: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"there is no model in {source}: it has no config.json")
     is_folder = Path(source).is_dir()
-    here = {"local_files_only": is_folder or not is_hub_reachable()}
+    here: dict[str, Any] = {"local_files_only": is_folder or not is_hub_reachable()}
     try:
         for weights in Path(source).glob("*.safetensors") if is_folder else ():
             verify(weights)
@@ -115,7 +116,7 @@ def _read_object(source: str | Path, name: str, **here: bool) -> dict[str, Any]:
         ValueError: It is no JSON object.
     """
     try:
-        content = json.loads(Path(_find(source, name, **here)).read_text(encoding="utf-8"))
+        content = json.loads(Path(str(_find(source, name, **here))).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     if not isinstance(content, dict):

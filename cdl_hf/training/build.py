@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from transformers import BaseImageProcessor
+from transformers import CLIPImageProcessor
 
 from ..cli import ParsedArguments, to_dict
 from ..data import TaskStream, image_processor_for, load_image_dataset
@@ -38,7 +38,7 @@ class ModelPair:
     """
 
     objective: TrainingObjective
-    image_processor: BaseImageProcessor
+    image_processor: CLIPImageProcessor
 
 
 def source_options(arguments: DatasetArguments) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def run_name(arguments: Iterable[Any]) -> str:
 
 
 def arguments_of(
-    stream: TaskStream, objective: TrainingObjective, image_processor: BaseImageProcessor, args: CDLConfig
+    stream: TaskStream, objective: TrainingObjective, image_processor: CLIPImageProcessor, args: CDLConfig
 ) -> ParsedArguments:
     """The arguments that describe the objects of a run made in Python, as the command line would give them."""
     has_student = args.stages != "teacher"
@@ -242,7 +242,7 @@ def arguments_of(
 
 
 def check_fit(
-    stream: TaskStream, objective: TrainingObjective, image_processor: BaseImageProcessor, args: CDLConfig
+    stream: TaskStream, objective: TrainingObjective, image_processor: CLIPImageProcessor, args: CDLConfig
 ) -> None:
     """
     Raises:

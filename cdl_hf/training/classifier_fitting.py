@@ -46,18 +46,18 @@ def head_features(
     model.eval()
     batch_size = divided_batch_size(batch_size, accelerator)
     loader = accelerator.prepare_data_loader(DataLoader(images, batch_size=batch_size, num_workers=workers))
-    features, labels = [], []
+    all_features, all_labels = [], []
     for batch in Batches(loader, images):
         with accelerator.autocast():
             found = model.head_features(batch["pixel_values"])
         found, columns = accelerator.gather_for_metrics((found.float(), batch["labels"]))
-        features.append(found)
-        labels.append(columns)
+        all_features.append(found)
+        all_labels.append(columns)
         after_batch()
-    features = torch.cat(features)
+    features = torch.cat(all_features)
     if not features.isfinite().all():
         raise FloatingPointError("what the heads read of the training images is not finite")
-    return features, torch.cat(labels)
+    return features, torch.cat(all_labels)
 
 
 class ClassifierAlignment:
@@ -146,7 +146,7 @@ class ClassifierAlignment:
         if "covariances" not in state:
             self.means, self.factors, self.rests = state["means"], state["factors"], state["rests"]
             return
-        self.__init__()
+        self.means, self.factors, self.rests = [], [], []
         for mean, covariance in zip(state["means"], state["covariances"], strict=True):
             variances, directions = torch.linalg.eigh(covariance.double())
             self._remember(mean, variances.flip(1), directions.transpose(1, 2).flip(1))

@@ -4,10 +4,11 @@ Fake tensors have shapes but no content: any model on any batch takes seconds an
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -253,7 +254,7 @@ def _attention_backward(grad_shape, query_shape, key_shape, value_shape, *args, 
 
 
 # Torch's counter does not know the fused attention of CPUs.
-CPU_ATTENTION = {
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import psutil
 
@@ -141,7 +141,8 @@ class StopRequest:
     """
 
     def __init__(self, accelerator: "Accelerator"):
-        self.accelerator, self.previous = accelerator, {}
+        self.accelerator = accelerator
+        self.previous: dict[int, Any] = {}
         self._requested = self._all_know = False
         self._requested_at = 0.0
         self._pending: AsyncReduce | None = None

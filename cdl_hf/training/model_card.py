@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -210,7 +211,7 @@ def _lines(command: list[str]) -> str:
     text = shlex.join(command)
     if len(text) <= WIDTH:
         return text
-    parts = [[]]
+    parts: list[list[str]] = [[]]
     for word in command:
         if word.startswith("--"):
             parts.append([])
@@ -246,5 +247,5 @@ def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _latency_row(latency: dict[str, Any], roles: list[str]) -> tuple[str, list[str]]:
+def _latency_row(latency: dict[str, Any], roles: Sequence[str]) -> tuple[str, list[str]]:
     return f"Latency of one image (ms), {markdown_name(latency['device'])}", [f"{latency[role]:.1f}" for role in roles]

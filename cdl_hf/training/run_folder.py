@@ -53,7 +53,7 @@ class RunFolder:
                 `resume` is set; what is to be removed or resumed was never a run's.
         """
         is_new = output_dir is None
-        if is_new:
+        if output_dir is None:
             output_dir = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             _processes()  # they must know of each other
             (output_dir,) = broadcast_object_list([output_dir])  # one folder, on every process

@@ -5,6 +5,7 @@ import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -59,7 +60,7 @@ class RunImages:
     def content(self) -> bytes:
         """What belongs into [`NAME`]."""
         file = io.BytesIO()
-        arrays = {f"{split}_digests": self.digests[split] for split in SPLITS}
+        arrays: dict[str, Any] = {f"{split}_digests": self.digests[split] for split in SPLITS}
         arrays |= {f"{split}_columns": self.columns[split].astype(np.int32) for split in SPLITS}
         np.savez(file, **arrays)
         return file.getvalue()

@@ -8,6 +8,7 @@ run's. filelock is not used, for where a file system has no locks it takes the m
 import errno
 import os
 import socket
+import sys
 import time
 import warnings
 from contextlib import suppress
@@ -97,7 +98,7 @@ def _lock(descriptor: int) -> None:
     Raises:
         OSError: Another process has the lock, or there are none.
     """
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -113,5 +114,5 @@ def _close_in_child() -> None:
         os.close(_held.popitem()[1])
 
 
-if os.name != "nt":
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_close_in_child)
