@@ -4,8 +4,8 @@
 
 Every field is an argument, made by [`argument`]. Its annotation is `str`, `int`, `float`, `bool`, a `Literal`, or a
 `list` of one of them, each optionally `| None`; or `str | list[str]`, where one value makes a text and several make a
-list.
-What couples several fields belongs in the dataclass's `__post_init__`, which raises a ValueError that names them.
+list. Checks of several fields together belong in the dataclass's `__post_init__`, which raises a ValueError that names
+them.
 
 Only the standard library and yaml are imported, so that `--help` takes no time.
 """
@@ -70,8 +70,8 @@ def parse(
 
     Args:
         description: What `--help` says first.
-        record: Gives, for the values by name that the user gave, the path of a file that [`to_yaml`] wrote, whose
-            entries count where the user says nothing; or None.
+        record: From the values that the user gave, by name, to the path of a file that [`to_yaml`] wrote, whose
+            entries are taken where the user gave none; or to None.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")

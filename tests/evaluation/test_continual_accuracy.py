@@ -90,7 +90,7 @@ def test_missing_inputs(metric):
 
 
 def test_task_that_was_not_evaluated(metric):
-    with pytest.raises(ValueError, match="Not all of tasks 0 to 1 have predictions with after_task=1"):
+    with pytest.raises(ValueError, match="not all of tasks 0 to 1 have predictions with after_task=1"):
         metric.compute(predictions=[1, 1], references=[1, 1], task_ids=[0, 1], after_task=[0, 1])
 
 

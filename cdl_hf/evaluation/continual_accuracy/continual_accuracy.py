@@ -1,14 +1,15 @@
-"""Accuracy and forgetting over a stream of tasks, as a metric of `evaluate`."""
+"""Accuracy and forgetting over a stream of tasks, as a metric of the library `evaluate`."""
 
 import datasets
 import evaluate
 import numpy as np
 
+from cdl_hf.catalogue import CONTINUAL_DISTILLATION
 from cdl_hf.evaluation.accuracy_matrix import AccuracyMatrix
 
 _DESCRIPTION = """
-Accuracy R[i,j] on the test images of task j after training on task i, all classes seen by then competing; from it the
-average accuracy A_N, the average incremental accuracy, and forgetting by four definitions: cdl, max, bwt, coda.
+Accuracy R[i,j] on the test images of task j after training on task i, over all classes seen by then, and what is
+computed from it: average accuracy A_N, average incremental accuracy, and forgetting by four definitions (cdl, max, bwt, coda).
 """
 
 _KWARGS_DESCRIPTION = """
@@ -31,10 +32,6 @@ Examples:
     ([[100.0], [50.0, 100.0]], 75.0, 50.0)
 """
 
-_CITATION = """
-@misc{continual_distillation_learning, title={Continual Distillation Learning}, note={arXiv:2407.13911}, year={2024}}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class ContinualAccuracy(evaluate.Metric):
@@ -42,7 +39,7 @@ class ContinualAccuracy(evaluate.Metric):
         columns = ("predictions", "references", "task_ids", "after_task")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CONTINUAL_DISTILLATION.bibtex,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({column: datasets.Value("int64") for column in columns}),
         )
@@ -64,7 +61,7 @@ class ContinualAccuracy(evaluate.Metric):
             matrix.update(after, task, right, total)
         if matrix.tasks_seen < matrix.num_tasks:
             raise ValueError(
-                f"Not all of tasks 0 to {matrix.tasks_seen} have predictions with after_task={matrix.tasks_seen}; "
-                "after every task, evaluate all tasks seen by then."
+                f"not all of tasks 0 to {matrix.tasks_seen} have predictions with after_task={matrix.tasks_seen}: "
+                "after every task, evaluate all tasks seen by then"
             )
         return matrix.summary()
