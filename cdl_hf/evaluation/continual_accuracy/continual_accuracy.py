@@ -9,7 +9,8 @@ from cdl_hf.evaluation.accuracy_matrix import AccuracyMatrix
 
 _DESCRIPTION = """
 Accuracy R[i,j] on the test images of task j after training on task i, over all classes seen by then, and what is
-computed from it: average accuracy A_N, average incremental accuracy, and forgetting by four definitions (cdl, max, bwt, coda).
+computed from it: average accuracy A_N, average incremental accuracy, and forgetting by four definitions (cdl, max,
+bwt, coda).
 """
 
 _KWARGS_DESCRIPTION = """
