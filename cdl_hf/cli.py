@@ -118,7 +118,7 @@ def to_yaml(instances: Iterable[Any]) -> str:
     """The arguments as resolved, but for those of one call, as a file that `--config` takes."""
 
     def section(instance: Any) -> str:
-        of_call = {f.name for f in fields(instance) if f.metadata.get("of_call")}
+        of_call = {f.name for f in fields(instance) if f.metadata["of_call"]}
         values = {name: value for name, value in asdict(instance).items() if name not in of_call}
         return f"{_header(type(instance))}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 

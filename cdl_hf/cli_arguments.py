@@ -53,13 +53,13 @@ class Argument:
     is_optional: bool
     default: Any
     help: str
-    unset: str | None = None
-    choices: Collection[Any] | None = None
-    min: float | None = None
-    max: float | None = None
-    positional: bool = False
-    of_call: bool = False
-    aliases: tuple[str, ...] = ()
+    unset: str | None
+    choices: Collection[Any] | None
+    min: float | None
+    max: float | None
+    positional: bool
+    of_call: bool
+    aliases: tuple[str, ...]
 
     @property
     def is_switch(self) -> bool:
@@ -86,7 +86,7 @@ def collect(argument_classes: tuple[type, ...]) -> dict[str, Argument]:
                 raise TypeError(f"{argument_class.__name__}.{f.name}: another argument has this name")
             kind, is_list, is_single, is_optional, literals = _take_apart(hints[f.name])
             known = {key: value for key, value in f.metadata.items() if key != "role"}
-            known["choices"] = literals if known.get("choices") is None else known["choices"]
+            known["choices"] = literals if known["choices"] is None else known["choices"]
             default = f.default if f.default_factory is MISSING else f.default_factory()
             arguments[f.name] = Argument(kind, is_list, is_single, is_optional, default, **known)
     return arguments

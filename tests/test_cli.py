@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -21,31 +21,27 @@ class ModelArguments:
     More of this docstring is not for the help page.
     """
 
-    teacher: str = field(default="bundled", metadata={"help": "a model, 100% of it"})
-    prompt_method: Literal["l2p", "dualprompt", "coda_prompt"] = field(
-        default="coda_prompt", metadata={"help": "how the model is prompted"}
-    )
-    pool_size: int = field(default=100, metadata={"help": "prompts in the pool", "min": 1})
-    blocks: list[int] | None = field(default=None, metadata={"help": "blocks that get a prompt", "min": 0, "max": 11})
+    teacher: str = argument("a model, 100% of it", "bundled")
+    prompt_method: Literal["l2p", "dualprompt", "coda_prompt"] = argument("how the model is prompted", "coda_prompt")
+    pool_size: int = argument("prompts in the pool", 100, min=1)
+    blocks: list[int] | None = argument("blocks that get a prompt", None, min=0, max=11)
 
 
 @dataclass
 class TrainingArguments:
     """How it is trained."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate", "min": 0})
-    alpha: float = field(default=0.5, metadata={"help": "weight of the teacher", "min": 0, "max": 1})
-    dropout: float = field(default=0.0, metadata={"help": "share of tokens dropped", "max": 1})
-    num_tasks: int = field(default=10, metadata={"help": "tasks in the stream"})
-    max_samples: int | None = field(default=None, metadata={"help": "samples a class"})
-    image_size: Literal[224, 384] = field(default=224, metadata={"help": "pixels"})
-    trackers: list[str] = field(
-        default_factory=list, metadata={"help": "trackers", "choices": ("tensorboard", "wandb")}
-    )
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"help": "of Adam"})
-    report_to: Literal["none", "wandb"] | None = field(default=None, metadata={"help": "a tracker"})
-    order: str | list[str] = field(default="natural", metadata={"help": "of the classes"})
-    overwrite: bool = field(default=False, metadata={"help": "write into a folder that is not empty"})
+    learning_rate: float = argument("peak learning rate", 0.001, min=0)
+    alpha: float = argument("weight of the teacher", 0.5, min=0, max=1)
+    dropout: float = argument("share of tokens dropped", 0.0, max=1)
+    num_tasks: int = argument("tasks in the stream", 10)
+    max_samples: int | None = argument("samples a class", None)
+    image_size: Literal[224, 384] = argument("pixels", 224)
+    trackers: list[str] = argument("trackers", [], choices=("tensorboard", "wandb"))
+    betas: list[float] = argument("of Adam", [0.9, 0.999])
+    report_to: Literal["none", "wandb"] | None = argument("a tracker", None)
+    order: str | list[str] = argument("of the classes", "natural")
+    overwrite: bool = argument("write into a folder that is not empty", False)
 
     def __post_init__(self):
         if self.alpha > 0 and self.num_tasks > 50:
@@ -56,7 +52,7 @@ class TrainingArguments:
 class OutputArguments:
     """Where it goes."""
 
-    output_dir: str = field(metadata={"help": "a folder"})
+    output_dir: str = argument("a folder")
 
 
 CLASSES = (ModelArguments, TrainingArguments)
@@ -355,9 +351,9 @@ def test_reads_the_process_own_command_line(monkeypatch):
 class FileArguments:
     """What is read."""
 
-    checkpoint: str = field(metadata={"help": "a model", "positional": True})
-    files: list[str] = field(metadata={"help": "images", "positional": True})
-    top_k: int = field(default=5, metadata={"help": "answers an image"})
+    checkpoint: str = argument("a model", positional=True)
+    files: list[str] = argument("images", positional=True)
+    top_k: int = argument("answers an image", 5)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +401,7 @@ def test_two_classes_may_not_share_a_name():
 def test_unusable_annotation_is_the_programmers_mistake():
     @dataclass
     class Odd:
-        pairs: dict = field(default_factory=dict, metadata={"help": "pairs"})
+        pairs: dict = argument("pairs")
 
     with pytest.raises(TypeError, match="is not a type that an argument can have"):
         parse((Odd,), [])

