@@ -1,0 +1,1 @@
+"""Many runs: grids, their runner, experiments with statistics over seeds, and reports."""

@@ -75,6 +75,10 @@ class Experiment:
         return "aligned" if is_aligned else self.args["classifier"]
 
     @property
+    def classifier_title(self) -> str:
+        return CLASSIFIER_TITLES.get(self.classifier, self.classifier)
+
+    @property
     def prompts(self) -> str:
         """The prompt method, or `frozen`."""
         return "frozen" if self.prompt_method == "none" else self.prompt_method
@@ -91,7 +95,7 @@ class Experiment:
     def label(self) -> str:
         """Prompts, learner and classifier."""
         words = [self.prompts, self.learner]
-        return ", ".join(words if self.classifier == "linear" else [*words, CLASSIFIER_TITLES[self.classifier]])
+        return ", ".join(words if self.classifier == "linear" else [*words, self.classifier_title])
 
     @property
     def is_joint(self) -> bool:

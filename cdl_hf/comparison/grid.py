@@ -1,6 +1,6 @@
 """The runs of a comparison, as planned by a YAML file of axes.
 
-    arguments: {num_train_epochs: 4}                       # of every run
+    arguments: {num_train_epochs: 4}                 # of every run
     seeds: [0, 1, 2]
     grids:
       distillation:                                  # a name for the reader

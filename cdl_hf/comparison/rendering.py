@@ -13,7 +13,7 @@ from ..escaping import csv_table
 from ..evaluation import METRICS, metric_in
 from ..utils import write_text
 from .experiments import CLASSIFIER_TITLES, Experiment
-from .sections import BenchmarkChapter, Latencies, grouped, how_it_was_made, introduction
+from .sections import BenchmarkChapter, Latencies, grouped, how_it_was_made, introduction, place_in
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -92,10 +92,12 @@ def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:
 
 def _place(e: Experiment) -> tuple:
     """Place in a report: long streams first, frozen backbones before prompts, teachers before students."""
-    prompts = -1 if e.prompt_method == "none" else list(PROMPT_METHODS).index(e.prompt_method)
-    distillation = -1 if e.distillation is None else list(DISTILLATION_METHODS).index(e.distillation)
-    classifier = list(CLASSIFIER_TITLES).index(e.classifier)
-    return e.benchmark, -e.stream["num_tasks"], prompts, distillation, e.has_joint_teacher, e.note, classifier
+    methods = (
+        place_in(["none", *PROMPT_METHODS], e.prompt_method),
+        place_in(["", *DISTILLATION_METHODS], e.distillation or ""),
+    )
+    classifier = place_in(CLASSIFIER_TITLES, e.classifier)
+    return e.benchmark, -e.stream["num_tasks"], *methods, e.has_joint_teacher, e.note, classifier
 
 
 def as_page(markdown: str, folder: Path) -> str:

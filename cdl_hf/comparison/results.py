@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
 from ..cli import parse, to_dict
 from ..escaping import portable, portable_arguments
 from ..training.arguments import RUN, paths, with_present_names
@@ -62,6 +61,8 @@ def read_runs(path: Path) -> list[RunResults]:
     """
     if path.is_dir() and (path / RUNS).is_file():
         path = path / RUNS
+    if path.name == "runs" and not path.exists():  # the folder of runs in a report of version 0.1.0
+        path = path.with_name(RUNS)
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         runs = [_from_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -94,14 +95,14 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
     """Results by the name of the run, with present argument names and defaults for arguments newer than the run.
 
     Raises:
-        ValueError: A run does not say how large its classifier is, or has a method that this package does not know.
+        ValueError: A run does not say how large its classifier is, or names a method as none can be named.
     """
     defaults, complete = to_dict(parse(RUN, [])), {}
-    known = {"prompt_method": PROMPT_METHODS, "distillation": DISTILLATION_METHODS, "classifier": CLASSIFIERS}
     for run in runs:
         args = defaults | with_present_names(run.results["args"])
-        if unknown := [f"{name} {args[name]!r}" for name, choices in known.items() if args[name] not in choices]:
-            raise ValueError(f"{run.name}: these are not the results of a run (unknown {', '.join(unknown)})")
+        for name in ("prompt_method", "distillation", "classifier"):  # also one of a user's own, which is registered
+            if not str(args[name]).isidentifier():
+                raise ValueError(f"{run.name}: these are not the results of a run ({name} cannot be {args[name]!r})")
         models = [run.results[role] for role in ("teacher", "student") if role in run.results]
         if args["classifier"] != "linear" and not all("classifier_values" in of_model for of_model in models):
             raise ValueError(f"{run.name}: its results.json lacks the size of the classifier: run it again")

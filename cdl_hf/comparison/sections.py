@@ -150,9 +150,9 @@ class BenchmarkChapter:
     def _classifiers(self, members: list[Experiment], suffix: str) -> str:
         """Other classifiers on the same prompts, and on the frozen backbones."""
         parts = []
-        for classifier, title in [*CLASSIFIER_TITLES.items()][1:]:
-            experiments = [e for e in members if e.classifier == classifier]
-            if any(e.prompt_method != "none" for e in experiments):
+        others = sorted(members, key=lambda e: place_in(CLASSIFIER_TITLES, e.classifier))
+        for title, experiments in grouped(others, lambda e: e.classifier_title).items():
+            if experiments[0].classifier != "linear" and any(e.prompt_method != "none" for e in experiments):
                 parts += [f"#### {title}", overview(experiments)]
         return "\n\n".join([f"### Classifiers{suffix}", CLASSIFIERS_TEXT, *parts]) if parts else ""
 
@@ -263,12 +263,12 @@ def overview(experiments: list[Experiment]) -> str:
 def baseline_label(e: Experiment) -> str:
     """What a frozen or jointly trained model is."""
     if e.is_joint:
-        how = CLASSIFIER_TITLES[e.classifier] + ", joint training"
+        how = e.classifier_title + ", joint training"
         if e.classifier == "linear":
             how = "joint linear probe" if e.prompt_method == "none" else "joint training"
     else:
         trained = {"linear": "head trained task by task", "aligned": "head trained task by task and aligned"}
-        how = trained.get(e.classifier, CLASSIFIER_TITLES[e.classifier])
+        how = trained.get(e.classifier, e.classifier_title)
     return ", ".join([e.prompts, how] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
 
 
@@ -289,6 +289,12 @@ def grouped(experiments: Iterable[Experiment], key: Callable[[Experiment], Any])
     for experiment in experiments:
         groups.setdefault(key(experiment), []).append(experiment)
     return groups
+
+
+def place_in(names: Iterable[str], name: str) -> tuple[int, str]:
+    """Key that sorts by the order of `names`; others, such as methods of a user's own, come last."""
+    order = list(names)
+    return order.index(name) if name in order else len(order), name
 
 
 def table(header: list[str], rows: list[list[str]], numbers_from: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""recipes/report.py on made-up runs, and the reports in the repository made again from their stored results."""
+"""recipes/report.py on made-up runs, and the reports in the repository rebuilt from their stored results."""
 
 import csv
 import json
@@ -124,7 +124,7 @@ def test_overview_of_several_prompt_methods(runs, report, tmp_path):
     assert "| student, kdp |  | **51.47 ± 1.68** |  | +20.13 [+19.75, +20.51] |" in text
 
 
-def test_the_same_bytes_again(runs, report, tmp_path):
+def test_a_report_is_rebuilt_in_the_same_bytes(runs, report, tmp_path):
     report(runs, "--output_dir", tmp_path / "one")
     (tmp_path / "one" / "findings.md").write_text("## Findings\n\nIt helps.\n")
     report(runs, "--output_dir", tmp_path / "one")
@@ -135,7 +135,7 @@ def test_the_same_bytes_again(runs, report, tmp_path):
     assert written(tmp_path / "one") == written(tmp_path / "two")
 
 
-def test_papers_beside_ours(report, tmp_path):
+def test_reported_figures_are_shown_next_to_the_measured_ones(report, tmp_path):
     base, small = "vit_base_patch16_224.augreg2_in21k_ft_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
     preset = to_dict(parse(RUN, ["--config", str(RECIPES / "cifar100" / "base_to_small.yaml")]))
     assert (preset["teacher"], preset["student"]) == (base, small)
@@ -186,7 +186,7 @@ def test_measured_latencies_are_stored_and_drawn(finished_run, report, tmp_path,
     assert "has no saved models to measure" in capsys.readouterr().err
 
 
-def test_what_a_computed_classifier_keeps_counts(runs, report, tmp_path, capsys):
+def test_the_numbers_of_a_computed_classifier_count_as_parameters(runs, report, tmp_path, capsys):
     for file in runs.glob("frozen-teacher-ncm-*/results.json"):
         file.write_text(file.read_text().replace('"classifier_values": 0', '"classifier_values": 111'))
     report(runs, "--output_dir", tmp_path / "report")
@@ -233,7 +233,7 @@ def test_no_html_in_the_title(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda results: results["args"].update(prompt_method="../x"), "unknown prompt_method '../x'"),
+        (lambda results: results["args"].update(prompt_method="../x"), "prompt_method cannot be '../x'"),
         (lambda results: results.pop("stream"), "these are not the results of a run"),
     ],
 )
@@ -247,12 +247,12 @@ def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, to
     assert told in capsys.readouterr().err
 
 
-def test_a_picture_that_is_not_there_is_told(tmp_path):
+def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match="my picture.png cannot be read: No such file"):
         as_page("![mine](my%20picture.png)", tmp_path)
 
 
-def test_what_is_not_installed_is_told_first(runs, tmp_path, monkeypatch, capsys):
+def test_a_missing_extra_is_named_first(runs, tmp_path, monkeypatch, capsys):
     recipe = load_recipe("report")
     monkeypatch.setattr(recipe, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["report.py", str(runs), "--output_dir", str(tmp_path / "report")])
@@ -303,3 +303,23 @@ def test_a_damaged_line_is_named(runs, report, tmp_path, capsys):
     with pytest.raises(SystemExit):
         report(file, "--output_dir", tmp_path / "report")
     assert f"{file}, line 1: this is not a stored run" in capsys.readouterr().err
+
+
+def test_the_folder_of_runs_of_an_older_report_may_still_be_named(runs, report, tmp_path):
+    report(runs, "--output_dir", tmp_path / "report")
+    before = written(tmp_path / "report")
+    report(tmp_path / "report" / "runs", "--output_dir", tmp_path / "report")
+    assert written(tmp_path / "report") == before
+
+
+def test_methods_of_a_users_own_are_reported(runs, report, tmp_path):
+    for file in runs.glob("l2p-kd*/results.json"):
+        results = json.loads(file.read_text())
+        method = {"kd": "copy", "kdp": "kdp"}[results["args"]["distillation"]]
+        classifier = {"linear": "linear", "ncm": "knn"}[results["args"]["classifier"]]
+        results["args"] |= {"prompt_method": "shared", "distillation": method, "classifier": classifier}
+        file.write_text(json.dumps(results))
+    report(runs, "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.index("#### l2p") < text.index("#### shared") < text.index("#### knn")
+    assert text.index("| student, kdp | **51.47") < text.index("| student, copy | 33.67")
