@@ -5,15 +5,15 @@ import sys
 
 CODE = """
 import logging, warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from cdl_hf.cli import parse
+from cdl_hf.cli import argument, parse
 
 @dataclass
 class Arguments:
     "Nothing"
 
-    seed: int = field(default=0, metadata={"help": "a seed"})
+    seed: int = argument("A seed", 0)
 
 logger = logging.getLogger("cdl_hf.module")
 logger.info("not shown")
