@@ -1,7 +1,8 @@
-"""What a configuration may ask timm for: a plain architecture's name, and arguments that shape it, within bounds.
+"""Architecture names and arguments of timm that a configuration may set, with their bounds.
 
-A checkpoint's configuration comes from a stranger. `timm.create_model` also takes arguments that fetch, write or read
-files (`pretrained_cfg`, `cache_dir`, `checkpoint_path`, ...) and names that do (`hf-hub:...`): none of them is here.
+The configuration of a checkpoint is untrusted. `timm.create_model` also accepts arguments that download, write or read
+files (`pretrained_cfg`, `cache_dir`, `checkpoint_path`, ...) and names that do so (`hf-hub:...`); none of these is
+allowed here.
 """
 
 import re
@@ -26,7 +27,7 @@ _Check = tuple[Callable[[Any], bool], str]
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:
-    """Whether `value` is a whole number from `low` to `high`; `True` is none."""
+    """Whether `value` is an integer from `low` to `high`; a bool is not."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -36,7 +37,7 @@ def is_number(value: Any, low: float, high: float) -> bool:
 
 
 def _whole(low: int, high: int) -> _Check:
-    return lambda value: is_whole(value, low, high), f"a whole number from {low} to {high}"
+    return lambda value: is_whole(value, low, high), f"an integer from {low} to {high}"
 
 
 def _number(low: float, high: float) -> _Check:
@@ -53,7 +54,7 @@ def _size(high: int) -> _Check:
         sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
         return all(is_whole(side, 1, high) for side in sides)
 
-    return fits, f"one or two whole numbers from 1 to {high}"
+    return fits, f"one or two integers from 1 to {high}"
 
 
 _NORM = _one_of(*_NORMS.split(), normalize=lambda name: name.replace("_", "").lower())
@@ -80,22 +81,22 @@ ARCHITECTURE_ARGS: dict[str, _Check] = {
 
 
 def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
-    """Refuses what does not merely shape a transformer; timm itself is not asked.
+    """Checks the name and arguments of an architecture without calling timm.
 
     Args:
-        field: The configuration's, for the message: `"backbone"` or `"query_backbone"`.
-        name: timm name, with a tag or without.
-        args: Keyword arguments of `timm.create_model`; `None` leaves the architecture's own value.
+        field: Name of the configuration field for the message: `"backbone"` or `"query_backbone"`.
+        name: timm name, with or without a tag.
+        args: Keyword arguments of `timm.create_model`; `None` keeps the default of the architecture.
 
     Raises:
-        ValueError: The name is not a plain one, or an argument is unknown or out of its bounds.
+        ValueError: The name is not a plain timm name, or an argument is not allowed or out of bounds.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{field} must be the plain name of a timm architecture, got {shown(name)}")
     for arg, value in args.items():
         if arg not in ARCHITECTURE_ARGS:
             raise ValueError(
-                f"{field}_args has {shown(arg)}, which is no argument that a configuration may set; those are "
+                f"{field}_args has {shown(arg)}, which a configuration may not set; allowed are "
                 f"{', '.join(sorted(ARCHITECTURE_ARGS))}"
             )
         fits, wanted = ARCHITECTURE_ARGS[arg]
@@ -107,11 +108,11 @@ def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value of a configuration, short enough for a message."""
+    """Representation of a value, shortened for a message."""
     return shortened(repr(value), 80)
 
 
 def shortened(text: str, length: int = 1000) -> str:
-    """A message, or a part of one, that repeats a stranger's words, on one line."""
+    """Untrusted text for a message, on one line and at most `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."

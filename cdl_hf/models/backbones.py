@@ -1,4 +1,4 @@
-"""Frozen timm Vision Transformers: made by name, or loaded with their pre-trained weights."""
+"""Frozen backbones: timm Vision Transformers created by name, loaded with pretrained weights, or restored."""
 
 import hashlib
 import json
@@ -22,25 +22,25 @@ from .architecture_args import check_architecture, shown
 from .prefix_attention import PrefixBlock, check_backbone
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "backbones"
-# Of timm.create_model, about where weights are from and go, not about the transformer.
+# Arguments of timm.create_model about loading weights, not about the architecture.
 LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
-# What a configuration may make: timm's largest plain ViT has 1.8 billion, and images of 4096 pixels 65,536 patches.
+# Limits of a configuration: timm's largest plain ViT has 1.8 billion parameters; 4096 pixels give 65,536 patches.
 MAX_PARAMETERS, MAX_PATCHES = 3_000_000_000, 65_536
-# Of a Hub repository, or none. The Hub's client makes a path of it: nothing leads out of its cache.
+# Revision of a Hub repository, or none. The Hub client uses it in a path, which must stay inside its cache.
 _REVISION = re.compile(r"([\w-][\w.-]*(/[\w-][\w.-]*)*)?", re.ASCII)
 
 
 @dataclass
 class PretrainedBackbone:
-    """A loaded transformer and what is needed to make it again.
+    """A loaded transformer and what is needed to create it again.
 
     Args:
         name: timm name (architecture, with the tag of its weights where there is one).
         args: Keyword arguments of `timm.create_model`.
         module: The transformer, without classifier.
         pretrained_cfg: timm's data configuration: input size, mean, std, interpolation, crop.
-        source: What the user named: a timm tag, a Hub repository or the name of a folder.
-        hub_name: The repository on the Hub that its weights are from, if they are.
+        source: Name that the user gave: a timm tag, a Hub repository or the name of a folder.
+        hub_name: Hub repository of its weights, if they are from the Hub.
     """
 
     name: str
@@ -65,13 +65,13 @@ class PretrainedBackbone:
 
 
 def create_backbone(name: str, **args) -> VisionTransformer:
-    """A timm Vision Transformer without classifier and without pre-trained weights.
+    """A timm Vision Transformer without classifier and without pretrained weights.
 
-    It is made without memory first, so that one which is not fit, or far too large, is refused at once.
+    It is first created on the meta device, so that an unsuitable or far too large one is refused immediately.
 
     Raises:
         ValueError: timm does not know the name or an argument, the model is not a plain ViT with a class token, or it
-            is larger than any that exists.
+            is larger than any known one.
     """
     backbone = _without_memory(name, name, args)
     return backbone if torch.get_default_device().type == "meta" else _create(name, name, args, pretrained=False)
@@ -87,18 +87,18 @@ def load_backbone(
             (`vit_base_patch16_224.augreg2_in21k_ft_in1k`, fetched from the Hub), a Hub repository
             (`hf_hub:timm/...`), or a folder in timm's form (`config.json` and `model.safetensors`), such as
             `recipes/pretrain.py` writes.
-        weights: A local file with the weights of the architecture `source`, instead of the Hub's.
-        pretrained: Whether to load weights at all; random ones serve to measure speed.
+        weights: A local file with weights of the architecture `source`, instead of those on the Hub.
+        pretrained: Whether to load weights; random ones are enough to measure speed.
         args: Keyword arguments of `timm.create_model`, such as `img_size=224` (position embeddings are resampled).
 
     Raises:
-        ValueError: The architecture is unknown or unsuitable, no tag says which weights, or they cannot be loaded.
+        ValueError: The architecture is unknown or unsuitable, the name has no tag, or weights cannot be loaded.
     """
     source = str(source).removeprefix("local-dir:")  # timm's word for a folder
     folder = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
     if folder.is_dir():
         if weights is not None:
-            raise ValueError(f"the folder {folder} has weights of its own: leave out those of {weights}")
+            raise ValueError(f"the folder {folder} has its own weights: do not pass weights={str(weights)!r}")
         config = _read_config(folder)
         name, args = config["architecture"], {**config["model_args"], **args}
         args.pop("num_classes", None)
@@ -118,10 +118,10 @@ def load_backbone(
         tags = timm.list_pretrained(f"{name}.*")
         if not tags:
             raise ValueError(f"there is no backbone {name!r}: {_unknown(name)}")
-        raise ValueError(f"{name!r} does not say which pre-trained weights; choose one of: {', '.join(tags)}")
+        raise ValueError(f"{name!r} does not name pretrained weights; choose one of: {', '.join(tags)}")
     module = _create(name, name, args, pretrained=pretrained)
     pretrained_cfg = _pretrained_cfg(module)
-    if ":" in name:  # a Hub repository: its config.json knows the architecture and its arguments
+    if ":" in name:  # a Hub repository: its config.json has the architecture and its arguments
         name, args = pretrained_cfg["architecture"], {**(pretrained_cfg.get("model_args") or {}), **args}
     hub_name = str(source).split(":", 1)[1] if ":" in str(source) else pretrained_cfg.get("hf_hub_id")
     args = {arg: value for arg, value in args.items() if arg not in LOADING_ARGS}
@@ -135,24 +135,24 @@ def find_backbone(
     given: Sequence[PretrainedBackbone] = (),
     **download: Any,
 ) -> PretrainedBackbone:
-    """The transformer whose weights a checkpoint has left out: one of `given`, or else the one that its source names.
+    """The transformer whose weights a checkpoint has left out: one of `given`, or else loaded from its source.
 
-    What a checkpoint says is a stranger's word. Weights are taken from safetensors files alone, and from nowhere but a
-    bundled folder, a timm tag, a Hub repository, or a folder of that name in the current directory.
+    A checkpoint is untrusted. Weights are read only from safetensors files, and only from a bundled folder, a timm
+    tag, a Hub repository, or a folder of that name in the current directory.
 
     Args:
         name, args: Fields of a checked [`PromptViTConfig`].
         weights: Their source and SHA-256.
-        download: `local_files_only`, `cache_dir` and `token` as the user has given them, never the checkpoint.
+        download: `local_files_only`, `cache_dir` and `token` of the user, never of the checkpoint.
 
     Raises:
-        ValueError: They cannot be loaded, or the source holds other weights.
+        ValueError: The weights cannot be loaded, or the source has other weights.
     """
     source, digest = weights["source"], weights["sha256"]
     for backbone in given:
         if backbone.digest == digest:
             return backbone
-    advice = "give the right ones: from_pretrained(..., backbones=[load_backbone(...)])"
+    advice = "pass the right ones: from_pretrained(..., backbones=[load_backbone(...)])"
     try:
         module, hub_name = _load_left_out(name, args, source, download)
     except ValueError as error:
@@ -162,7 +162,7 @@ def find_backbone(
     found = PretrainedBackbone(name, args, module, _pretrained_cfg(module), source, hub_name)
     if found.digest != digest:
         raise ValueError(
-            f"the weights found for {source} are not those that the prompts were learnt for (SHA-256 "
+            f"the weights found for {source} are not those that the prompts were trained on (SHA-256 "
             f"{found.digest[:12]}..., not {digest[:12]}...); {advice}"
         )
     return found
@@ -202,14 +202,14 @@ def restore_backbones(model: PreTrainedModel, given: Sequence[PretrainedBackbone
 def _load_left_out(
     name: str, args: dict[str, Any], source: str, download: dict[str, Any]
 ) -> tuple[VisionTransformer, str | None]:
-    """The transformer with its source's weights, and the repository that they are from, if they are."""
+    """The transformer with weights from its source, and their Hub repository, if they have one."""
     if source.startswith(("hf_hub:", "hf-hub:")):
         hub_name, _, revision = source.split(":", 1)[1].partition("@")
         if not _REVISION.fullmatch(revision):
-            raise ValueError(f"{shown(revision)} is no revision of a Hub repository")
+            raise ValueError(f"{shown(revision)} is not a revision of a Hub repository")
         return _with_weights(name, args, _download(hub_name, revision or None, download), source), hub_name
     if not re.fullmatch(r"\w[\w. -]*", source):
-        raise ValueError("it is neither a timm name with its tag nor a Hub repository nor a plain name of a folder")
+        raise ValueError("it is not a timm name with a tag, a Hub repository or a plain folder name")
     for folder in (BUNDLED / source, Path(source)):
         if folder.is_dir():
             return _with_weights(name, args, folder / "model.safetensors", source), None
@@ -225,18 +225,18 @@ def _load_left_out(
 
 def _with_weights(name: str, args: dict[str, Any], file: Path, source: str) -> VisionTransformer:
     if not file.is_file():
-        raise ValueError(f"there is no {file}, and no other file is read on a checkpoint's word")
+        raise ValueError(f"there is no {file}, and a checkpoint may not name another file")
     module = create_backbone(name, **args)
     _load_weights(module, file, source)
     return module
 
 
 def _download(hub_name: str, revision: str | None, download: dict[str, Any]) -> Path:
-    """A repository's model.safetensors in the cache of the Hub."""
+    """Downloads model.safetensors of a repository to the cache of the Hub."""
     try:
         return Path(hf_hub_download(hub_name, "model.safetensors", revision=revision, **download))
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"{hub_name} is not in the cache, and the Hub cannot be asked") from error
+        raise ValueError(f"{hub_name} is not in the cache, and the Hub cannot be reached") from error
     except EntryNotFoundError as error:
         raise ValueError(f"{hub_name} has no model.safetensors") from error
     except (OSError, HFValidationError) as error:
@@ -244,10 +244,10 @@ def _download(hub_name: str, revision: str | None, download: dict[str, Any]) -> 
 
 
 def backbone_digest(module: VisionTransformer) -> str:
-    """SHA-256 over the weights of a frozen transformer, by which a checkpoint names it.
+    """SHA-256 of the weights of a frozen transformer, by which a checkpoint identifies it.
 
-    Without the position embeddings: timm resamples them to the size of the images, not to the same bit everywhere. On
-    the meta device, where there are no weights, over their shapes.
+    Position embeddings are excluded: timm resamples them to the size of the images, and not bit-identically on every
+    machine. On the meta device, which has no weights, it is the digest of their shapes.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
@@ -261,7 +261,7 @@ def backbone_digest(module: VisionTransformer) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder in timm's form, which may be a stranger's too: its arguments merely shape."""
+    """The `config.json` of a folder in timm's format, which is untrusted: only architecture arguments are allowed."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
@@ -270,20 +270,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise ValueError(f"{file} is not of a backbone: it names no architecture (see recipes/pretrain.py)")
+        raise ValueError(f"{file} does not describe a backbone: it names no architecture (see recipes/pretrain.py)")
     args = config.get("model_args") or {}
     if not isinstance(args, dict):
-        raise ValueError(f"{file} is not of a backbone: model_args must be an object, got {shown(args)}")
+        raise ValueError(f"{file} does not describe a backbone: model_args must be an object, got {shown(args)}")
     config["model_args"] = {arg: value for arg, value in args.items() if arg != "num_classes"}
     try:
         check_architecture("model", config["architecture"], config["model_args"])
     except ValueError as error:
-        raise ValueError(f"{file} is not of a backbone: {error}") from error
+        raise ValueError(f"{file} does not describe a backbone: {error}") from error
     return config
 
 
 def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> None:
-    """Loads a file's weights, in any of the forms that timm reads; it would not mind if some or all were missing."""
+    """Loads weights from a file in any format of timm, which itself would accept missing tensors."""
     if not file.is_file():
         raise ValueError(f"the weights file {file} of {shown_name} does not exist")
     try:
@@ -292,28 +292,29 @@ def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> Non
         lines = [line.strip() for line in str(error).splitlines()]
         if "size mismatch" in str(error):
             raise ValueError(
-                f"{file} holds weights of another architecture than {shown_name}: {lines[1]} ({len(lines) - 1} such)"
+                f"{file} has weights of another architecture than {shown_name}: {lines[1]} ({len(lines) - 1} tensors "
+                "differ)"
             ) from error
         if "Unsupported globals" in str(error):
             raise ValueError(
-                f"{file} holds code besides weights, which is not run: give the weights alone, as .safetensors"
+                f"{file} contains code, which is not run: save only the weights, as .safetensors"
             ) from error
         reason = lines[0].split(". ")[0]
-        raise ValueError(f"{file} cannot be loaded for {shown_name}, it may be damaged: {reason}") from error
+        raise ValueError(f"{file} cannot be loaded for {shown_name}; it may be damaged: {reason}") from error
     except (OSError, EOFError, KeyError, ValueError, AttributeError, SafetensorError) as error:
         raise ValueError(
-            f"{file} is damaged, or no file of weights: {type(error).__name__} {error}, on reading it for {shown_name}"
+            f"{file} cannot be read as weights for {shown_name}: {type(error).__name__} {error}"
         ) from error
     if loaded is not None and loaded.missing_keys:
         missing, total = loaded.missing_keys, len(module.state_dict())
         raise ValueError(
-            f"{file} does not hold the weights of {shown_name}: {len(missing)} of {total} tensors are missing, such "
+            f"{file} does not have all weights of {shown_name}: {len(missing)} of {total} tensors are missing, such "
             f"as {missing[0]}"
         )
 
 
 def _without_memory(name: str, shown_name: str, args: dict[str, Any]) -> VisionTransformer:
-    """The transformer on the meta device, if it is not far too large."""
+    """The transformer on the meta device; refuses one that is far too large."""
     with torch.device("meta"):
         backbone = _create(name, shown_name, args, pretrained=False)
     parameters, patches = sum(p.numel() for p in backbone.parameters()), backbone.patch_embed.num_patches
@@ -328,10 +329,10 @@ def _without_memory(name: str, shown_name: str, args: dict[str, Any]) -> VisionT
 def _create(
     name: str, shown_name: str, args: dict[str, Any], pretrained: bool, overlay: dict[str, Any] | None = None
 ) -> VisionTransformer:
-    """timm's model, made of our blocks.
+    """A model of timm with [`PrefixBlock`]s.
 
     Args:
-        overlay: Takes the place of entries of timm's `pretrained_cfg`.
+        overlay: Replaces entries of timm's `pretrained_cfg`.
     """
     if overlay is not None:
         args = {**args, "pretrained_cfg_overlay": overlay}
@@ -339,13 +340,13 @@ def _create(
         backbone = timm.create_model(name, num_classes=0, **args, pretrained=pretrained)
     except (RuntimeError, TypeError, AssertionError) as error:  # unknown name or argument, weights of another shape
         reason = _unknown(name) if "Unknown model" in str(error) else str(error)
-        raise ValueError(f"timm cannot make the backbone {shown_name!r} with {args}: {reason}") from error
+        raise ValueError(f"timm cannot create the backbone {shown_name!r} with {args}: {reason}") from error
     except (OSError, SafetensorError) as error:  # not on the Hub, no network, not in the local cache, unreadable file
         raise ValueError(f"the weights of {shown_name!r} cannot be read: {error}") from error
     check_backbone(backbone, shown_name)
     assert isinstance(backbone, VisionTransformer)
     for block in backbone.blocks:
-        block.__class__ = PrefixBlock  # the same parts, run in another way
+        block.__class__ = PrefixBlock  # the same modules with another forward
     return backbone
 
 

@@ -1,9 +1,10 @@
-"""Classifiers that are computed from features rather than learnt by gradients: one for all classes, never forgotten.
+"""Classifiers that are computed from features instead of trained by gradients, one for all classes seen.
 
-One contract. `classifier.fit(features, labels)` adds the features (n, D) of classes, which are columns (n,), once;
-`classifier(features, columns)` answers (B, D) with scores (B, columns) in float32, under autocast too. `init_weights`
-forgets everything. Buffers are what predicts; what only further classes need is no part of a saved model: a run keeps
-it in its checkpoints (`statistics`, `load_statistics`).
+All share one contract. `classifier.fit(features, labels)` adds features (n, D) with class ids (n,), once per class;
+`classifier(features, num_classes)` maps features (B, D) to scores (B, num_classes) of the first classes, in float32
+also under autocast. `init_weights` resets the classifier. Buffers hold what a prediction needs. Tensors that are only
+needed to add classes are not part of a saved model: a run stores them in its checkpoints (`statistics`,
+`load_statistics`).
 """
 
 from collections.abc import Mapping
@@ -18,46 +19,48 @@ from .precision import in_full_precision, to_float64
 
 
 class Classifier(nn.Module):
-    """What the classifiers share: they take no gradient.
+    """Base class of the computed classifiers, which have no gradients.
 
     Args:
-        config: The model's.
-        embed_dim: D of the features.
+        config: Configuration of the model.
+        embed_dim: D, size of the features.
     """
 
-    for_further_classes: tuple[str, ...] = ()  # names of the tensors that a prediction does not need
+    for_further_classes: tuple[str, ...] = ()  # names of the tensors that are needed only to add classes
 
     @property
     def num_values(self) -> int:
-        """How many numbers a prediction needs: these are no parameters."""
+        """Number of values that a prediction needs; they are not parameters."""
         return sum(buffer.numel() for buffer in self.buffers())
 
     @property
     def num_statistics(self) -> int:
-        """How many numbers are kept beside them for further classes."""
+        """Number of values that are kept only to add classes."""
         return 0
 
     def statistics(self) -> dict[str, Tensor]:
-        """What fitting further classes needs beside the buffers, on the CPU; nothing before the first are fitted."""
+        """Tensors that are needed to add classes, on the CPU; empty before the first fit."""
         found = {name: getattr(self, name) for name in self.for_further_classes}
         return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
 
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        """Puts back what [`statistics`] gave; without, no further classes can be fitted."""
+        """Restores the output of [`statistics`]; without it, no classes can be added."""
         for name in self.for_further_classes:
             setattr(self, name, statistics[name].clone() if name in statistics else None)
 
     def init_weights(self) -> None:
         """Forgets all classes."""
-        raise NotImplementedError  # every classifier has its own
+        raise NotImplementedError
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
-        raise NotImplementedError  # every classifier has its own
+        raise NotImplementedError
 
 
 class NearestClassMean(Classifier):
-    """Cosine of the angle to each class's mean of unit features (SimpleCIL, arXiv 2303.07338, section 3.2), times
-    `scale`, which only makes probabilities of it."""
+    """Cosine similarity to the mean of each class's normalized features (SimpleCIL, arXiv 2303.07338, section 3.2).
+
+    It is multiplied by `scale`, so that a softmax gives useful probabilities.
+    """
 
     scale = 16.0
     sums: Tensor
@@ -80,15 +83,15 @@ class NearestClassMean(Classifier):
 
 
 class RanPAC(Classifier):
-    """Ridge regression onto the classes from random features (RanPAC, arXiv 2307.02251, sections 3 and 4).
+    """Ridge regression from random features to classes (RanPAC, arXiv 2307.02251, sections 3 and 4).
 
-    Features are projected to `ranpac_width` = M fixed random directions and rectified; their second-order statistics
-    over all images so far are kept, and solved after each task. The ridge is the power of ten with which four fifths
-    of the new task's images predict the rest best.
+    Features are projected to `ranpac_width` = M fixed random directions and rectified. Their second-order statistics
+    over all images so far are accumulated, and the regression is solved after each task. The ridge is the power of ten
+    with which four fifths of the new task's images best predict the rest.
 
     Attributes:
-        gram: (M, M), products of the random features, summed over all images so far; `None` before the first.
-        sums: (M, C), the random features summed for each class.
+        gram: (M, M), sum of the outer products of the random features of all images so far; `None` before the first.
+        sums: (M, C), sum of the random features of each class.
     """
 
     for_further_classes = ("gram", "sums")
@@ -118,14 +121,14 @@ class RanPAC(Classifier):
         """See [`Classifier`].
 
         Raises:
-            ValueError: Classes have been fitted before, but the statistics of their images are not here.
+            ValueError: Classes have been fitted before, but their statistics are missing.
         """
         hidden = self._random_features(features)
         if self.gram is None or self.sums is None:
             if self.weight.any():
                 raise ValueError(
-                    "RanPAC cannot add classes to a saved model, which holds only what predicts: go on from the run's "
-                    "checkpoints, or fit all classes again"
+                    "RanPAC cannot add classes to a saved model, which has no statistics: resume from the checkpoints "
+                    "of the run, or fit all classes again"
                 )
             self.gram, self.sums = hidden.new_zeros(hidden.shape[1], hidden.shape[1]), torch.zeros_like(self.weight.T)
         self.gram, self.sums = self.gram.to(hidden.device), self.sums.to(hidden.device)
@@ -152,7 +155,7 @@ class RanPAC(Classifier):
         self.sums.addmm_(hidden.T, targets)
 
     def _decompose(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Eigenvalues and -vectors of the Gram matrix, which solve every ridge at once, and the rotated sums."""
+        """Eigenvalues and eigenvectors of the Gram matrix, which solve every ridge at once, and the rotated sums."""
         assert self.gram is not None and self.sums is not None
         eigenvalues, vectors = torch.linalg.eigh(to_float64(self.gram))
         return eigenvalues.clamp_min(0), vectors, vectors.T @ to_float64(self.sums)

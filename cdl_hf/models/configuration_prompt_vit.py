@@ -1,4 +1,4 @@
-"""Configuration of a prompted Vision Transformer: everything but the weights that a prediction needs."""
+"""Configuration of a prompted Vision Transformer."""
 
 import re
 from dataclasses import field, fields
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from .architecture_args import MAX_DEPTH, MAX_EMBED_DIM, check_architecture, is_number, is_whole, shortened, shown
 
-# Prompt length, pool size and prompted blocks of the papers (None: not a notion of this method, or derived).
+# Prompt length, pool size and prompted blocks of the papers (None: not used by the method, or derived).
 PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
     "l2p": {"pool_size": 30, "prompt_length": 20, "prompt_blocks": [0]},
     "dualprompt": {"pool_size": None, "prompt_length": 20, "prompt_blocks": [2, 3, 4]},
@@ -20,8 +20,8 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 HEADS = ("linear", "ncm", "ranpac")
-# What a configuration may ask for. Far above any use, but low enough that a wrong one is refused before it takes the
-# memory: a million prompt vectors of ViT-B are 3 GB.
+# Bounds far above any use, but low enough to refuse a wrong configuration before it allocates memory: a million prompt
+# vectors of ViT-B take 3 GB.
 BOUNDS = {
     "pool_size": (1, 100_000),
     "prompt_length": (1, 10_000),
@@ -35,43 +35,43 @@ BOUNDS = {
 MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
 MAX_NAME = 255  # bytes of a folder's name
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Names beside the fields: those that a file may hold, and those that transformers reads for other models only.
+# Names that are not fields: those allowed in a file, and those that transformers reads only for other models.
 INHERITED = ("model_type", "num_labels", "name_or_path", "output_attentions", "use_return_dict")
 FOREIGN = (
     *("rope_theta", "rope_parameters", "layer_types"),
-    # of which transformers would read other files, or ask other packages
+    # these make transformers read other files or use other packages
     *("configuration_files", "transformers_weights", "quantization_config"),
 )
-TRANSFORMERS = ("backbone", "query_backbone")  # fields whose transformers' weights a checkpoint may leave out
+TRANSFORMERS = ("backbone", "query_backbone")  # fields of transformers whose weights a checkpoint may leave out
 
 
 @strict
 class PromptViTConfig(PreTrainedConfig):
     r"""
-    Configuration of [`PromptViTForImageClassification`]: a frozen timm Vision Transformer, the prompts that steer it,
-    its head over a stream of tasks, and how much of the stream it has seen.
+    Configuration of [`PromptViTForImageClassification`]: a frozen timm Vision Transformer, its prompts, its head over
+    a stream of tasks, and the number of tasks seen.
 
     Args:
         backbone (`str`, defaults to `"vit_tiny_patch16_224"`):
             timm name of the frozen transformer (a tag such as `.augreg_in21k` names its weights).
         backbone_args (`dict`, *optional*):
-            Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`; only those that
-            shape it (see `architecture_args.py`).
+            Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`; only architecture
+            arguments are allowed (see `architecture_args.py`).
         query_backbone (`str`, *optional*):
             timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
-            model's own backbone without prompts. A teacher in CDL takes its student's backbone.
+            model's own backbone without prompts. A teacher in CDL uses the backbone of its student.
         query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
         backbone_weights (`dict`, *optional*):
-            Where the transformer's weights are from: `{"source": a timm name with tag, a Hub repository
-            ("hf_hub:owner/name") or a plain name of a folder, "sha256": their digest}`.
+            Origin of the backbone's weights: `{"source": a timm name with tag, a Hub repository
+            ("hf_hub:owner/name") or a plain folder name, "sha256": their digest}`.
         query_backbone_weights (`dict`, *optional*): The same of the query backbone.
         left_out (`list[str]`, *optional*):
             Transformers whose weights are not in the checkpoint (`"backbone"`, `"query_backbone"`): `from_pretrained`
-            takes them from their sources.
+            loads them from their sources.
         classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
-        tasks_seen (`int`, defaults to 0): Tasks whose training has begun; the first `seen_classes` outputs compete.
+        tasks_seen (`int`, defaults to 0): Number of tasks started; logits cover their `seen_classes` classes.
         prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"`, `"apt"` or
-            `"none"`: the frozen transformer as it is.
+            `"none"` (the frozen transformer without prompts).
         pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
         prompt_length (`int`, *optional*): Tokens of a prompt; the first half are keys, the second values.
         prompt_blocks (`list[int]`, *optional*): Prompted blocks (DualPrompt: those of the E-prompts); APT: all.
@@ -79,18 +79,18 @@ class PromptViTConfig(PreTrainedConfig):
         g_prompt_length (`int`, defaults to 6): Tokens of a G-prompt of DualPrompt.
         g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
         ortho_weight (`float`, defaults to 0.0): Weight of CODA-Prompt's orthogonality loss.
-        ema_decay (`float`, defaults to 0.7): Share of the merged prompts that APT keeps when it merges a new task's.
+        ema_decay (`float`, defaults to 0.7): Decay of APT's moving average over the prompts of the tasks.
         head (`str`, defaults to `"linear"`):
-            What a prediction is made with: the `"linear"` heads that are trained, or a classifier computed from the
-            features of all classes so far, `"ncm"` or `"ranpac"`.
-        ranpac_width (`int`, defaults to 2000): Random features of RanPAC.
+            Classifier that predicts: the trained `"linear"` heads, or `"ncm"` or `"ranpac"`, which are computed from
+            the features of all classes seen.
+        ranpac_width (`int`, defaults to 2000): Number of random features of RanPAC.
         kd_branch (`str`, defaults to `"none"`):
-            What a student carries besides its prompts: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
+            KD branch of a student: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
         kd_alpha (`float`, defaults to 0.5):
-            Weight of the KD head against the student's head in a prediction (CDL-Prompt: always the plain mean).
-        kd_prompt_length (`int`, defaults to 6): KDP vectors of a block; the first half are keys, the second values.
+            Weight of the KD head in a prediction, against the student's head (CDL-Prompt: always the mean).
+        kd_prompt_length (`int`, defaults to 6): KDP vectors per block; the first half are keys, the second values.
         kd_prompt_blocks (`int`, *optional*): Leading blocks with KDP vectors; all by default.
-        teacher_width (`int`, *optional*): Width of the teacher whose prompts a CDL-Prompt student maps into its own.
+        teacher_width (`int`, *optional*): embed_dim of the teacher whose prompts a CDL-Prompt student maps.
     """
 
     model_type = "prompt_vit"
@@ -131,16 +131,16 @@ class PromptViTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "PromptViTConfig":
-        """As `PreTrainedConfig.from_dict`, of a file that may be a stranger's.
+        """As `PreTrainedConfig.from_dict`, for an untrusted file.
 
         Raises:
-            ValueError: A field is unknown to this class and means something to transformers, or makes no sense.
+            ValueError: A field is invalid, or is not of this class but has a meaning in transformers.
         """
         _check_inherited(config_dict)
         known = {*INHERITED, *(known.name for known in fields(cls))}
-        for name in config_dict:  # what is set on the configuration must not take the place of a method
+        for name in config_dict:  # an attribute of the configuration must not replace a method
             if name in FOREIGN or (hasattr(cls, name) and name not in known):
-                raise ValueError(f"{name} is no field of a {cls.model_type} configuration")
+                raise ValueError(f"{name} is not a field of a {cls.model_type} configuration")
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
@@ -148,10 +148,10 @@ class PromptViTConfig(PreTrainedConfig):
 
     @classmethod
     def checked(cls, **values: Any) -> "PromptViTConfig":
-        """As the constructor.
+        """As the constructor, but raises a plain error.
 
         Raises:
-            ValueError: The fields make no sense; plainly, not wrapped as the constructor does.
+            ValueError: Fields are invalid.
         """
         try:
             return cls(**values)
@@ -164,21 +164,21 @@ class PromptViTConfig(PreTrainedConfig):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the whole stream: rows of the head."""
+        """Number of classes of the whole stream: rows of the head."""
         return sum(self.classes_per_task)
 
     @property
     def seen_classes(self) -> int:
-        """Classes of the tasks whose training has begun: columns of the logits."""
+        """Number of classes of the started tasks: columns of the logits."""
         return sum(self.classes_per_task[: self.tasks_seen])
 
     @property
     def current_classes(self) -> slice:
-        """Columns of the newest task's classes."""
+        """Class ids of the current task."""
         return slice(sum(self.classes_per_task[: self.tasks_seen - 1]), self.seen_classes)
 
     def validate_fields(self):
-        """In this order: later checks rely on earlier ones."""
+        """Checks all fields; later checks rely on earlier ones."""
         self._check_backbones()
         self._check_numbers()
         self._check_stream()
@@ -205,7 +205,7 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"left_out may name {' and '.join(TRANSFORMERS)} once each, got {shown(self.left_out)}")
         for name in self.left_out:
             if getattr(self, name) is None or not getattr(self, f"{name}_weights"):
-                raise ValueError(f"left_out names {name}, but {name}_weights does not tell where its weights are from")
+                raise ValueError(f"left_out names {name}, but {name}_weights does not give the source of its weights")
 
     def _check_numbers(self) -> None:
         for name, (low, high) in BOUNDS.items():
@@ -280,15 +280,15 @@ class PromptViTConfig(PreTrainedConfig):
             if self.prompt_method in ("apt", "none"):
                 has = "APT has neither" if self.prompt_method == "apt" else "there are none"
                 raise ValueError(
-                    f"kd_branch 'cdl_prompt' maps prompt tokens chosen by the image's query, and {has}: "
-                    "take another kd_branch or prompt_method"
+                    f"kd_branch 'cdl_prompt' maps prompt tokens selected by the query of the image, and {has}: "
+                    "choose another kd_branch or prompt_method"
                 )
             if self.teacher_width is None:
                 raise ValueError(f"kd_branch 'cdl_prompt' needs teacher_width, got {self.teacher_width}")
 
 
 def _check_inherited(config: dict[str, Any]) -> None:
-    """Refuses what transformers would stumble over, or fetch code for, in fields that are its own."""
+    """Checks fields of transformers that would make it fail or download code."""
     for name in ("dtype", "torch_dtype"):
         if config.get(name) is not None and str(config[name]) not in DTYPES:
             raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {shown(config[name])}")
@@ -297,7 +297,7 @@ def _check_inherited(config: dict[str, Any]) -> None:
     names = config.get("id2label")
     is_names = isinstance(names, dict) and all(re.fullmatch(r"\d{1,7}", str(key)) for key in names)
     if names is not None and not (is_names and all(isinstance(name, str) for name in names.values())):
-        raise ValueError(f"id2label must give each column a name, got {shown(names)}")
+        raise ValueError(f"id2label must map class ids to names, got {shown(names)}")
     if "num_labels" in config and not is_whole(config["num_labels"], 0, MAX_CLASSES):
         raise ValueError(f"num_labels must be at most {MAX_CLASSES:,}, got {shown(config['num_labels'])}")
 

@@ -1,9 +1,9 @@
-"""Conversion of state dicts trained by the authors' code of CDL (arXiv 2407.13911) to checkpoints of this package.
+"""Conversion of state dicts from the authors' code of CDL (arXiv 2407.13911) to checkpoints of this package.
 
     python -m cdl_hf.models.conversion student.pth converted/ --role student --classes_per_task 20 --num_tasks 10
 
-The prompt method, the KD branch, the transformers and all sizes are read off the names and shapes of the tensors. What
-they do not say is an argument: how the classes are split into tasks, and how many of the tasks have been trained.
+The prompt method, the KD branch, the transformers and all sizes follow from the names and shapes of the tensors. The
+classes of each task and the number of trained tasks do not, and are arguments.
 """
 
 import pickle
@@ -22,7 +22,7 @@ from ..cli import argument, cli_error, parse
 from .configuration_prompt_vit import PromptViTConfig
 from .modeling_prompt_vit import PromptViTForImageClassification
 
-# Parts of a model that differ in their name only; the first that fits counts.
+# Our prefix -> theirs, for parts that differ only in name; the first match counts.
 THEIR_NAMES = {
     "backbone.": "feat.",
     "query_backbone.": "s_feat.",
@@ -46,22 +46,22 @@ def convert(
     teacher_state_dict: dict[str, Tensor] | None = None,
     **config: Any,
 ) -> tuple[PromptViTForImageClassification, list[str]]:
-    """Makes a model of an authors' state dict.
+    """Converts a state dict of the authors' code to a model.
 
     Args:
-        state_dict: Tensors by their names (`feat.blocks.0...`, `prompt.e_p_0`), after `module.` or not; the model
-            takes them over.
-        role: `"teacher"` or `"student"`. A teacher has the tensors of a KD branch too, but they play no part in it.
+        state_dict: Tensors by their names (`feat.blocks.0...`, `prompt.e_p_0`), with or without the prefix `module.`;
+            the model uses these tensors without copying them.
+        role: `"teacher"` or `"student"`. A teacher also has tensors of a KD branch, which are not used.
         classes_per_task: Number of classes of each task of the stream, in order.
-        tasks_seen: Tasks trained so far, whose classes the model predicts; all when `None`.
-        backbone: timm architecture of `feat`; found by its width, patch size and image size when `None`.
+        tasks_seen: Number of tasks trained so far, whose classes the model predicts; all if `None`.
+        backbone: timm architecture of `feat`; if `None`, found by its embed_dim, patch size and image size.
         query_backbone: The same for `s_feat`, if the model has one.
-        class_names: Names of all classes in the order of their columns; their numbers when `None`.
-        teacher_state_dict: The teacher's, whose prompts a student of CDL-Prompt (`prompt_map.*`) takes with it.
+        class_names: Names of all classes by class id; their numbers if `None`.
+        teacher_state_dict: State dict of the teacher, whose prompts a student of CDL-Prompt (`prompt_map.*`) needs.
         config: Further fields of [`PromptViTConfig`], such as `top_k`, `ortho_weight`, `ema_decay`, `kd_alpha`.
 
     Returns:
-        The model in evaluation mode, and the names of the tensors that it has no use for.
+        The model in evaluation mode, and the names of the tensors that are not used.
 
     Raises:
         ValueError: A tensor is missing or has another shape, or the arguments do not fit the state dict.
@@ -93,7 +93,7 @@ def convert(
     settings = PromptViTConfig.checked(classes_per_task=list(classes_per_task), tasks_seen=seen, **fields, **config)
     settings.id2label = dict(enumerate(names[: settings.seen_classes]))
     settings.label2id = {name: i for i, name in settings.id2label.items()}
-    with torch.device("meta"):  # all weights are about to be replaced
+    with torch.device("meta"):  # all weights will be replaced
         model = PromptViTForImageClassification(settings)
 
     for name, tensor in model.state_dict().items():
@@ -111,7 +111,7 @@ def _plain_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prompts(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Takes the prompts: the configuration's fields that describe them, and the tensors by our names."""
+    """Takes the prompts: the fields of the configuration that describe them, and the tensors by our names."""
     if "prompt.prompt_tokens" in source:  # rows 2l and 2l + 1 are the key's and the value's vector of block l
         current, merged = (_take(source, f"prompt.{name}") for name in ("prompt_tokens", "global_merged_prompt"))
         tensors = {"prompts": current.unflatten(0, (-1, 2)), "merged": merged.unflatten(0, (-1, 2))}
@@ -136,7 +136,7 @@ def _prompts(source: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tenso
 def _kd_branch(
     source: dict[str, Tensor], teacher_state_dict: dict[str, Tensor] | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Takes what a student carries for the teacher's knowledge, if it does, as `_prompts` does the prompts."""
+    """Takes the KD branch of a student, if there is one, in the same way as `_prompts`."""
     if "kd_prompt.kd_p_0" in source:
         fields, tensors = {"kd_branch": "kdp", "kd_prompt_blocks": 1}, {"token": _take(source, "kd_prompt.kd_p_0")}
         if "kd_prompt.kd_p_1" in source:
@@ -146,7 +146,7 @@ def _kd_branch(
     if any(name.startswith("prompt_map.") for name in source):
         if teacher_state_dict is None:
             raise ValueError(
-                "a student of CDL-Prompt predicts with its teacher's prompts: give the teacher's state dict"
+                "a student of CDL-Prompt predicts with its teacher's prompts: pass the state dict of the teacher"
             )
         _, pool = _prompts(_plain_names(teacher_state_dict))
         tensors = {name.replace("prompt_pool", "teacher_pool"): tensor for name, tensor in pool.items()}
@@ -159,7 +159,7 @@ def _kd_branch(
 
 
 def _architecture(source: dict[str, Tensor], part: str) -> str:
-    """timm name of the plain ViT of usual size whose tensors begin with `part`."""
+    """timm name of the plain ViT with a usual size whose tensors start with `part`."""
     tokens, embed_dim = source[f"{part}pos_embed"].shape[-2:]
     patch = source[f"{part}patch_embed.proj.weight"].shape[-1]
     if embed_dim not in SIZES:

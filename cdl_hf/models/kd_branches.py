@@ -1,8 +1,8 @@
-"""What a student carries besides its prompts so that the teacher's knowledge has a place of its own.
+"""KD branches: parameters of a student that are trained only by distillation, with a KD head.
 
-One contract, [`KDBranch`]. A branch may add a token to the sequence, and keys and values to a block's attention; a KD
-head reads one token of the last block's output. It acts in training and in predictions alike, is shared by all tasks
-and never reset.
+All share the contract of [`KDBranch`]. A branch may add a token to the sequence, and keys and values to the attention
+of a block; the KD head reads one output token of the last block. A branch acts in training and in prediction, is
+shared by all tasks and never reset.
 """
 
 import torch
@@ -16,10 +16,10 @@ from .prompt_pools import POOLS, PromptPool, attended_cosine, orthonormal_rows
 
 
 class KDBranch(nn.Module):
-    """What the branches share.
+    """Base class of the branches.
 
     Args:
-        config: The student's.
+        config: Configuration of the student.
         embed_dim: D, embed_dim of the student.
         query_dim: Dq, embed_dim of the query network.
         depth: Number of blocks of the student.
@@ -27,7 +27,7 @@ class KDBranch(nn.Module):
     Attributes:
         cls_index: Position of the CLS token, which the student's head reads.
         kd_index: Position of the token that the KD head reads.
-        kd_weight: Weight of the KD head in a prediction; the rest is the student's head's.
+        kd_weight: Weight of the KD head in a prediction; the rest is the weight of the student's head.
     """
 
     cls_index = 0
@@ -48,13 +48,13 @@ class KDBranch(nn.Module):
     def attention_context(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
-        """What goes before and after the keys and values of a block's tokens, given the prompt method's prefix."""
+        """Prefix and suffix of the keys and values of a block's tokens, given the prefix of the prompt method."""
         return prefix, None
 
 
 class DeiTToken(KDBranch):
     """The distillation token of DeiT (arXiv 2012.12877, section 4), as CDL (arXiv 2407.13911 v2) adds it to a frozen
-    transformer: zero at first, without position, put before CLS."""
+    transformer: before CLS, without position embedding, initialized to zero."""
 
     cls_index = 1
 
@@ -70,11 +70,11 @@ class DeiTToken(KDBranch):
 
 
 class KDP(KDBranch):
-    """Knowledge distillation prompts (CDL, arXiv 2407.13911 v3): one token at the end of the sequence, and in the
-    later blocks vectors that follow the tokens' keys and values.
+    """Knowledge distillation prompts (CDL, arXiv 2407.13911 v3): one token at the end of the sequence, and in
+    all blocks but the first vectors after the keys and values of the tokens.
 
     Raises:
-        ValueError: There are more prompted blocks than the transformer has.
+        ValueError: The transformer has fewer blocks than are prompted.
     """
 
     kd_index = -1
@@ -100,7 +100,7 @@ class KDP(KDBranch):
     def attention_context(
         self, prefix: Prefix | None, query: Tensor | None, block: int, task_id: int
     ) -> tuple[Prefix | None, Prefix | None]:
-        """The first half of a block's vectors are keys, the second values; block 0 has only the token."""
+        """The first half of a block's vectors are keys, the second half values; block 0 has only the token."""
         if self.prompts is None or not 1 <= block <= len(self.prompts):
             return prefix, None
         key, value = self.prompts[block - 1].chunk(2)
@@ -110,17 +110,17 @@ class KDP(KDBranch):
 class PromptMap(KDBranch):
     """CDL-Prompt (CDL, arXiv 2407.13911 v1): the teacher's prompts, mapped into the student before its own.
 
-    In each prompted block the teacher's prompt for the image is averaged over its tokens to m (B, D_teacher), and
-    weighs the map's prompts V_i by cos(m * a_i, k_i). A teacher's prompt depends on the query alone, so that a frozen
-    copy of its pool serves predictions without its transformer. The KD head reads the CLS token.
+    In each prompted block the teacher's prompt for an image is averaged over its tokens to m (B, D_teacher), and
+    weights the prompts V_i of the map by cos(m * a_i, k_i). The teacher's prompt depends only on the query, so
+    predictions need a frozen copy of its pool but not its transformer. The KD head reads the CLS token.
 
     Raises:
-        ValueError: The teacher is too narrow for orthogonal components of the map.
+        ValueError: embed_dim of the teacher is too small for orthogonal components of the map.
     """
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
-        self.kd_weight = 0.5  # the plain mean of the heads, whatever the weight of the losses
+        self.kd_weight = 0.5  # the mean of the heads, independent of the weight of the losses
         teacher_dim, length = config.teacher_width, config.prompt_length
         assert teacher_dim is not None and length is not None  # as the configuration has checked
         self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_dim, query_dim, depth)
@@ -140,7 +140,7 @@ class PromptMap(KDBranch):
             init.copy_(parameter, rows.view(parameter.shape))
 
     def train(self, mode: bool = True) -> "PromptMap":
-        """As `nn.Module.train`, but the teacher's prompts stay frozen and in evaluation mode."""
+        """As `nn.Module.train`, but the teacher's pool stays frozen and in evaluation mode."""
         super().train(mode)
         self.teacher_pool.requires_grad_(False).eval()
         return self

@@ -1,4 +1,4 @@
-"""A frozen Vision Transformer steered by learnt prompts, with a head that grows task by task."""
+"""Prompted Vision Transformer: a frozen backbone, learned prompts, and a head that grows task by task."""
 
 import re
 from collections.abc import Sequence
@@ -31,15 +31,16 @@ class PromptViTOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Cross-entropy plus `prompt_loss`. Over all classes seen, of what predicts: the heads, mixed where there are
-            two, and in evaluation mode a computed classifier in their place. In training mode between [`start_task`]
-            and [`end_task`], as in the papers: over the classes of that task alone, of the own head.
+            Cross-entropy plus `prompt_loss`. In training mode between [`start_task`] and [`end_task`], the
+            cross-entropy is that of `head_logits` over the classes of the task, as in the papers. Otherwise it is
+            over all classes seen, with the KD head mixed in, and in evaluation mode of `logits`.
         logits (`torch.FloatTensor` of shape `(B, C_seen)`):
-            In evaluation mode what a user predicts with, heads mixed; in training mode the model's own head alone.
-        head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): The own trained head's, which a student follows.
-        kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): The KD head's, when there is a KD branch.
+            In evaluation mode the logits to predict with: of the computed classifier, if there is one, or of the head,
+            mixed with those of the KD branch. In training mode the same as `head_logits`.
+        head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): Logits of the trained head, which a student distills.
+        kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): Logits of the KD head, if there is one.
         prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned in training mode or with `labels`):
-            The prompt method's own loss, if it has one.
+            Loss of the prompt method, if it has one.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             The tokens (B, n, D) before the first block and after each, before the final norm.
     """
@@ -54,10 +55,10 @@ class PromptViTOutput(ModelOutput):
 
 class PromptViTForImageClassification(PreTrainedModel):
     """
-    A frozen timm Vision Transformer with a prompt pool, a head, and, for some students, a KD branch with its head.
+    A frozen timm Vision Transformer with a prompt pool and a head; some students also have a KD branch with a KD head.
 
-    Tasks begin with [`start_task`] and end with [`end_task`]; what was learnt, and of how many tasks, is in the
-    configuration and the weights, so that `from_pretrained` after any task predicts as before saving.
+    Tasks begin with [`start_task`] and end with [`end_task`]. The configuration counts the started tasks, so that a
+    model saved after any task predicts the same after `from_pretrained`.
     """
 
     config: PromptViTConfig
@@ -69,7 +70,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
     _no_split_modules = ["PrefixBlock"]
     _keep_in_fp32_modules_strict = ["head", "kd_head", "classifier", "kd_classifier"]
-    # Of RanPAC, in checkpoints of earlier versions: what only further classes need.
+    # Statistics of RanPAC in checkpoints of earlier versions, needed only to add classes.
     _keys_to_ignore_on_load_unexpected = [r"^(kd_)?classifier\.(gram|sums)$"]
     _supports_sdpa = True
 
@@ -108,16 +109,16 @@ class PromptViTForImageClassification(PreTrainedModel):
     def from_backbone(
         cls, backbone: PretrainedBackbone, query_backbone: PretrainedBackbone | None = None, **config
     ) -> "PromptViTForImageClassification":
-        """A model with new prompts on a pre-trained transformer.
+        """A model with new prompts on a pretrained backbone.
 
         Args:
             backbone: Output of [`load_backbone`].
-            query_backbone: The transformer that makes the query; the model's own by default. A teacher takes its
-                student's, so that one pass serves both.
+            query_backbone: The transformer that computes the query; by default the model's own backbone. If a teacher
+                uses that of its student, one query pass serves both.
             config: Fields of [`PromptViTConfig`]: `classes_per_task`, `prompt_method`, ...
 
         Raises:
-            ValueError: The fields do not fit each other or the transformers.
+            ValueError: The fields do not fit each other or the backbones.
         """
         if query_backbone is not None and query_backbone.is_the_same_as(backbone):
             query_backbone = None
@@ -144,10 +145,10 @@ class PromptViTForImageClassification(PreTrainedModel):
 
         Args:
             save_backbone: `False` leaves out the weights of the frozen transformers, by far the largest part. The
-                checkpoint names them by source and digest, and [`from_pretrained`] puts them back.
+                checkpoint records their source and digest, and [`from_pretrained`] restores them.
 
         Raises:
-            ValueError: They are to be left out, but nothing tells where they are from.
+            ValueError: The weights are to be left out, but their source is unknown.
         """
         if save_backbone:
             super().save_pretrained(save_directory, **kwargs)
@@ -156,8 +157,8 @@ class PromptViTForImageClassification(PreTrainedModel):
         for name in left_out:
             if not getattr(self.config, f"{name}_weights"):
                 raise ValueError(
-                    f"the {name}'s weights cannot be left out: nothing tells where they are from, since the model was "
-                    "not made with from_backbone"
+                    f"the weights of the {name} cannot be left out: their source is unknown, as the model was not "
+                    "made with from_backbone"
                 )
         is_left_out = re.compile("|".join(map(left_out_pattern, left_out)))
         state_dict = kwargs.pop("state_dict", None) or self.state_dict()
@@ -177,15 +178,15 @@ class PromptViTForImageClassification(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        """As `PreTrainedModel.from_pretrained`, also of what was saved with `save_backbone=False`.
+        """As `PreTrainedModel.from_pretrained`; also loads models saved with `save_backbone=False`.
 
         Args:
-            backbones: Outputs of [`load_backbone`] that take the place of weights left out, where these cannot be
-                loaded by their names alone (a folder, a file, no network).
+            backbones: Outputs of [`load_backbone`] for weights that were left out and cannot be loaded by name (from a
+                folder, a file, or without a network).
 
         Raises:
-            ValueError: A transformer left out cannot be loaded, or is not the one that the prompts were learnt for, or
-                weights and configuration do not fit.
+            ValueError: Weights that were left out cannot be loaded or differ from those that the prompts were trained
+                on, or the weights do not fit the configuration.
         """
         kwargs.setdefault("use_safetensors", True)  # nothing is unpickled
         try:
@@ -197,10 +198,10 @@ class PromptViTForImageClassification(PreTrainedModel):
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             raise ValueError(
-                f"the weights of {pretrained_model_name_or_path} have other shapes than its configuration says"
+                f"the weights of {str(pretrained_model_name_or_path)!r} do not have the shapes of its configuration"
             ) from error
         except SafetensorError as error:
-            raise ValueError(f"the weights of {pretrained_model_name_or_path} are damaged: {error}") from error
+            raise ValueError(f"the weights of {str(pretrained_model_name_or_path)!r} are damaged: {error}") from error
         download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
         restore_backbones(model, backbones, **download)
         return (model, loading_info) if output_loading_info else model
@@ -216,9 +217,9 @@ class PromptViTForImageClassification(PreTrainedModel):
                     init.trunc_normal_(parameter, std=0.02)
 
     def train(self, mode: bool = True) -> "PromptViTForImageClassification":
-        """As `nn.Module.train`, but what is frozen stays frozen and in evaluation mode."""
+        """As `nn.Module.train`, but frozen modules stay frozen and in evaluation mode."""
         super().train(mode)
-        self._freeze()  # here too, since `from_pretrained` makes new parameters, all with gradients, and calls this
+        self._freeze()  # here too: `from_pretrained` makes new parameters with gradients, and calls this
         return self
 
     def _freeze(self) -> None:
@@ -228,13 +229,13 @@ class PromptViTForImageClassification(PreTrainedModel):
                 module.requires_grad_(False).eval()
 
     def start_task(self, class_names: Sequence[str]) -> None:
-        """Begins the next task: its classes join the outputs and `config.id2label`, its prompts are made ready.
+        """Begins the next task: adds its classes to the outputs and to `config.id2label`, and prepares its prompts.
 
         Args:
-            class_names: Names of the task's classes in the order of their columns.
+            class_names: Names of the task's classes in the order of their class ids.
 
         Raises:
-            ValueError: The stream has no further task, or the number of names is not that of the task's classes.
+            ValueError: The stream has no further task, or the task has another number of classes.
         """
         config, task_id = self.config, self.config.tasks_seen
         if task_id == config.num_tasks:
@@ -252,13 +253,13 @@ class PromptViTForImageClassification(PreTrainedModel):
         self._in_task = True
 
     def end_task(self) -> None:
-        """Ends the training of the task begun last: APT merges its prompts."""
+        """Ends the training of the current task: APT merges its prompts."""
         self.prompt_pool.end_task(self.config.tasks_seen - 1)
         self._in_task = False
 
     @torch.no_grad()
     def head_features(self, pixel_values: Tensor, query: Tensor | None = None) -> Tensor:
-        """What the heads read: (B, 1, D) of the head, or (B, 2, D) of the head and the KD head.
+        """Inputs of the heads: (B, 1, D) for the head, or (B, 2, D) for the head and the KD head.
 
         Args:
             pixel_values: (B, 3, H, W)
@@ -270,11 +271,11 @@ class PromptViTForImageClassification(PreTrainedModel):
         return torch.stack([features] if kd_features is None else [features, kd_features], dim=1)
 
     def fit_classifier(self, features: Tensor, labels: Tensor) -> None:
-        """Adds a task's images to the classifiers that predict in place of the heads, if the model has such.
+        """Fits the images of a task to the computed classifiers, if the model has them.
 
         Args:
             features: (n, 1 or 2, D), outputs of [`head_features`] in evaluation mode.
-            labels: (n,), columns.
+            labels: (n,), class ids.
         """
         for i, classifier in enumerate((self.classifier, self.kd_classifier)):
             if classifier is not None:
@@ -282,22 +283,22 @@ class PromptViTForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:
-        """The query of each image: CLS output of the frozen, un-prompted query network, after its final norm.
+        """The query of each image: CLS output of the frozen query network without prompts, after its final norm.
 
         Args:
             pixel_values: (B, 3, H, W)
 
         Returns:
-            (B, Dq), or `None` for a method whose prompts take no query.
+            (B, Dq), or `None` for a prompt method without queries.
         """
         if not self.prompt_pool.needs_query:
             return None
         return cls_features(self.query_backbone or self.backbone, pixel_values)
 
     def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
-        """Whether one query pass serves both: both take a query, and their query networks have equal weights.
+        """Whether one query pass serves both: both use a query, and their query networks have equal weights.
 
-        On the meta device, where there are no weights, equal shapes are enough.
+        On the meta device, which has no weights, the shapes must be equal.
         """
         if not (self.prompt_pool.needs_query and other.prompt_pool.needs_query):
             return False
@@ -320,15 +321,15 @@ class PromptViTForImageClassification(PreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): Images as the image processor returns them.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Columns of the classes seen, or -100 for none; in training mode between `start_task` and `end_task`
-                of that task's classes.
+                Class ids of classes seen, or -100 to ignore an image; in training mode between `start_task` and
+                `end_task`, class ids of the task.
             query (`torch.FloatTensor` of shape `(B, Dq)`, *optional*):
-                Output of [`query`], to compute it once for teacher and student; computed here when not given.
+                Output of [`query`], to compute it once for teacher and student; computed if not given.
             output_hidden_states (`bool`, *optional*):
-                Whether to return all tokens of all blocks. Without it the last block computes only what a head reads.
+                Whether to return all tokens of all blocks. If not, the last block computes only those for the heads.
 
         Raises:
-            ValueError: No task has been started, or labels are not those of its classes.
+            ValueError: No task has been started, or labels are not class ids of its classes.
         """
         if not self.config.tasks_seen:
             raise ValueError("the model has seen no class yet: call start_task(class_names) first")
@@ -355,13 +356,13 @@ class PromptViTForImageClassification(PreTrainedModel):
             if prompt_loss is not None:
                 loss = loss + prompt_loss
         elif not self.training:
-            prompt_loss = None  # pipelines take each output apart by images
+            prompt_loss = None  # pipelines split each output by images
         return PromptViTOutput(loss, logits, head_logits, kd_logits, prompt_loss, hidden_states)
 
     def _encode(
         self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...] | None]:
-        """Features (B, D) that the head and the KD head read, the prompt loss, and all tokens if asked for."""
+        """Features (B, D) for the head and the KD head, the prompt loss, and all tokens if requested."""
         vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
         with torch.no_grad():
             x = embed(vit, pixel_values)
@@ -389,22 +390,22 @@ class PromptViTForImageClassification(PreTrainedModel):
         return tokens[:, 0], kd_features, total, hidden_states if output_hidden_states else None
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of columns `labels` (B,): all classes seen compete or, as in the papers, those of the task in training."""
+        """Cross-entropy of class ids (B,) over all classes seen or, in training, over those of the task."""
         masked = self.training and self._in_task
-        columns = self.config.current_classes if masked else slice(0, self.config.seen_classes)
+        classes = self.config.current_classes if masked else slice(0, self.config.seen_classes)
         if labels.is_floating_point() or labels.ndim != 1:
-            raise ValueError(f"labels must be whole numbers (B,), got {labels.dtype} {tuple(labels.shape)}")
+            raise ValueError(f"labels must be integers (B,), got {labels.dtype} {tuple(labels.shape)}")
         labels = labels.long()
         ignored = labels == -100
-        strange = labels[~ignored & ((labels < columns.start) | (labels >= columns.stop))]
-        if len(strange):
-            what = "the task that is trained has" if masked else "the model has seen"
+        invalid = labels[~ignored & ((labels < classes.start) | (labels >= classes.stop))]
+        if len(invalid):
+            owner = "of the current task" if masked else "seen by the model"
             raise ValueError(
-                f"labels must be columns {columns.start} to {columns.stop - 1}, the classes that {what}, got "
-                f"{strange[0].item()}"
+                f"labels must be class ids from {classes.start} to {classes.stop - 1}, the classes {owner}, got "
+                f"{invalid[0].item()}"
             )
-        targets = torch.where(ignored, labels, labels - columns.start)
-        return F.cross_entropy(logits[:, columns].float(), targets)
+        targets = torch.where(ignored, labels, labels - classes.start)
+        return F.cross_entropy(logits[:, classes].float(), targets)
 
 
 __all__ = ["PromptViTForImageClassification", "PromptViTOutput"]

@@ -1,4 +1,4 @@
-"""A timm Vision Transformer's blocks run with prefix keys and values, added CLS vectors and extra tokens."""
+"""Blocks of timm Vision Transformers with prefix keys and values, added CLS vectors and extra tokens."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 @dataclass
 class Prefix:
-    """What a prompt adds to one attention layer. All vectors are raw: not projected, without position.
+    """Vectors that a prompt adds to one attention layer, without projection or position embedding.
 
     Args:
-        key, value: (B or 1, L, D): keys and values put before those of the tokens (prefix tuning, arXiv 2101.00190).
-        cls_key, cls_value: (D,): added to the CLS token's key and value only (APT, arXiv 2503.07979).
+        key, value: (B or 1, L, D): keys and values before those of the tokens (prefix tuning, arXiv 2101.00190).
+        cls_key, cls_value: (D,): added to the key and value of the CLS token (APT, arXiv 2503.07979).
     """
 
     key: Tensor | None = None
@@ -26,7 +26,7 @@ class Prefix:
     cls_value: Tensor | None = None
 
     def concat(self, other: "Prefix | None") -> "Prefix":
-        """Keys and values of this prefix, then those of the other."""
+        """Keys and values of this prefix followed by those of the other."""
         if other is None:
             return self
         assert self.key is not None and self.value is not None and other.key is not None and other.value is not None
@@ -36,35 +36,35 @@ class Prefix:
 
 
 def check_backbone(backbone: torch.nn.Module, name: str) -> None:
-    """Refuse what is not a plain timm Vision Transformer with a class token.
+    """Checks that a network is a plain timm Vision Transformer with a class token.
 
     Raises:
-        ValueError: It is of another family, its patches are not made by a projection or a convolutional stem, its
-            blocks are not timm's standard pre-norm blocks, there is no class token, or its images are not square or
-            not of three channels.
+        ValueError: It is of another family, its patch embedding is not a projection or a convolutional stem, its
+            blocks are not timm's standard pre-norm blocks, it has no class token, or its images are not square or do
+            not have three channels.
     """
     if type(backbone) is not VisionTransformer:  # subclasses have tokens or paths of their own
         raise ValueError(f"{name} is a {type(backbone).__name__}; prompts need a plain timm VisionTransformer")
     if not backbone.has_class_token:
-        raise ValueError(f"{name} has no class token, which is what a head and a query read; choose one that has")
+        raise ValueError(f"{name} has no class token, which heads and queries need; choose a backbone that has one")
     if type(backbone.patch_embed) not in (PatchEmbed, HybridEmbed):
         raise ValueError(
-            f"{name} makes its patches with a {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed "
+            f"{name} embeds its patches with {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed "
             "or HybridEmbed"
         )
     check_images(backbone, name)
     for block in backbone.blocks:
         if type(block) is not Block:
-            raise ValueError(f"{name} is made of {type(block).__name__}s; prompts need timm's pre-norm Block")
+            raise ValueError(f"{name} has blocks of type {type(block).__name__}; prompts need timm's pre-norm Block")
         if type(block.attn) is not Attention or block.attn.gate is not None:
             raise ValueError(f"{name} has a {type(block.attn).__name__} that is gated or not timm's plain Attention")
 
 
 def check_images(network: torch.nn.Module, name: str) -> None:
-    """Refuse a timm network that is not made for square images of three channels, which all images here are.
+    """Checks that a timm network takes square images with three channels, as all images are here.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It takes other images.
     """
     channels, height, width = get_model_input_config(network)["input_size"]
     if channels != 3:
@@ -76,29 +76,29 @@ def check_images(network: torch.nn.Module, name: str) -> None:
 def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
     """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches].
 
-    Images are resized where this transformer expects another size, so that teacher, student and query network may
-    differ in it and share a batch. On a CPU under autocast to bfloat16 the tokens are in it from here on.
+    Images are resized to the size of this transformer, so that teacher, student and query network with different sizes
+    can share a batch. On a CPU under autocast to bfloat16, the tokens are bfloat16 from here on.
     """
     size = tuple(vit.patch_embed.img_size)
     if tuple(pixel_values.shape[-2:]) != size and not vit.dynamic_img_size:
         pixel_values = F.interpolate(pixel_values, size, mode="bilinear", antialias=True)
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
     if is_on_cpu(tokens) and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-        # The position embeddings have made float32 of them: twice the memory, and a conversion before every product.
-        # Elsewhere autocast computes norms in float32, and there would be as many conversions.
+        # Adding position embeddings gives float32, which takes twice the memory and a conversion before every product.
+        # On other devices autocast computes norms in float32, so this would not save conversions.
         tokens = tokens.to(torch.bfloat16)
     return tokens
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether what follows is computed as a CPU does it best; what counts for other devices on a CPU says no."""
+    """Whether a tensor is on a CPU; tests replace this function to run the code for other devices on a CPU."""
     return tensor.device.type == "cpu"
 
 
 def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
-    """The norm between the last block and a head (one of the two is the identity): (..., D) -> (..., D).
+    """The norm between the last block and a head (one of timm's two is the identity): (..., D) -> (..., D).
 
-    What heads and queries read is in the precision of the weights.
+    The output has the precision of the weights.
     """
     assert vit.cls_token is not None  # see check_backbone
     return vit.fc_norm(vit.norm(tokens.to(vit.cls_token.dtype)))
@@ -116,10 +116,10 @@ def run_block(
 
     Args:
         x: (B, n, D) tokens.
-        prefix: Keys and values put before those of the tokens, and vectors added to the CLS token's.
-        suffix: Keys and values put after those of the tokens.
+        prefix: Keys and values before those of the tokens, and vectors added to those of the CLS token.
+        suffix: Keys and values after those of the tokens.
         cls_index: Position of the CLS token.
-        rows: Positions of the tokens wanted; all when `None`. Only these get queries, projection and MLP.
+        rows: Positions of the output tokens; all if `None`. Queries, projection and MLP are computed only for these.
 
     Returns:
         (B, n or len(rows), D)
@@ -130,14 +130,16 @@ def run_block(
 
 
 class PrefixBlock(Block):
-    """timm's block, whose parts prompts run one by one. It is called as a module all the same: what shards a
-    transformer, or spreads it over devices, does so block by block and needs its hooks called."""
+    """timm's block with prefix and suffix.
+
+    It is called as a module, as sharding a transformer or placing its blocks on devices relies on hooks of the blocks.
+    """
 
     forward = run_block  # type: ignore[assignment]
 
 
 def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """CLS output of an un-prompted transformer of [`PrefixBlock`]s after its final norm: (B, 3, H, W) -> (B, D)."""
+    """CLS output of a transformer without prompts after its final norm: (B, 3, H, W) -> (B, D)."""
     x = embed(vit, pixel_values)
     for block in vit.blocks[:-1]:
         x = block(x)
@@ -181,15 +183,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Scaled dot-product attention over (B, H, n, d)."""
     if not is_on_cpu(query) or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    # There torch's fused attention (2.14) is slow in two ways.
+    # On a CPU in bfloat16, torch's fused attention (2.14) is slow in two ways.
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
-        # Its backward pass takes four times as long as that of attention written out.
+        # Its backward pass takes four times as long as that of explicit matrix products.
         heads = query.shape[:2]
         query, key, value = (t.flatten(0, 1) for t in (query, key, value))
-        with torch.autocast("cpu", enabled=False):  # which would keep the softmax in float32
+        with torch.autocast("cpu", enabled=False):  # autocast would compute the softmax in float32
             scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scale)
             return (scores.softmax(dim=-1) @ value).unflatten(0, heads)
-    # Its forward pass takes half as long where the keys are a multiple of 16.
+    # Its forward pass takes half as long if the number of keys is a multiple of 16.
     spare = -key.shape[2] % 16
     mask = torch.arange(key.shape[2] + spare) < key.shape[2]
     key, value = (F.pad(t, (0, 0, 0, spare)) for t in (key, value))
@@ -202,5 +204,5 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _prefix_heads(vectors: Tensor, like: Tensor) -> Tensor:
-    """(B or 1, L, H*d) -> (B, H, L, d), in the dtype of the tokens' keys."""
+    """(B or 1, L, H*d) -> (B, H, L, d), in the dtype of the keys of the tokens."""
     return _heads(vectors.to(like.dtype), like.shape[1]).expand(like.shape[0], -1, -1, -1)

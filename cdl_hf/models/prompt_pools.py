@@ -1,10 +1,10 @@
-"""The prompt methods: what each adds to which block for which image.
+"""Prompt pools: the prompt that each method adds to each block for each image.
 
-One contract. `pool(query, block, task_id) -> (Prefix | None, loss | None)`: the query is (B, Dq), the loss a scalar of
-this block (the model adds the blocks'); in training mode the pool may use the task id, in evaluation mode only the
-query and how many tasks have been seen. `start_task` and `end_task` bracket the training of a task;
-`init_weights` draws all parameters as for a new stream. Selection is always per sample: a prediction depends on
-neither the batch's size nor its order.
+All pools share one contract, `pool(query, block, task_id) -> (Prefix | None, loss | None)`. The query is (B, Dq), and
+the loss is a scalar for this block; the model adds those of all blocks. In training mode a pool may use the task id,
+in evaluation mode only the query and the number of tasks seen. `start_task` and `end_task` enclose the training of a
+task; `init_weights` initializes all parameters for a new stream. Prompts are selected per sample, so a prediction does
+not depend on the size or order of the batch.
 """
 
 import torch
@@ -53,10 +53,10 @@ class PromptPool(nn.Module):
         raise NotImplementedError  # every pool has its own
 
     def start_task(self, task_id: int) -> None:
-        """Called before the training of a task."""
+        """Called before a task is trained."""
 
     def end_task(self, task_id: int) -> None:
-        """Called after the training of a task."""
+        """Called after a task was trained."""
 
 
 class L2P(PromptPool):
@@ -83,14 +83,14 @@ class L2P(PromptPool):
         i = self.blocks.index(block)
         similarity, chosen = cosine(query, self.keys[i]).topk(self.top_k, dim=1)
         pool = self.prompts[i]
-        # Not `pool[chosen]`, whose gradient is added up in another order each time on two threads or a GPU.
+        # Not `pool[chosen]`: its gradient is summed in a random order on several threads or a GPU.
         prompts = F.embedding(chosen, pool.flatten(1)).unflatten(-1, pool.shape[1:])
         key, value = _halves(prompts)  # each (B, top_k, L/2, D)
         return Prefix(key.flatten(1, 2), value.flatten(1, 2)), (1 - similarity).sum(1).mean()
 
 
 class DualPrompt(PromptPool):
-    """DualPrompt (arXiv 2204.04799, section 4): G-prompts for all tasks, and per block one E-prompt a task.
+    """DualPrompt (arXiv 2204.04799, section 4): G-prompts shared by all tasks, and one E-prompt per task and block.
 
     Trained with the E-prompt of the task; evaluated with the one whose key is nearest to the query. The loss is the
     mean over the batch of 1 - cos(query, key), added over the E blocks.
@@ -131,11 +131,11 @@ class DualPrompt(PromptPool):
 class CodaPrompt(PromptPool):
     """CODA-Prompt (arXiv 2211.13218, section 4): the prompt is a sum of components, weighted by attended similarity.
 
-    The components of a task are drawn orthonormal to all earlier ones when it starts; earlier tasks' are detached in
-    training. The loss is `ortho_weight` times the mean squared entries of KK'-I, AA'-I and PP'-I.
+    When a task starts, its components are drawn orthonormal to all earlier ones; those of earlier tasks are detached
+    in training. The loss is `ortho_weight` times the mean squared entries of KK'-I, AA'-I and PP'-I.
 
     Raises:
-        ValueError: The pool is larger than the query's embed_dim, so that no orthogonal draw exists.
+        ValueError: The pool has more components than there are orthogonal vectors of the query.
     """
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
@@ -145,8 +145,8 @@ class CodaPrompt(PromptPool):
         smallest = min(query_dim, length * embed_dim)
         if size > smallest:
             raise ValueError(
-                f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (width of the "
-                f"query network): set pool_size to at most {smallest // config.num_tasks * config.num_tasks}"
+                f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (embed_dim of "
+                f"the query network): set pool_size to at most {smallest // config.num_tasks * config.num_tasks}"
             )
         self.components_per_task = size // config.num_tasks
         self.ortho_weight = config.ortho_weight
@@ -156,13 +156,13 @@ class CodaPrompt(PromptPool):
 
     def init_weights(self) -> None:
         for parameter in (self.prompts, self.keys, self.attention):
-            init.zeros_(parameter)  # a component is drawn when its task starts, and plays no part before
+            init.zeros_(parameter)  # a component is drawn when its task starts, and has no effect before
 
     @torch.no_grad()
     def start_task(self, task_id: int) -> None:
         """Draws the task's components orthonormal to all earlier ones.
 
-        In place, since an optimizer, DDP and an EMA would keep the tensor of a replaced parameter.
+        In place: an optimizer, DDP or an EMA would keep the tensor of a replaced parameter.
         """
         first, end = task_id * self.components_per_task, (task_id + 1) * self.components_per_task
         for parameter in (self.prompts, self.keys, self.attention):
@@ -187,7 +187,7 @@ class CodaPrompt(PromptPool):
         return Prefix(key, value), loss
 
     def _visible(self, pool: Tensor, task_id: int) -> Tensor:
-        """Components of the tasks so far; in training those of earlier tasks are detached."""
+        """Components of the tasks so far; in training, those of earlier tasks are detached."""
         first, end = task_id * self.components_per_task, (task_id + 1) * self.components_per_task
         if self.training and first:
             return torch.cat([pool[:first].detach(), pool[first:end]])
@@ -197,7 +197,7 @@ class CodaPrompt(PromptPool):
 class APT(PromptPool):
     """APT (arXiv 2503.07979): one vector for the CLS token's key and one for its value in each block, no query.
 
-    Trained are the current vectors; predictions use the merged ones, a moving average over the tasks.
+    The current vectors are trained; predictions use the merged ones, a moving average over the tasks.
     """
 
     needs_query = False
@@ -216,7 +216,7 @@ class APT(PromptPool):
 
     @torch.no_grad()
     def end_task(self, task_id: int) -> None:
-        """Merges the current vectors: the first task's as they are, a later one's by the moving average."""
+        """Merges the current vectors: a copy after the first task, then the moving average."""
         decay = self.ema_decay if task_id else 0.0
         self.merged.mul_(decay).add_(self.prompts, alpha=1 - decay)
 
@@ -228,12 +228,12 @@ class APT(PromptPool):
 
 
 class NoPrompts(PromptPool):
-    """The frozen transformer as it is: what prompts must improve on."""
+    """No prompts: the frozen transformer, a baseline for the prompt methods."""
 
     needs_query = False
 
     def init_weights(self) -> None:
-        """Nothing to draw."""
+        """No parameters."""
 
     def forward(self, query: Tensor | None, block: int, task_id: int) -> tuple[None, None]:
         return None, None
@@ -251,7 +251,7 @@ POOLS: dict[str, type[PromptPool]] = {
 def cosine(query: Tensor, keys: Tensor) -> Tensor:
     """Cosine similarities (B, M) of queries (B, Dq) and keys (M, Dq), in float32 even under autocast.
 
-    Selection is discrete: rounding it to bfloat16 would make it depend on how a batch is laid out.
+    Selection is discrete: with the rounding of bfloat16 it would depend on the layout of the batch.
     """
     with in_full_precision(query):
         return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
@@ -271,9 +271,9 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def orthonormal_rows(earlier: Tensor, count: int) -> Tensor:
-    """Normal draws made orthonormal, in float64, to each other and to the rows of `earlier` (n, d): (count, d)."""
+    """Random rows (count, d), orthonormal to each other and to the rows of `earlier` (n, d), computed in float64."""
     rows = to_float64(earlier)
-    draws = torch.randn(count, rows.shape[1], dtype=torch.float64).to(rows.device)  # the same on every device
+    draws = torch.randn(count, rows.shape[1], dtype=torch.float64).to(rows.device)  # equal on every device
     return torch.linalg.qr(torch.cat([rows, draws]).T).Q.T[len(rows) :].to(earlier)
 
 

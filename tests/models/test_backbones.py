@@ -103,7 +103,7 @@ def test_folder_in_timms_form(tmp_path):
         ({"model_args": [1]}, "model_args must be an object"),
         ({"model_args": {"checkpoint_path": "/etc/hostname"}}, "model_args has 'checkpoint_path'"),
         ({"model_args": {"pretrained_cfg": {"url": "https://example.org/x.pth"}}}, "model_args has 'pretrained_cfg'"),
-        ({"model_args": {"depth": 20_000}}, "depth in model_args must be a whole number from 1 to 100"),
+        ({"model_args": {"depth": 20_000}}, "depth in model_args must be an integer from 1 to 100"),
         ({"model_args": {"depth": 100, "embed_dim": 8192, "num_heads": 8}}, "more than 3,000,000,000"),
         ({"model_args": {"norm_layer": "os.system"}}, "norm_layer in model_args must be one of"),
     ],

@@ -130,7 +130,7 @@ def test_own_query_network_is_not_kept_twice():
         (lambda s: s, {"role": "pupil"}, "'teacher' or 'student'"),
         (lambda s: s, {"class_names": ["one", "two"]}, "2 class_names, but the head has 9 rows"),
         (lambda s: s, {"tasks_seen": 4}, "tasks_seen is 4"),
-        (lambda s: s.update({"prompt_map.0.key": torch.zeros(2, 48)}), {}, "give the teacher's state dict"),
+        (lambda s: s.update({"prompt_map.0.key": torch.zeros(2, 48)}), {}, "pass the state dict of the teacher"),
         (lambda s: s.update({"feat.pos_embed": torch.zeros(1, 5, 40)}), {}, "embed_dim 40"),
         (lambda s: [s.pop(n) for n in list(s) if "e_p_" in n], {}, re.escape("has no prompt.e_p_*")),
     ],

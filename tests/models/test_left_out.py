@@ -142,7 +142,7 @@ def test_another_backbone_is_refused(tmp_path, monkeypatch):
     load("saved")
     (tmp_path / "mine").rename("gone")
     (tmp_path / "other").rename("mine")
-    with pytest.raises(ValueError, match="mine are not those that the prompts were learnt for"):
+    with pytest.raises(ValueError, match="mine are not those that the prompts were trained on"):
         load("saved")
     model.save_pretrained("whole")
     with pytest.raises(ValueError, match="'gone' .* is not a backbone of this checkpoint; expected none"):
@@ -152,7 +152,7 @@ def test_another_backbone_is_refused(tmp_path, monkeypatch):
 def test_weights_of_unknown_origin_are_not_left_out(tmp_path):
     model = tiny_model("l2p")
     unknown = PromptViTForImageClassification(PromptViTConfig(**{**model.config.to_dict(), "backbone_weights": {}}))
-    with pytest.raises(ValueError, match="nothing tells where they are from"):
+    with pytest.raises(ValueError, match="their source is unknown"):
         unknown.save_pretrained(tmp_path, save_backbone=False)
     assert not list(tmp_path.iterdir())
     model.save_pretrained(tmp_path, save_backbone=False)

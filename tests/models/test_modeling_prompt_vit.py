@@ -213,9 +213,9 @@ def test_labels_outside_a_task_are_of_all_classes_seen():
     logits = torch.lerp(output.logits, output.kd_logits, 0.5)
     assert torch.allclose(output.loss, F.cross_entropy(logits, labels) + output.prompt_loss)
     for label, mode in ((5, True), (5, False), (-1, True), (-1, False)):
-        with pytest.raises(ValueError, match=rf"columns 0 to 4, the classes that the model has seen, got {label}"):
+        with pytest.raises(ValueError, match=rf"class ids from 0 to 4, the classes seen by the model, got {label}"):
             model.train(mode)(x, labels=torch.full((5,), label))
-    with pytest.raises(ValueError, match="whole numbers"):
+    with pytest.raises(ValueError, match="must be integers"):
         model(x, labels=torch.rand(5))
     assert model(x, labels=labels.to(torch.int8)).loss == model(x, labels=labels).loss
 
@@ -223,5 +223,5 @@ def test_labels_outside_a_task_are_of_all_classes_seen():
 def test_labels_in_a_task_are_of_its_classes():
     model = tiny_model("l2p", tasks=2).train()
     assert torch.isfinite(model(images(2), labels=torch.tensor([3, 4])).loss)
-    with pytest.raises(ValueError, match="columns 3 to 4, the classes that the task that is trained has, got 1"):
+    with pytest.raises(ValueError, match="class ids from 3 to 4, the classes of the current task, got 1"):
         model(images(2), labels=torch.tensor([3, 1]))

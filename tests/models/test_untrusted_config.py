@@ -64,15 +64,18 @@ def nothing_is_fetched(monkeypatch):
 
 
 ARGS = [
-    ({"pretrained_cfg": {"url": "https://example.org/x.pth"}}, "has 'pretrained_cfg', which is no argument"),
+    (
+        {"pretrained_cfg": {"url": "https://example.org/x.pth"}},
+        "has 'pretrained_cfg', which a configuration may not set",
+    ),
     ({"pretrained_cfg_overlay": {"file": "x.pth"}}, "has 'pretrained_cfg_overlay'"),
     ({"cache_dir": "somewhere"}, "has 'cache_dir'"),
     ({"checkpoint_path": "x.pth"}, "has 'checkpoint_path'"),
     ({"features_only": True}, "has 'features_only'"),
     ({"scriptable": True}, "has 'scriptable'"),
     ({"num_classes": 5}, "has 'num_classes'"),
-    ({"depth": 20000}, "depth in .*_args must be a whole number from 1 to 100, got 20000"),
-    ({"depth": True}, "depth in .*_args must be a whole number"),
+    ({"depth": 20000}, "depth in .*_args must be an integer from 1 to 100, got 20000"),
+    ({"depth": True}, "depth in .*_args must be an integer"),
     ({"embed_dim": HUGE}, "embed_dim in"),
     ({"embed_dim": 30, "num_heads": 4}, "must be divisible by num_heads"),
     ({"img_size": HUGE}, "img_size in"),
@@ -102,8 +105,8 @@ FIELDS = [
     ({"query_backbone": "../x"}, "query_backbone must be the plain name"),
     ({"left_out": ["head"]}, "left_out may name backbone and query_backbone once each"),
     ({"left_out": ["backbone", "backbone"]}, "left_out may name"),
-    ({"left_out": ["query_backbone"]}, "does not tell where its weights are from"),
-    ({"left_out": ["backbone"], "backbone_weights": {}}, "does not tell where its weights are from"),
+    ({"left_out": ["query_backbone"]}, "does not give the source of its weights"),
+    ({"left_out": ["backbone"], "backbone_weights": {}}, "does not give the source of its weights"),
     ({"backbone_weights": {"source": "x", "sha256": "12"}}, "64 digits of their sha256"),
     ({"backbone_weights": {"source": "x"}}, "64 digits of their sha256"),
     ({"classes_per_task": [HUGE]}, "classes_per_task adds up to"),
@@ -129,14 +132,14 @@ FIELDS = [
     ({"ema_decay": float("inf")}, "ema_decay must be between 0 and 1"),
     ({"ortho_weight": float("inf")}, "ortho_weight must not be negative"),
     ({"num_labels": HUGE}, "num_labels must be at most"),
-    ({"id2label": ["a"]}, "id2label must give each column a name"),
+    ({"id2label": ["a"]}, "id2label must map class ids to names"),
     ({"dtype": "load"}, "dtype must be one of"),
     ({"attn_implementation": "someone/kernel"}, "attn_implementation must be"),
-    ({"attribute_map": {"backbone": "head"}}, "attribute_map is no field"),
-    ({"seen_classes": 3}, "seen_classes is no field"),
-    ({"to_dict": 3}, "to_dict is no field"),
-    ({"transformers_weights": 3}, "transformers_weights is no field"),
-    ({"transformers_weights": "../x.safetensors"}, "transformers_weights is no field"),
+    ({"attribute_map": {"backbone": "head"}}, "attribute_map is not a field"),
+    ({"seen_classes": 3}, "seen_classes is not a field"),
+    ({"to_dict": 3}, "to_dict is not a field"),
+    ({"transformers_weights": 3}, "transformers_weights is not a field"),
+    ({"transformers_weights": "../x.safetensors"}, "transformers_weights is not a field"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantization_config is no"),
     ({"backbone": "x" * HUGE_TEXT}, "backbone must be the plain name"),
     ({"head": "x" * HUGE_TEXT}, "head is 'xxx"),
@@ -163,7 +166,7 @@ UNSUITABLE = [
     ({"backbone_args": {**STUDENT, "class_token": False, "global_pool": "avg"}}, "no class token"),
     ({"backbone": "resnet18", "backbone_args": {}}, "ResNet"),
     ({"backbone": "vit_tinny_patch16_224"}, "no model 'vit_tinny_patch16_224'"),
-    ({"backbone_args": {**STUDENT, "embed_dim": 64}}, "other shapes than its configuration says"),
+    ({"backbone_args": {**STUDENT, "embed_dim": 64}}, "do not have the shapes of its configuration"),
     ({"kd_prompt_blocks": 50, "kd_branch": "kdp"}, "the backbone has 2 blocks"),
     ({"prompt_blocks": [0, 7]}, "the backbone has blocks 0 to 1"),
 ]
@@ -186,16 +189,16 @@ def test_transformers_that_are_unsuitable(rewritten, fields, reason):
         ("hf-hub:someone/something", "someone/something is not in the cache"),
         ("hf_hub:../..", "Repo id must"),
         ("hf_hub:someone/something@main", "someone/something is not in the cache"),
-        ("hf_hub:someone/something@../../../mine", "is no revision"),
-        ("hf_hub:someone/something@/etc/hostname", "is no revision"),
-        ("hf_hub:someone/something@refs/..", "is no revision"),
-        ("hf_hub:someone/something@a b", "is no revision"),
-        ("local-dir:mine", "neither a timm name"),
-        ("/etc", "neither a timm name"),
-        ("../mine", "neither a timm name"),
-        ("..", "neither a timm name"),
-        ("C:\\mine", "neither a timm name"),
-        ("mine", "there is no .*model.safetensors, and no other file is read"),
+        ("hf_hub:someone/something@../../../mine", "is not a revision"),
+        ("hf_hub:someone/something@/etc/hostname", "is not a revision"),
+        ("hf_hub:someone/something@refs/..", "is not a revision"),
+        ("hf_hub:someone/something@a b", "is not a revision"),
+        ("local-dir:mine", "it is not a timm name"),
+        ("/etc", "it is not a timm name"),
+        ("../mine", "it is not a timm name"),
+        ("..", "it is not a timm name"),
+        ("C:\\mine", "it is not a timm name"),
+        ("mine", "there is no .*model.safetensors, and a checkpoint may not name another"),
     ],
 )
 def test_sources_of_weights_left_out(rewritten, tmp_path, monkeypatch, source, reason):
@@ -250,7 +253,7 @@ def test_weights_of_a_tag_or_repository_are_taken_from_the_cache(source, tmp_pat
     assert torch.equal(loaded(x).logits, model(x).logits)
 
     save_file({name: tensor + 1 for name, tensor in state.items()}, snapshot / "model.safetensors")
-    with pytest.raises(ValueError, match="are not those that the prompts were learnt for"):
+    with pytest.raises(ValueError, match="are not those that the prompts were trained on"):
         PromptViTForImageClassification.from_pretrained(tmp_path / "saved", **given)
 
 

@@ -129,7 +129,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
         lambda w: w.pickle({"cls_token": torch.zeros(999)}, cut=-100),
         ("weights.pth", "damaged"),
     ),
-    ("text as weights", lambda w: w.weights("weights.pth", b"hello"), ("weights.pth", "no file of weights")),
+    ("text as weights", lambda w: w.weights("weights.pth", b"hello"), ("weights.pth", "cannot be read as weights")),
     ("other architecture", lambda w: w.teachers(), ("weights.safetensors", "another architecture", "cls_token")),
     ("other content", lambda w: w.pickle({"epoch": 3}), ("weights.pth", "150 of 150 tensors are missing")),
     (
