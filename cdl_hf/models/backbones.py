@@ -303,7 +303,7 @@ def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> Non
         raise ValueError(f"{file} cannot be loaded for {shown_name}; it may be damaged: {reason}") from error
     except (OSError, EOFError, KeyError, ValueError, AttributeError, SafetensorError) as error:
         raise ValueError(
-            f"{file} cannot be read as weights for {shown_name}: {type(error).__name__} {error}"
+            f"{file} cannot be read as weights for {shown_name}; it may be damaged: {type(error).__name__} {error}"
         ) from error
     if loaded is not None and loaded.missing_keys:
         missing, total = loaded.missing_keys, len(module.state_dict())

@@ -122,7 +122,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("folder without weights", lambda w: w.backbone("model.safetensors", None), ("model.safetensors", "not exist")),
     ("folder, cut weights", lambda w: w.backbone("model.safetensors", b"1234"), ("model.safetensors", "damaged")),
     ("no weights file", ["--teacher", TINY, "--teacher_weights", "/nowhere.pth"], ("/nowhere.pth", "not exist")),
-    ("weights for a folder", ["--teacher_weights", "/nowhere.pth"], ("weights of its own", "leave out")),
+    ("weights for a folder", ["--teacher_weights", "/nowhere.pth"], ("its own weights", "do not pass weights")),
     ("truncated weights", lambda w: w.teachers(cut=-100), ("weights.safetensors", "damaged")),
     (
         "truncated pickle",
