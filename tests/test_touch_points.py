@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from tiny_runs import run_recipe
 from torch.nn import Parameter
 from torch.nn import functional as F
@@ -169,6 +170,11 @@ def test_reports_read_toy_methods(run):
     header, *rows = as_csv([teacher, student], {}).splitlines()
     assert "worst_task" in header.split(",")
     assert all("toy_prompt" in row and "toy_sums" in row for row in rows) and "toy_kd" in rows[1]
+
+
+def test_toy_prompts_are_refused_where_they_do_not_fit(additions):
+    with pytest.raises(ValueError, match="'cdl_prompt' maps prompts .* and 'toy_prompt' takes no query"):
+        tiny_model("toy_prompt", "cdl_prompt")
 
 
 def test_the_help_names_toy_methods(additions, capsys):

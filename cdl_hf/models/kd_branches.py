@@ -115,7 +115,7 @@ class PromptMap(KDBranch):
     predictions need a frozen copy of its pool but not its transformer. The KD head reads the CLS token.
 
     Raises:
-        ValueError: embed_dim of the teacher is too small for orthogonal components of the map.
+        ValueError: The teacher's prompts take no query, or its embed_dim is too small for orthogonal components.
     """
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
@@ -124,6 +124,11 @@ class PromptMap(KDBranch):
         teacher_dim, length = config.teacher_width, config.prompt_length
         assert teacher_dim is not None and length is not None  # as the configuration has checked
         self.teacher_pool: PromptPool = POOLS[config.prompt_method](config, teacher_dim, query_dim, depth)
+        if not self.teacher_pool.needs_query:
+            raise ValueError(
+                f"kd_branch 'cdl_prompt' maps prompts chosen by the image's query, and {config.prompt_method!r} "
+                "takes no query: take another kd_branch or prompt_method"
+            )
         self.blocks = self.teacher_pool.prompted_blocks
         size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
         if size > teacher_dim:

@@ -41,12 +41,16 @@ class PromptPool(nn.Module):
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__()
         self.blocks = list(range(depth)) if config.prompt_blocks is None else config.prompt_blocks
-        g_blocks = config.g_prompt_blocks if config.prompt_method == "dualprompt" else []
-        self.prompted_blocks = sorted(self.blocks + g_blocks)
+        self.prompted_blocks = sorted(self.blocks + self.further_blocks(config))
         if not self.blocks or self.prompted_blocks[0] < 0 or self.prompted_blocks[-1] >= depth:
             raise ValueError(
                 f"prompted blocks {self.prompted_blocks} do not all exist: the backbone has blocks 0 to {depth - 1}"
             )
+
+    @staticmethod
+    def further_blocks(config: PromptViTConfig) -> list[int]:
+        """Blocks that are prompted besides `config.prompt_blocks`."""
+        return []
 
     def init_weights(self) -> None:
         """Draws all parameters as for a new stream."""
@@ -106,6 +110,10 @@ class DualPrompt(PromptPool):
         self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, embed_dim))
         self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, embed_dim))
         self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, query_dim))
+
+    @staticmethod
+    def further_blocks(config: PromptViTConfig) -> list[int]:
+        return config.g_prompt_blocks
 
     def init_weights(self) -> None:
         for parameter in (self.g_prompts, self.prompts, self.keys):
