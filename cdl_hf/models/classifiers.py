@@ -123,6 +123,29 @@ class RanPAC(Classifier):
         Raises:
             ValueError: Classes have been fitted before, but their statistics are missing.
         """
+        hidden, targets = self._prepare(features, labels)
+        held_out = torch.arange(len(hidden), device=hidden.device) % 5 == 0
+        with in_full_precision(hidden):
+            self._add(hidden[~held_out], targets[~held_out])
+            ridge = self._best_ridge(hidden[held_out], targets[held_out])
+            self._add(hidden[held_out], targets[held_out])
+            eigenvalues, vectors, sums = self._decompose()
+            self.weight.copy_((vectors @ (sums / (eigenvalues + ridge)[:, None])).T.to(self.weight))
+
+    @torch.no_grad()
+    def accumulate(self, features: Tensor, labels: Tensor) -> None:
+        """Adds a task's statistics without solving, which the next [`fit`] does for all tasks so far.
+
+        Args:
+            features: (n, D).
+            labels: (n,), class ids.
+        """
+        hidden, targets = self._prepare(features, labels)
+        with in_full_precision(hidden):
+            self._add(hidden, targets)
+
+    def _prepare(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Random features (n, M) and one-hot targets (n, C); the statistics begin at zero with the first task."""
         hidden = self._random_features(features)
         if self.gram is None or self.sums is None:
             if self.weight.any():
@@ -132,14 +155,7 @@ class RanPAC(Classifier):
                 )
             self.gram, self.sums = hidden.new_zeros(hidden.shape[1], hidden.shape[1]), torch.zeros_like(self.weight.T)
         self.gram, self.sums = self.gram.to(hidden.device), self.sums.to(hidden.device)
-        targets = F.one_hot(labels, self.sums.shape[1]).to(hidden.dtype)
-        held_out = torch.arange(len(hidden), device=hidden.device) % 5 == 0
-        with in_full_precision(hidden):
-            self._add(hidden[~held_out], targets[~held_out])
-            ridge = self._best_ridge(hidden[held_out], targets[held_out])
-            self._add(hidden[held_out], targets[held_out])
-            eigenvalues, vectors, sums = self._decompose()
-            self.weight.copy_((vectors @ (sums / (eigenvalues + ridge)[:, None])).T.to(self.weight))
+        return hidden, F.one_hot(labels, self.sums.shape[1]).to(hidden.dtype)
 
     def forward(self, features: Tensor, num_classes: int) -> Tensor:
         with in_full_precision(features):

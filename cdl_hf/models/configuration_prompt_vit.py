@@ -153,6 +153,8 @@ class PromptViTConfig(PreTrainedConfig):
         Raises:
             ValueError: Fields are invalid.
         """
+        if unknown := sorted(values.keys() - {f.name for f in fields(cls)}):
+            raise ValueError(f"PromptViTConfig has no field {unknown[0]!r}")
         try:
             return cls(**values)
         except StrictDataclassError as error:

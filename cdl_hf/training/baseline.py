@@ -63,10 +63,12 @@ def baseline_accuracies(
     for role, model in models.items():
         set_seed(derive_seed(seed, "baseline", role))
         baselines[role] = FrozenRanPAC(model)
+        classifier = baselines[role].classifier
         for images in training_images:
             options = (evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)
             features, labels = head_features(evaluator.accelerator, baselines[role], images, *options)
-            baselines[role].classifier.fit(features[:, 0], labels)
+            add = classifier.fit if images is training_images[-1] else classifier.accumulate  # solved once
+            add(features[:, 0], labels)
     counts = Evaluator(evaluator.accelerator, evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)(
         baselines, test_images
     )

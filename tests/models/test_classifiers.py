@@ -49,6 +49,20 @@ def test_ranpac_solves_the_ridge_regression_on_rectified_projections():
     assert torch.allclose(ranpac(features, 3).double(), expected, atol=1e-3)
 
 
+def test_ranpac_is_the_same_where_only_its_last_task_is_solved():
+    torch.manual_seed(0)
+    one, other = (classifier("ranpac", classes=(2, 2), width=4, ranpac_width=16) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    features, labels = torch.randn(40, 4), torch.arange(40) % 4
+    first = labels < 2
+    one.fit(features[first], labels[first])
+    other.accumulate(features[first], labels[first])
+    assert not other.weight.any()
+    for each in (one, other):
+        each.fit(features[~first], labels[~first])
+    assert torch.allclose(one.weight, other.weight, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_classes_come_in_any_order_and_number(kind):
     """What is kept are sums: the classes that come later change nothing of what is kept of the earlier ones."""

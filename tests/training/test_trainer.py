@@ -6,18 +6,24 @@ import math
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_runs import assert_same_run, metrics_without_times, results_without_times
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import cdl_hf.training.stage as stage_module
 import cdl_hf.training.trainer as trainer_module
+from cdl_hf import ContinualDistillationTrainer
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.training import CDLConfig
+from cdl_hf.training.arguments import DistillationArguments, ModelArguments, StreamArguments
+from cdl_hf.training.build import build_models, build_stream
 from cdl_hf.training.checkpointing import save_checkpoint
+from cdl_hf.training.stage import Epoch
 
 
 class Killed(BaseException):
@@ -41,6 +47,30 @@ def kill_after_checkpoint(monkeypatch):
     return arm
 
 
+def test_a_run_from_python_leaves_what_the_command_line_leaves(train, command, pair, drawings, tmp_path, monkeypatch):
+    """The same files with the same content: arguments, metrics, results, states, pictures, models and cards."""
+    train(*command, "--output_dir", tmp_path / "one")
+    stream_args = StreamArguments(dataset=str(drawings), num_tasks=3)
+    model_args = ModelArguments(teacher=str(pair[0]), student=str(pair[1]), pool_size=6)
+    args = CDLConfig(num_train_epochs=2, batch_size=4, learning_rate=0.01, output_dir=str(tmp_path / "other"))
+    stream = build_stream(stream_args)
+    made = build_models(stream, model_args, DistillationArguments(), args)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command), "--output_dir", str(tmp_path / "other")])
+    results = ContinualDistillationTrainer(stream, made.objective, made.image_processor, args, callbacks=()).train()
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    files = [{path.relative_to(run) for path in run.rglob("*") if path.is_file()} for run in (one, other)]
+    assert files[0] == files[1]
+    assert_same_run(one, other)
+    assert results == json.loads((other / "results.json").read_text())
+    ours, theirs = (yaml.safe_load((run / "args.yaml").read_text()) for run in (one, other))
+    told = {"output_dir", "image_size", "teacher", "student", "pool_size", "prompt_length", "prompt_blocks"}
+    told |= {"temperature", "kd_prompt_blocks"}  # as resolved
+    assert {name for name in ours if ours[name] != theirs[name]} <= told
+    cards = [(run / "student" / "README.md").read_text() for run in (one, other)]
+    assert len(cards[0].splitlines()) == len(cards[1].splitlines()) and "kdp" in cards[1]
+
+
 @pytest.mark.parametrize("prompt_method", ["l2p", "dualprompt", "coda_prompt", "apt"])
 def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt_method, capsys):
     train(*command, "--prompt_method", prompt_method, "--output_dir", tmp_path / "run")
@@ -59,7 +89,7 @@ def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt
     lines = metrics_without_times(tmp_path / "run")
     assert [line["event"] for line in lines] == (["epoch"] * 4 + ["evaluation"]) * 3
     assert all(math.isfinite(line["loss"]) for line in lines if line["event"] == "epoch")
-    assert "accuracy, mean over the tasks" in capsys.readouterr().out
+    assert "final accuracy A_N" in capsys.readouterr().out
 
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "student")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "student")
@@ -118,19 +148,19 @@ def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after
 
 def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_path, monkeypatch):
     train(*command, "--output_dir", tmp_path / "whole")
-    show = stage_module._show
+    show = Epoch._show
 
-    def told_to_stop(bar, averages):  # between two steps of the second task's teacher
-        if bar.desc.startswith("task 2/3 teacher"):
+    def interrupt(epoch):  # between two steps of the second task's teacher
+        if epoch.stage.settings.name.startswith("task 2/3 teacher"):
             signal.raise_signal(signal.SIGTERM)
-        show(bar, averages)
+        show(epoch)
 
-    monkeypatch.setattr(stage_module, "_show", told_to_stop)
+    monkeypatch.setattr(Epoch, "_show", interrupt)
     with pytest.raises(SystemExit) as stop:
         train(*command, "--output_dir", tmp_path / "stopped")
     assert stop.value.code == os.EX_TEMPFAIL
     assert not (tmp_path / "stopped" / "results.json").exists()
-    monkeypatch.setattr(stage_module, "_show", show)
+    monkeypatch.setattr(Epoch, "_show", show)
     train(*command, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
@@ -173,7 +203,7 @@ def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_
     further = ("--eval_batch_size", "5", "--save_steps", "7", "--gradient_accumulation_steps", "2")
     train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", *further)
     told = capsys.readouterr().out
-    assert "no effect on the result: eval_batch_size was 128, is now 5; save_steps was 1000, is now 7." in told
+    assert "without effect on the result: eval_batch_size was 128, is now 5; save_steps was 1000, is now 7." in told
     assert "rounding: gradient_accumulation_steps was 1, is now 2." in told
     after = results_without_times(tmp_path / "run")
     assert before.pop("gradient_accumulation_steps") and after.pop("gradient_accumulation_steps")
@@ -223,6 +253,7 @@ def test_one_teacher_serves_further_students(train, command, tmp_path):
         *("--teacher_run", tmp_path / "both", "--output_dir", tmp_path / "student"),
     )
     one, other = (results_without_times(tmp_path / name) for name in ("both", "student"))
+    assert one.pop("baseline").keys() == {"chance", "frozen_ranpac"}  # of a run that trains both
     assert one == other
     ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("both", "student"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
