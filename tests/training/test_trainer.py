@@ -204,7 +204,7 @@ def test_resume_lists_what_differs_and_refuses_what_decides(train, command, tmp_
     train(*command, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", *further)
     told = capsys.readouterr().out
     assert "without effect on the result: eval_batch_size was 128, is now 5; save_steps was 1000, is now 7." in told
-    assert "rounding: gradient_accumulation_steps was 1, is now 2." in told
+    assert "rounding of the result: gradient_accumulation_steps was 1, is now 2." in told
     after = results_without_times(tmp_path / "run")
     assert before.pop("gradient_accumulation_steps") and after.pop("gradient_accumulation_steps")
     assert before == after
