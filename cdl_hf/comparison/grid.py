@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from ..cli import parse, to_dict
-from ..training.arguments import RUN, planned
+from ..training.arguments import RUN, planned, with_present_names
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, CLASSIFIERS = "students", "classifiers"  # axes that teachers do not depend on
@@ -207,5 +207,5 @@ def _check_values(arguments: Any, path: Path, place: str) -> None:
         for value in arguments.values()
     ):
         raise ValueError(f"{path}: {place} must be arguments of train.py, as in {{kd_alpha: 0.5}}")
-    if fixed := sorted(arguments.keys() & planned()):
+    if fixed := sorted(with_present_names(arguments).keys() & planned()):
         raise ValueError(f"{path}: {place} sets {fixed[0]}, which compare.py sets itself")

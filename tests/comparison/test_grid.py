@@ -84,6 +84,7 @@ def test_values_to_keep(grid):
         ("students: {none: {distillation: none}", "students: {teacher: {distillation: none}", "named teacher"),
         ("classifier: ncm", "head: {a: b}", "two, classifiers, ncm must be arguments"),
         ("classifier: ncm", "seed: 3", "sets seed"),
+        ("classifier: ncm", "teacher_from: runs/a", "sets teacher_run"),
         (
             "kd, kd_alpha: 0.7}}\n    classifiers",
             "kd, kd_alpha: 0.5}}\n    classifiers",
