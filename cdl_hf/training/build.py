@@ -251,7 +251,7 @@ def check_fit(
     teacher = objective.teacher
     if args.stages == "teacher" and teacher is not None:
         raise ValueError("stages='teacher' needs a TrainingObjective of the teacher alone, not one with a teacher")
-    if args.teacher_run is not None and teacher is None:
+    if args.teacher_run is not None and args.stages == "student" and teacher is None:
         raise ValueError("teacher_run needs an objective with a teacher to load it into, and this one has none")
     if args.stages == "student" and teacher is not None and args.teacher_run is None:
         raise ValueError(

@@ -97,3 +97,14 @@ def test_a_student_of_all_classes_is_none_of_a_stream(train, command, at_once, t
             *("--classifier", "ncm", "--output_dir", tmp_path / "run"),
         )
     assert stop.value.code == 2 and "another stream" in capsys.readouterr().err
+
+
+def test_the_teacher_of_a_run_gets_another_classifier(train, command, finished_run, tmp_path):
+    """Nothing is trained, so that the teacher is the only model."""
+    given = ("--stages", "teacher", "--teacher_run", finished_run, "--classifier", "ncm")
+    train(*command, *given, "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["teacher"]["classifier_values"] > 0 and "student" not in results
+    ours, theirs = (load_file(folder / "teacher" / "model.safetensors") for folder in (tmp_path / "run", finished_run))
+    prompts = [name for name in theirs if name.startswith("prompt_pool.")]
+    assert prompts and all(torch.equal(ours[name], theirs[name]) for name in prompts)
