@@ -1,4 +1,4 @@
-"""Both models on the test images of all tasks seen, in one pass over the images."""
+"""Evaluation of several models on the test images of all tasks seen, in one pass over the images."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,19 +10,19 @@ from torch.utils.data import DataLoader
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 
-MEMORY_LIMIT = 2**30  # bytes of queries kept; the rest is computed again
+MEMORY_LIMIT = 2**30  # bytes of cached queries; the others are computed in every evaluation
 
 
 class Evaluator:
-    """Counts right answers by task.
+    """Counts correct predictions by task.
 
-    The queries of the test images, which no training changes, are kept from one call to the next.
+    Queries of the test images do not change during training and are cached between calls.
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
-        batch_size: Images of one step; rounded as [`divided_batch_size`] does.
-        num_workers: Loader processes.
-        after_batch: Called on every process after each step; what it raises ends the evaluation.
+        batch_size: Number of images per step; rounded by [`divided_batch_size`].
+        num_workers: Number of loader processes.
+        after_batch: Called on every process after each step; an exception ends the evaluation.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Evaluator:
     def __call__(
         self, models: dict[str, PromptViTForImageClassification], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
-        """For each model and task the number of right answers and of images.
+        """Number of correct predictions and of images for each model and task.
 
         Args:
-            models: Name -> model; the query of the first serves the others that share its query network. The query
-                networks are the same in every call.
-            tasks: Test images of the tasks seen; the first are those of the call before.
+            models: Name -> model; models that share the query network of the first use its queries. The query networks
+                are the same in every call.
+            tasks: Test images of the tasks seen, starting with those of the previous call.
 
         Raises:
             FloatingPointError: A model's logits are not numbers.
@@ -102,7 +102,7 @@ class Evaluator:
         pixel_values: Tensor,
         query: Tensor | None,
     ) -> Tensor:
-        """Predicted columns (B, number of models), -1 where the logits are not numbers."""
+        """Predicted class ids (B, number of models), -1 where the logits are not numbers."""
         predictions = []
         for name, model in models.items():
             logits = model(pixel_values, query=query if shares[name] else None).logits
@@ -111,5 +111,5 @@ class Evaluator:
 
 
 def divided_batch_size(batch_size: int, accelerator: Accelerator) -> int:
-    """The largest multiple of the number of processes up to `batch_size`; at least one image for each."""
+    """The largest multiple of the number of processes up to `batch_size`; at least one image per process."""
     return max(batch_size // accelerator.num_processes, 1) * accelerator.num_processes

@@ -1,29 +1,28 @@
-"""Metrics of the predictions of one model on one set of images."""
+"""Metrics of the predictions of one model on one set of images: accuracy, confusion and calibration."""
 
 from typing import Any
 
 import numpy as np
 
-from .calibration import BINS, expected_calibration_error, reliability
-from .confusion import confusion_matrix, worst_pairs
 from .predictions import Predictions
 
+BINS = 15  # as in the paper
 NUM_WORST_PAIRS = 20  # confusions that are listed
 
 
 def prediction_metrics(
     predictions: Predictions, labels: np.ndarray, class_names: list[str], classes_per_task: list[int]
 ) -> dict[str, Any]:
-    """Accuracy (%) over all, by task and by class, confusion, and calibration, in types that JSON holds.
+    """Accuracy (%) overall, by task and by class, confusion, and calibration, in types of JSON.
 
     Args:
-        predictions: The model's, (n,).
+        predictions: Predictions of the model, (n,).
         labels: (n,) true class ids.
         class_names: Names of the classes seen, C of them, by class id.
         classes_per_task: Number of classes of each task seen; they add up to C.
 
     Returns:
-        A task or class without images has `None` for its accuracy and is in no mean.
+        The accuracy of a task or class without images is `None`, and excluded from means.
     """
     correct = predictions.class_ids == labels
     task_of_class = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
@@ -47,6 +46,72 @@ def prediction_metrics(
         ],
         "confusion": confusion.tolist(),
     }
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (C, C): rows are true classes, columns predicted classes.
+
+    Args:
+        labels, predictions: (n,) class ids in [0, C).
+        num_classes: C.
+    """
+    pairs = np.asarray(labels) * num_classes + np.asarray(predictions)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def worst_pairs(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+    """The most frequent confusions, (true class, predicted class, number of images > 0), in descending order."""
+    mistakes = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(place), len(matrix)) for place in order]
+    return [(true, other, int(matrix[true, other])) for true, other in pairs if mistakes[true, other]]
+
+
+def reliability(confidences: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+    """Predictions grouped by confidence into intervals ((k-1)/bins, k/bins]; empty intervals are left out.
+
+    Args:
+        confidences: (n,) probability of the predicted class, in [0, 1].
+        correct: (n,) whether the prediction is correct.
+        bins: Number of intervals.
+
+    Returns:
+        For each interval the upper bound, the number of predictions, their mean confidence and accuracy (in [0, 1]).
+
+    Raises:
+        ValueError: There are no predictions, or a confidence is not in [0, 1].
+    """
+    confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, bool)
+    if not len(confidences):
+        raise ValueError("there are no predictions whose calibration can be measured")
+    if not ((confidences >= 0) & (confidences <= 1)).all():
+        raise ValueError("confidences must be probabilities in [0, 1]")
+    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        {
+            "upper_bound": (k + 1) / bins,
+            "count": int((place == k).sum()),
+            "confidence": float(confidences[place == k].mean()),
+            "accuracy": float(correct[place == k].mean()),
+        }
+        for k in np.unique(place)
+    ]
+
+
+def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """ECE in percentage points (Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, eq. 3).
+
+    The mean of |accuracy - confidence| over the intervals of [`reliability`], each weighted by its share of the
+    predictions; the confidence is the probability of the predicted class.
+
+    Args:
+        confidences: (n,) in [0, 1].
+        correct: (n,) whether the prediction is correct.
+        bins: Number of intervals.
+    """
+    groups = reliability(confidences, correct, bins)
+    total = sum(group["count"] for group in groups)
+    return 100 * sum(group["count"] / total * abs(group["accuracy"] - group["confidence"]) for group in groups)
 
 
 def _accuracy(correct: np.ndarray) -> float | None:

@@ -1,17 +1,16 @@
-"""Which of several models no other beats in both cost and accuracy."""
+"""Pareto front of models by cost and accuracy."""
 
 from collections.abc import Mapping
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names on the front, the cheapest first.
+    """Names on the Pareto front, in order of cost.
 
     Args:
-        points: (cost, accuracy) by name.
+        points: Name -> (cost, accuracy).
 
     Returns:
-        Those for which no other has at most the cost and at least the accuracy, and one of them better; of equal ones
-        the first.
+        Names of the points that no other one dominates; of equal points the first.
     """
     front, best = [], float("-inf")
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):

@@ -1,6 +1,6 @@
-"""Pictures of what learners come to, through matplotlib's objects alone: no pyplot, no display, no global state.
+"""Plots of accuracies, costs and confusions, made with matplotlib's objects: no pyplot, no display, no global state.
 
-Names and titles are shown as they are: neither `$`, `_` nor a backslash is taken for mathematics.
+Names and titles are shown literally: `$`, `_` and backslashes are not math.
 """
 
 import io
@@ -22,17 +22,14 @@ from ..utils import atomic_write
 from .accuracy_matrix import AccuracyMatrix
 from .pareto import pareto_front
 
-# told apart by color-blind readers, and dark enough for the names written in them
+# distinguishable with color blindness, and dark enough for text
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF"),
     *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
 )
 MARKERS = "osD^vPX<>ph"
-LITERAL: Any = {
-    "text.parse_math": False,
-    "text.usetex": False,
-    "svg.hashsalt": "cdl_hf",
-}  # whatever a user's file says
+# override a user's matplotlibrc
+LITERAL: Any = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf"}
 REFERENCE_COLOR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
 
@@ -46,14 +43,14 @@ def plot_accuracy_over_tasks(
     classes_per_task: Sequence[int] | None = None,
     references: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw the average accuracy over the tasks seen so far, after every task.
+    """Plot the average accuracy over the tasks seen so far, after every task.
 
     Args:
-        curves: matrices by name, which is written at the end of the line with the last value.
-        path: file to write; its suffix chooses the format.
-        title: above the picture.
-        classes_per_task: puts the number of classes seen on the horizontal axis, in place of the number of tasks.
-        references: horizontal lines, accuracy in % by name.
+        curves: name -> matrix; the name is written at the end of the line with the last value.
+        path: file to write; its suffix sets the format.
+        title: title of the plot.
+        classes_per_task: if given, the horizontal axis shows the number of classes seen, not of tasks.
+        references: name -> accuracy (%) of horizontal lines.
     """
     references = references or {}
     averages = {name: matrix.average_accuracies for name, matrix in curves.items()}
@@ -62,7 +59,7 @@ def plot_accuracy_over_tasks(
 
     figure = Figure(figsize=(6.8, 3.8))
     axes = figure.add_subplot()
-    ends = []  # (x, value, name, color) of what is labelled at the right
+    ends = []  # (x, value, name, color) of the labels at the right
     for index, (name, values) in enumerate(averages.items()):
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         axes.plot(steps[: len(values)], values, color=color, marker=marker, markersize=5, linewidth=1.8)
@@ -78,7 +75,7 @@ def plot_accuracy_over_tasks(
     axes.set_xlim(steps[0] - margin, steps[-1] + margin)
     axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-    axes.set_xlabel("Tasks learnt" if classes_per_task is None else "Classes seen")
+    axes.set_xlabel("Tasks learned" if classes_per_task is None else "Classes seen")
     axes.set_ylabel("Average accuracy on seen classes (%)")
     axes.set_title(_shown(title or ""), fontsize=11)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
@@ -89,24 +86,24 @@ def plot_accuracy_over_tasks(
 
 
 def _save(figure: Figure, path: str | PathLike, **how: Any) -> None:
-    """Writes the same file each time, whole: an SVG's names are not random, and it does not tell the time."""
+    """Writes the file atomically, with the same bytes each time: an SVG has no random ids and no date."""
     form = Path(path).suffix.removeprefix(".")
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn for what the font does not have
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn instead
         figure.savefig(content, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None, **how)
     with atomic_write(Path(path)) as file:
         file.write(content.getbuffer())
 
 
 def _shown(text: object) -> str:
-    """A text that is not ours, on one line: what no font can draw is shown as an escape."""
+    """Untrusted text on one line, with characters that cannot be printed as escapes."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Write names and values in a column at the right, near the height of their values but not on one another."""
+    """Writes names and values in a column at the right, near the height of their values but not overlapping."""
     low, high = axes.get_ylim()
     heights = _spread([(value - low) / (high - low) for _, value, _, _ in ends], gap=0.065)
     for (x, value, name, color), height in zip(ends, heights, strict=True):
@@ -127,14 +124,14 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 def plot_accuracy_against_cost(
     points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
 ) -> None:
-    """Draw accuracy against cost. What nothing else beats in both is numbered, and named at the right.
+    """Plot accuracy against cost. Points on the Pareto front are numbered, and named at the right.
 
     Args:
-        points: (cost, accuracy in %) by name, by group; of a group's two words the first has its own color, the
-            second its own marker.
-        path: file to write; its suffix chooses the format.
-        title: above the picture.
-        cost: what costs are, with the unit; drawn on a logarithmic axis.
+        points: group -> name -> (cost, accuracy in %). A group is a pair of words: the first sets the color, the
+            second the marker.
+        path: file to write; its suffix sets the format.
+        title: title of the plot.
+        cost: name of the costs with their unit; the axis is logarithmic.
     """
     figure = Figure(figsize=(6.8, 4.6))
     axes = figure.add_subplot()
@@ -173,7 +170,7 @@ def plot_accuracy_against_cost(
 
 
 def _in_words(value: float, position: int | None = None) -> str:
-    """A tick of an axis of costs: 2M for two million."""
+    """Label of a tick on an axis of costs, such as 2M for two million."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{unit}"
@@ -181,7 +178,7 @@ def _in_words(value: float, position: int | None = None) -> str:
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
-    """Move ascending heights apart to at least `gap`, each group that would touch about its own middle."""
+    """Moves ascending heights at least `gap` apart; groups that would overlap stay centered."""
     groups: list[list[float]] = []
 
     def bottom(group: list[float]) -> float:
@@ -196,11 +193,11 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 @matplotlib.rc_context(LITERAL)
 def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | PathLike) -> None:
-    """Draw the accuracy matrices side by side, on one scale of colors.
+    """Plot accuracy matrices side by side with one color scale.
 
     Args:
-        matrices: matrices by name, which is written above each.
-        path: file to write; its suffix chooses the format.
+        matrices: name -> matrix; the name is the title.
+        path: file to write; its suffix sets the format.
     """
     num_tasks = max(matrix.tasks_seen for matrix in matrices.values())
     highest = max(value for matrix in matrices.values() for row in matrix.rows for value in row) or 1.0
@@ -241,21 +238,21 @@ def plot_confusion(
     class_names: Sequence[str],
     classes_per_task: Sequence[int],
 ) -> None:
-    """Draw which classes are taken for which, each row in shares of the true class's images; lines part the tasks.
+    """Plot a confusion matrix, each row as percentages of the images of the true class, with lines between tasks.
 
     Args:
-        matrix: (C, C) counts: row is the true class, column the answer.
-        path: file to write; its suffix chooses the format.
-        title: above the picture.
-        class_names: C names, written up to 120 classes; with more, the tasks are numbered.
-        classes_per_task: add up to C.
+        matrix: (C, C) counts: rows are true classes, columns predicted classes.
+        path: file to write; its suffix sets the format.
+        title: title of the plot.
+        class_names: C names, shown for up to 120 classes; with more, the tasks are numbered.
+        classes_per_task: number of classes of each task; they add up to C.
     """
     shares = 100 * matrix / matrix.sum(1, keepdims=True).clip(min=1)
     count = len(class_names)
     side = min(max(0.2 * count, 3.0), 9.0)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.add_subplot()
-    # the square root lets a tenth of a class be seen beside the whole of another
+    # a square-root scale makes 10% visible beside 100%
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     stops = np.cumsum(classes_per_task)
     for stop in stops[:-1]:
@@ -271,7 +268,7 @@ def plot_confusion(
     axes.set_yticks(places, names, fontsize=size)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("Answer" if count <= 120 else "Answer, by task")
+    axes.set_xlabel("Predicted class" if count <= 120 else "Predicted class, by task")
     axes.set_ylabel("True class" if count <= 120 else "True class, by task")
     axes.set_title(_shown(title), fontsize=11)
     bar = figure.colorbar(image, ax=axes, aspect=40, pad=0.01, ticks=[0, 5, 10, 25, 50, 75, 100])

@@ -1,4 +1,4 @@
-"""What models answer on a set of images, and how sure they are."""
+"""Predictions of models on a set of images, with their confidences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..data import Batches
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of each image the column answered, and the probability that the model gives it, each (n,)."""
+    """Predicted class id of each image and its probability, each (n,)."""
 
     class_ids: np.ndarray
     confidences: np.ndarray
@@ -22,16 +22,16 @@ class Predictions:
 def predict(
     models: dict[str, Callable[[Tensor], Tensor]], batches: Batches
 ) -> tuple[dict[str, Predictions], np.ndarray]:
-    """Every model's answers in one pass over the images.
+    """Predictions of several models in one pass over the images.
 
     Args:
-        models: Name -> what gives logits (B, C) for pixel values (B, 3, H, W) on the CPU.
-        batches: Of the images, on the CPU.
+        models: Name -> function from pixel values (B, 3, H, W) on the CPU to logits (B, C).
+        batches: Batches of the images, on the CPU.
 
     Returns:
-        Name -> answers, and the labels (n,).
+        Name -> predictions, and the labels (n,).
     """
-    columns: dict[str, list[Tensor]] = {name: [] for name in models}
+    class_ids: dict[str, list[Tensor]] = {name: [] for name in models}
     confidences: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
     for batch in tqdm(batches, desc="images", unit="batch", leave=False):
@@ -39,8 +39,8 @@ def predict(
         for name, model in models.items():
             highest = model(batch["pixel_values"]).softmax(1).max(1)
             confidences[name].append(highest.values.cpu())
-            columns[name].append(highest.indices.cpu())
-    answers = {
-        name: Predictions(torch.cat(columns[name]).numpy(), torch.cat(confidences[name]).numpy()) for name in models
+            class_ids[name].append(highest.indices.cpu())
+    predictions = {
+        name: Predictions(torch.cat(class_ids[name]).numpy(), torch.cat(confidences[name]).numpy()) for name in models
     }
-    return answers, torch.cat(labels).numpy()
+    return predictions, torch.cat(labels).numpy()

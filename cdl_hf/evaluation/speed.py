@@ -1,4 +1,4 @@
-"""How fast a model answers."""
+"""Latency of a model."""
 
 import statistics
 import time
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @torch.inference_mode()
 def latency(model: Callable[[Tensor], object], pixel_values: Tensor, repeats: int = 20) -> float:
-    """Milliseconds from a batch to its logits, the query pass included: the median after three calls to warm up.
+    """Median time in milliseconds from a batch to its logits, including the query pass, after three warm-up calls.
 
     Args:
-        model: Takes `pixel_values`.
-        pixel_values: (B, 3, H, W), on the model's device.
-        repeats: Calls that are timed, one by one.
+        model: Function of `pixel_values`.
+        pixel_values: (B, 3, H, W), on the device of the model.
+        repeats: Number of timed calls.
     """
     times = []
     for call in range(3 + repeats):

@@ -1,1 +1,1 @@
-"""What leaves the house: model cards."""
+"""Export, loading and pushing of saved models."""

@@ -1,8 +1,8 @@
-"""Models for programs without this package: ONNX, with int8 weights if wanted, and `torch.export`.
+"""Export of models to ONNX, optionally with int8 weights, and to `torch.export`.
 
-A file takes `pixel_values` (B, 3, H, W), any B, as the image processor makes them, and gives `logits` (B, C_seen):
-query pass and selection of prompts are inside, for each image by itself. It carries the class names as a JSON list,
-`labels`, and the image processor's configuration, `preprocessor_config`. Needs the extra `[export]`.
+An exported model maps `pixel_values` (B, 3, H, W) from the image processor to `logits` (B, C_seen), for any B. It
+includes the query pass and the selection of prompts for each image. The file also has the class names as a JSON list,
+`labels`, and the configuration of the image processor, `preprocessor_config`. Requires the extra `[export]`.
 """
 
 import json
@@ -18,11 +18,11 @@ from torch.export import ExportedProgram
 
 from .saved_models import SavedModel
 
-MOST_BYTES = 2**31 - 2**24  # of a protobuf; beyond it the weights of an ONNX file go into a second one
+MAX_PROTOBUF_BYTES = 2**31 - 2**24  # the weights of a larger ONNX model go into a second file
 
 
 class _Logits(nn.Module):
-    """Of all that the model gives, what a program needs."""
+    """A model whose output is only its logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -33,7 +33,7 @@ class _Logits(nn.Module):
 
 
 def export_program(saved: SavedModel) -> ExportedProgram:
-    """The model's computation as one graph on the CPU, for batches of any size."""
+    """The model as one graph on the CPU, for batches of any size."""
     crop = saved.image_processor.crop_size
     images = torch.zeros(2, 3, crop["height"], crop["width"])
     with torch.no_grad():
@@ -50,26 +50,26 @@ def save_program(program: ExportedProgram, saved: SavedModel, path: Path) -> Non
 
 
 def save_onnx(program: ExportedProgram, saved: SavedModel, path: Path) -> None:
-    """Writes the graph as ONNX; weights of more than 2 GB go into a file beside it, `<name>.data`."""
+    """Writes the graph as ONNX; weights of more than 2 GB go into a second file, `<name>.data`."""
     onnx_program = torch.onnx.export(
         program, input_names=["pixel_values"], output_names=["logits"], dynamo=True, verbose=False
     )
-    assert onnx_program is not None  # as with dynamo=False
-    # Large transposed weights are folded as well: int8 takes only weights that are constants.
-    optimize_ir(onnx_program.model, input_size_limit=MOST_BYTES, output_size_limit=MOST_BYTES)
+    assert onnx_program is not None  # it is None only with dynamo=False
+    # Fold large transposed weights too: quantization to int8 needs constant weights.
+    optimize_ir(onnx_program.model, input_size_limit=MAX_PROTOBUF_BYTES, output_size_limit=MAX_PROTOBUF_BYTES)
     onnx_program.model.metadata_props.update(_description(saved))
     weights = sum(p.numel() * p.element_size() for p in saved.model.parameters())
-    onnx_program.save(path, external_data=weights > MOST_BYTES)
+    onnx_program.save(path, external_data=weights > MAX_PROTOBUF_BYTES)
 
 
 def save_int8(onnx_path: Path, path: Path) -> None:
-    """Writes an ONNX model with 8-bit weights in its linear layers; activations are quantised as they come."""
+    """Writes an ONNX model with 8-bit weights in its linear layers and dynamically quantized activations."""
     model = onnx.load(onnx_path)
-    del model.graph.value_info[:]  # shapes from before folding, by which onnxruntime would be misled
+    del model.graph.value_info[:]  # outdated shapes from before folding, which onnxruntime would use
     quantize_dynamic(
         model,
         path,
-        op_types_to_quantize=["MatMul", "Gemm"],  # convolutions would become slower
+        op_types_to_quantize=["MatMul", "Gemm"],  # int8 convolutions are slower
         weight_type=QuantType.QInt8,
         per_channel=True,
         use_external_data_format=Path(f"{onnx_path}.data").exists(),
@@ -77,7 +77,7 @@ def save_int8(onnx_path: Path, path: Path) -> None:
 
 
 class OnnxModel:
-    """An ONNX file in onnxruntime on the CPU, with as many threads as torch has: pixel values in, logits out."""
+    """An ONNX model in onnxruntime on the CPU, with as many threads as torch: pixel values -> logits."""
 
     def __init__(self, path: Path):
         options = SessionOptions()

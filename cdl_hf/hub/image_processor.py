@@ -1,4 +1,4 @@
-"""The image processor beside a saved model, from a file that may be a stranger's."""
+"""Image processors of saved models, read from untrusted files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor
 
 from ..models.architecture_args import is_number, is_whole, shown
 
-MAX_SIDE = 8192  # of an image as it is resized: 0.2 GB as RGB
+MAX_SIDE = 8192  # pixels of a resized image: 0.2 GB as RGB
 _RESAMPLINGS = (Resampling.NEAREST, Resampling.LANCZOS, Resampling.BILINEAR, Resampling.BICUBIC)
 
 
@@ -24,7 +24,7 @@ def _is_color(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(is_number(each, low, high) for each in value)
 
 
-# What the transforms take from it. They always resize, crop and rescale.
+# Fields that the transforms use, with their checks. The transforms always resize, crop and rescale.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "size": (
         lambda value: _is_size(value, "shortest_edge") or _is_size(value, "height", "width"),
@@ -46,12 +46,12 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def image_processor_of(fields: Mapping[str, Any]) -> CLIPImageProcessor:
-    """The processor that these fields of a preprocessor_config.json describe; a missing one has CLIP's own value.
+    """The image processor with these fields of a preprocessor_config.json; missing fields have CLIP's defaults.
 
-    Fields that no prediction of this package depends on are left out.
+    Fields that predictions do not depend on are ignored.
 
     Raises:
-        ValueError: A field is none that images can be prepared with.
+        ValueError: A field has an invalid value.
     """
     known = {name: fields[name] for name in _FIELDS if name in fields}
     for name, value in known.items():

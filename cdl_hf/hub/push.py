@@ -1,4 +1,4 @@
-"""A finished run as repositories on the Hub: `<name>-teacher` and `<name>-student`."""
+"""Pushing of finished runs to the Hub, as repositories `<name>-teacher` and `<name>-student`."""
 
 import json
 import re
@@ -18,22 +18,22 @@ from ..training.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
 
 ROLES = ("teacher", "student")
-# What a repository holds besides the weights.
+# Files of a repository, in addition to the weights.
 FILES = ("config.json", "preprocessor_config.json", "README.md", "results.json", *PICTURES)
-# What huggingface_hub raises where it cannot upload: an answer of the Hub or none (HTTPError), no login, files that
-# cannot be read (OSError), names that cannot be (ValueError), its storage (RuntimeError).
-FAILURES = (httpx.HTTPError, OSError, ValueError, RuntimeError)
+# Errors of huggingface_hub on uploading: an error response or no response (HTTPError), no login or unreadable files
+# (OSError), invalid names (ValueError), its storage (RuntimeError).
+UPLOAD_ERRORS = (httpx.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class PushError(RuntimeError):
-    """Not everything is on the Hub, but all is still in the folder; the message says why, and how to try again."""
+    """A push that failed; the message gives the reason and the command to try again."""
 
 
 def check_ready(run: Path, name: str | None) -> None:
-    """Finds out before a run what would keep it from being pushed after it, without asking the Hub.
+    """Checks before a run, without asking the Hub, that it can be pushed afterwards.
 
     Raises:
-        ValueError: The name is not one of the Hub's, or nobody is logged in.
+        ValueError: The name is not valid on the Hub, or no user is logged in.
     """
     _check_name(run, name)
     if get_token() is None:
@@ -48,24 +48,24 @@ def push_run(
     task_revisions: bool = False,
     api: HfApi | None = None,
 ) -> dict[str, str]:
-    """Pushes what a run has left in `teacher/` and `student/`: the models with their cards, results and pictures.
+    """Pushes the folders `teacher/` and `student/` of a run: the models with their cards, results and pictures.
 
-    What is on the Hub already is not sent again, so that a push may be repeated. In the cards, the name of the
-    repository takes the place of the folder's.
+    A push may be repeated: files that are already on the Hub are not sent again. In the cards, the name of the repository
+    replaces that of the folder.
 
     Args:
         run: Output folder of a finished run.
-        name: `owner/name` or, for one's own, `name`; that of the folder if not given.
+        name: `owner/name`, or `name` for the logged-in user; by default the name of the folder.
         private: Whether new repositories are private.
-        task_revisions: Whether to push the models as they were after each task as branches `task-01`, ..., too.
-        api: The Hub, with a token; the one of `hf auth login` by default.
+        task_revisions: Whether to also push the model after each task, as branches `task-01`, ....
+        api: Client of the Hub; by default with the token of `hf auth login`.
 
     Returns:
-        Address of each role's repository.
+        Role -> address of its repository.
 
     Raises:
-        ValueError: The run is not finished or damaged, or the name is not one of the Hub's.
-        PushError: The Hub did not take it.
+        ValueError: The run is not finished or damaged, or the name is not valid on the Hub.
+        PushError: The upload failed.
     """
     roles = _whole_models(run, task_revisions)
     name = _check_name(run, name)
@@ -73,7 +73,7 @@ def push_run(
     for role in roles:
         try:
             addresses[role] = _push(run, role, f"{name}-{role}", private, task_revisions, api)
-        except FAILURES as error:
+        except UPLOAD_ERRORS as error:
             done = "".join(f" The {other} is at {address}." for other, address in addresses.items())
             raise PushError(
                 f"{name}-{role} could not be pushed to the Hub: {_reason(error)}.{done} Everything is still in {run}; "
@@ -90,17 +90,17 @@ def _check_name(run: Path, name: str | None) -> str:
 
 
 def _whole_models(run: Path, with_states: bool) -> list[str]:
-    """The roles of the run's models, after a look whether all is there and can be read.
+    """Roles of the models of a run, after checking that all their files exist and can be read.
 
     Raises:
-        ValueError: The run is not finished, or something is missing or damaged.
+        ValueError: The run is not finished, or a file is missing or damaged.
     """
     if not (run / "results.json").is_file():
-        raise ValueError(f"there is no finished run in {run}: it has no results.json, which a run writes at its end")
+        raise ValueError(f"there is no finished run in {run}: it has no results.json, which is written at its end")
     results = _read_json(run / "results.json")
     roles = [role for role in ROLES if isinstance(results.get(role), dict)]
     if not roles:
-        raise ValueError(f"{run / 'results.json'} is damaged: it tells of neither teacher nor student")
+        raise ValueError(f"{run / 'results.json'} is damaged: it has results of neither teacher nor student")
     for role in roles:
         folder = run / role
         index = folder / "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def _whole_models(run: Path, with_states: bool) -> list[str]:
         weights = sorted(set(shards)) or ["model.safetensors"]
         missing = [name for name in (*FILES, *weights) if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{folder} is not whole, and nothing was pushed: it lacks {', '.join(missing)}")
+            raise ValueError(f"{folder} is incomplete, and nothing was pushed: {', '.join(missing)} is missing")
         for name in FILES:
             if name.endswith(".json"):
                 _read_json(folder / name)
@@ -131,15 +131,15 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged, and nothing was pushed: it holds no JSON object")
+        raise ValueError(f"{file} is damaged, and nothing was pushed: it is not a JSON object")
     return content
 
 
 def _states_to_push(run: Path, role: str, results: dict[str, Any]) -> list[Path]:
-    """What the model had learnt after each task; nothing where it came from another run, which keeps it.
+    """Checkpoints of a model after each task; none if the model was taken from another run.
 
     Raises:
-        ValueError: It is not there for every task.
+        ValueError: The checkpoint of a task is missing.
     """
     tasks = len(results[role].get("accuracy_matrix", ()))
     files = [TaskCheckpoints(run, role).path(task) for task in range(tasks)]
@@ -148,7 +148,7 @@ def _states_to_push(run: Path, role: str, results: dict[str, Any]) -> list[Path]
         return []
     if missing:
         raise ValueError(
-            f"{missing[0]} is not there, which a revision for each task needs; push without --hub_task_revisions"
+            f"{missing[0]} is missing, so there can be no revision for each task; push without --hub_task_revisions"
         )
     return files
 
@@ -158,7 +158,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     about = api.model_info(repository)
     files = {file.rfilename for file in about.siblings or ()} - {".gitattributes"}
     if files and "results.json" not in files:
-        raise ValueError("the name is taken: it holds something else; choose another with --hub_model_id")
+        raise ValueError("the name is taken by another repository; choose another one with --hub_model_id")
     if private and not about.private:
         raise ValueError(
             "it exists already and is public, not private; change that on its page, or choose another name"
@@ -173,7 +173,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
 
 
 def _push_tasks(folder: Path, states: TaskCheckpoints, tasks: int, repository: str, api: HfApi) -> None:
-    """The model as it was after each task, as a branch that has all else from the main one."""
+    """Pushes the model after each task as a branch, with all other files from the main branch."""
     model = PromptViTForImageClassification.from_pretrained(folder)
     class_names = list(model.config.id2label.values())
     for task in range(tasks):
@@ -189,17 +189,17 @@ def _push_tasks(folder: Path, states: TaskCheckpoints, tasks: int, repository: s
 
 
 def _name_repository(card: Path, repository: str, tasks: int) -> None:
-    """Puts the repository into the card's code, which a reader copies; the rest of the card may be edited by hand."""
-    comment = f'  # add revision="task-01" for it as it was after the first of {tasks} tasks' if tasks else ""
+    """Writes the name of the repository into the code of the card; the rest of the card may have been edited."""
+    comment = f'  # add revision="task-01" for the model after the first of {tasks} tasks' if tasks else ""
     text = card.read_text(encoding="utf-8")
     text = re.sub(r'^checkpoint = ".*$', f'checkpoint = "{repository}"{comment}', text, count=1, flags=re.MULTILINE)
     write_text(card, text)
 
 
 def _reason(error: Exception) -> str:
-    """One sentence, without full stop."""
+    """Reason of an upload error, without a full stop."""
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so that nothing is sent"
+        return "HF_HUB_OFFLINE is set"
     if isinstance(error, httpx.TransportError):
         return f"the Hub cannot be reached ({error})"
     if isinstance(error, HfHubHTTPError):
@@ -207,8 +207,8 @@ def _reason(error: Exception) -> str:
         if status == 401:
             return "you are not logged in, or your token is not valid: run `hf auth login`, or set HF_TOKEN"
         if status == 403:
-            return "you may not write there: the name belongs to someone else, or your token may only read"
-        return f"the Hub answered {status} ({error.server_message or 'no reason given'})"
+            return "no write access: the name belongs to someone else, or your token is read-only"
+        return f"the Hub returned {status} ({error.server_message or 'no reason given'})"
     return " ".join(str(error).split()).rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Saved models with their image processors, from a folder, a run or the Hub."""
+"""Saved models with their image processors, loaded from a folder, a run or the Hub."""
 
 import json
 import re
@@ -24,16 +24,16 @@ ROLES = ("teacher", "student")
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model in evaluation mode, and what prepares its images."""
+    """A model in evaluation mode, and its image processor."""
 
     model: PromptViTForImageClassification
     image_processor: CLIPImageProcessor
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes seen, by column."""
+        """Names of the classes seen, by class id."""
         names = cast(dict[int, str], self.model.config.id2label)
-        return [names[column] for column in range(self.model.config.seen_classes)]
+        return [names[class_id] for class_id in range(self.model.config.seen_classes)]
 
     @torch.inference_mode()
     def logits(self, pixel_values: Tensor) -> Tensor:
@@ -42,30 +42,30 @@ class SavedModel:
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether this is the output folder of a run."""
+    """Whether a folder is the output folder of a run."""
     return (Path(folder) / "args.yaml").is_file()
 
 
 def load_run(folder: str | Path) -> dict[str, SavedModel]:
-    """The models that a finished run has left, by role.
+    """Models of a finished run, by role.
 
     Raises:
-        ValueError: There are none, or one cannot be loaded.
+        ValueError: There is no model, or one cannot be loaded.
     """
     roles = [role for role in ROLES if (Path(folder) / role / "config.json").is_file()]
     if not roles:
-        raise ValueError(f"the run in {folder} has left neither teacher/ nor student/: it is not finished")
+        raise ValueError(f"the run in {folder} is not finished: it has neither teacher/ nor student/")
     return {role: load_saved_model(Path(folder) / role) for role in roles}
 
 
 def load_saved_model(source: str | Path) -> SavedModel:
-    """A model by its folder or its name on the Hub, on the accelerator if there is one.
+    """A model from a folder or the Hub, on the accelerator if there is one.
 
     Raises:
-        ValueError: There is none, it is damaged or of another kind, or it has seen no class.
+        ValueError: There is no such model, it is damaged or of another type, or it has seen no class.
     """
     if is_run(source):
-        raise ValueError(f"{source} is the folder of a run; name one of its models: {Path(source) / 'student'}")
+        raise ValueError(f"{source} is the folder of a run; give one of its models: {Path(source) / 'student'}")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"there is no model in {source}: it has no config.json")
     is_folder = Path(source).is_dir()
@@ -76,7 +76,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
         fields = _read_object(source, "config.json", **here)
         kind = fields.get("model_type")
         if kind == PromptViTConfig.model_type:
-            if PromptViTConfig.from_dict(fields).left_out and is_folder:  # of which the weights may be on the Hub
+            if PromptViTConfig.from_dict(fields).left_out and is_folder:  # the weights may be on the Hub
                 here["local_files_only"] = not is_hub_reachable()
             processor = image_processor_of(_read_object(source, "preprocessor_config.json", **here))
             if _find(source, SAFE_WEIGHTS_INDEX_NAME, optional=True, **here) is not None:
@@ -85,7 +85,7 @@ def load_saved_model(source: str | Path) -> SavedModel:
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
     if kind != PromptViTConfig.model_type:
-        raise ValueError(f"{source} is a model of another kind ({shortened(str(kind), 80)}), not of this package")
+        raise ValueError(f"{source} is a model of another type ({shortened(str(kind), 80)}), not of this package")
     for keys, what in (("missing_keys", "are incomplete"), ("unexpected_keys", "are of another model")):
         if loading[keys]:
             raise ValueError(f"the weights of {source} {what}: {shortened(', '.join(sorted(loading[keys])[:3]))}")
@@ -99,44 +99,46 @@ def load_saved_model(source: str | Path) -> SavedModel:
 
 
 def _find(source: str | Path, name: str, *, local_files_only: bool, optional: bool = False) -> str | None:
-    """A file of a model's folder or repository.
+    """Path of a file of a model's folder or repository.
 
     Raises:
-        OSError: It is not there, and not `optional`.
+        OSError: The file is missing and not `optional`.
     """
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     return cached_file(source, name, local_files_only=local_files_only, **(missing if optional else {}))
 
 
 def _read_object(source: str | Path, name: str, **here: bool) -> dict[str, Any]:
-    """A JSON file of a model, which transformers takes for an object without a look.
+    """A JSON file of a model; transformers does not check that it is an object.
 
     Raises:
-        OSError: It is not there.
-        ValueError: It is no JSON object.
+        OSError: The file is missing.
+        ValueError: It is not a JSON object.
     """
     try:
         content = json.loads(Path(str(_find(source, name, **here))).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name} holds no JSON object")
+        raise ValueError(f"{name} is not a JSON object")
     return content
 
 
 def _check_shards(index: dict[str, Any]) -> None:
-    """Of weights in several files, all must be beside their index, in a form that transformers reads."""
+    """Checks that an index of sharded weights is valid and names only files beside it."""
     of_tensors = index.get("weight_map")
     files = list(of_tensors.values()) if isinstance(of_tensors, dict) else []
     are_plain = all(isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files)
     if not files or not are_plain or not isinstance(index.get("metadata"), dict):
-        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} does not tell in which files beside it the weights are")
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} does not name files beside it with the weights")
 
 
 def _reason(error: Exception, is_folder: bool, local_files_only: bool) -> str:
     if is_folder or not isinstance(error, (OSError, HFValidationError)):
         return shortened(str(error))
     from_hub = (
-        "the Hub cannot be reached" if local_files_only else "the Hub did not give it: is it there, and yours to read?"
+        "the Hub cannot be reached"
+        if local_files_only
+        else "it could not be downloaded from the Hub: check its name and your access"
     )
     return f"there is no such folder, and {from_hub}"

@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cdl_hf.evaluation.calibration import expected_calibration_error, reliability
-from cdl_hf.evaluation.confusion import confusion_matrix, worst_pairs
-from cdl_hf.evaluation.metrics import prediction_metrics
+from cdl_hf.evaluation.metrics import (
+    confusion_matrix,
+    expected_calibration_error,
+    prediction_metrics,
+    reliability,
+    worst_pairs,
+)
 from cdl_hf.evaluation.predictions import Predictions, predict
 from cdl_hf.evaluation.speed import latency
 
@@ -34,7 +38,7 @@ def test_calibration_error_at_its_ends(confidence, share_right, error):
 
 @pytest.mark.parametrize("confidences", [[], [1.2], [-0.1], [float("nan")]])
 def test_what_is_no_probability_is_refused(confidences):
-    with pytest.raises(ValueError, match="answers|probabilities"):
+    with pytest.raises(ValueError, match="no predictions|probabilities"):
         expected_calibration_error(confidences, [True] * len(confidences))
 
 

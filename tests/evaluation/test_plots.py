@@ -83,7 +83,7 @@ def test_labels_stand_beside_the_data_and_apart(tmp_path, drawn):
     assert len(found) == 7 and all(box.x0 > axes.bbox.x1 for box in found)
     for one, other in itertools.combinations(found, 2):
         assert one.y1 <= other.y0 or other.y1 <= one.y0
-    assert axes.get_xlabel() == "Tasks learnt"
+    assert axes.get_xlabel() == "Tasks learned"
 
 
 @pytest.mark.parametrize("num_tasks", [1, 10, 20])

@@ -156,7 +156,7 @@ def test_a_name_that_holds_something_else(run):
     hub.create_repo("me/drawings-student", private=False, exist_ok=True)
     hub.repositories["me/drawings-student"]["main"]["pytorch_model.bin"] = b"years of work"
     with pytest.raises(
-        PushError, match="drawings-student could not be .* name is taken: .* The teacher is at https://"
+        PushError, match="drawings-student could not be .* name is taken .* The teacher is at https://"
     ) as error:
         push_run(run, "me/drawings", api=hub)
     assert f"python recipes/push.py {run} --hub_model_id me/drawings" in str(error.value)
@@ -184,17 +184,17 @@ def flip_a_bit(file):
         (lambda run: (run / "results.json").write_text('{"teacher": '), "results.json is damaged"),
         (
             lambda run: shutil.rmtree(run / "student"),
-            "student is not whole, .* lacks config.json, .*model.safetensors",
+            "student is incomplete, .* config.json, .*model.safetensors is missing",
         ),
-        (lambda run: (run / "student" / "README.md").unlink(), "lacks README.md"),
-        (lambda run: (run / "teacher" / "accuracy.png").unlink(), "lacks accuracy.png"),
+        (lambda run: (run / "student" / "README.md").unlink(), "README.md is missing"),
+        (lambda run: (run / "teacher" / "accuracy.png").unlink(), "accuracy.png is missing"),
         (lambda run: (run / "student" / "config.json").write_text("[]"), "config.json is damaged"),
         (lambda run: os.truncate(run / "student" / "model.safetensors", 5000), "model.safetensors is damaged"),
         (lambda run: flip_a_bit(run / "teacher" / "model.safetensors"), "does not fit the checksum .* nothing was"),
         (lambda run: (run / "student" / "model.safetensors.index.json").write_text("x"), "index.json is damaged"),
         (lambda run: os.truncate(run / "states" / "student" / "task_001.safetensors", 99), "task_001.* is damaged"),
         (lambda run: (run / "states" / "teacher" / "task_002.safetensors").unlink(), "without --hub_task_revisions"),
-        (lambda run: shutil.rmtree(run / "states"), "task_000.safetensors is not there"),
+        (lambda run: shutil.rmtree(run / "states"), "task_000.safetensors is missing"),
     ],
 )
 def test_of_a_run_that_is_not_whole_nothing_is_pushed(run, damage, told):
@@ -254,8 +254,8 @@ def snapshot(folder):
     ("status", "reason"),
     [
         (401, "you are not logged in, or your token is not valid: run `hf auth login`"),
-        (403, "you may not write there: the name belongs to someone else, or your token may only read"),
-        (400, "the Hub answered 400"),
+        (403, "no write access: the name belongs to someone else, or your token is read-only"),
+        (400, "the Hub returned 400"),
     ],
 )
 def test_the_hub_refuses(run, answering, status, reason):

@@ -36,7 +36,7 @@ def test_the_models_of_a_run(checkpoint, tmp_path):
     assert not is_run(checkpoint)
     (tmp_path / "args.yaml").write_text("")
     assert is_run(tmp_path)
-    with pytest.raises(ValueError, match="it is not finished"):
+    with pytest.raises(ValueError, match="is not finished"):
         load_run(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "student")
     assert list(load_run(tmp_path)) == ["student"]
@@ -102,7 +102,7 @@ def rewrite(name, content, folder):
         (shutil.rmtree, "cannot be loaded: there is no such folder, and the Hub cannot be reached"),
         (lambda folder: (folder / "config.json").unlink(), "no model in .*: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
-        (lambda folder: damage_config(folder, model_type="vit"), r"a model of another kind \(vit\)"),
+        (lambda folder: damage_config(folder, model_type="vit"), r"a model of another type \(vit\)"),
         (lambda folder: damage_config(folder, tasks_seen=9), "the stream has 3 tasks"),
         (lambda folder: damage_config(folder, tasks_seen=0), "seen no class"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be loaded"),
@@ -110,14 +110,17 @@ def rewrite(name, content, folder):
         (lambda folder: damage_weights(folder, **{"head.weight": None}), "incomplete: head.weight"),
         (lambda folder: damage_weights(folder, kd_head=torch.ones(2)), "are of another model: kd_head"),
         (lambda folder: damage_weights(folder, **{"head.bias": torch.full((9,), torch.nan)}), "finite.*: head.bias"),
-        (lambda folder: in_shards(folder, {}), "index.json does not tell in which files"),
-        (lambda folder: in_shards(folder, []), "index.json holds no JSON object"),
-        (lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "../a.safetensors"}}), "does not tell"),
-        (lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "a.bin"}}), "does not tell"),
-        (lambda folder: in_shards(folder, {"weight_map": {"a": "a.safetensors"}}), "does not tell"),
+        (lambda folder: in_shards(folder, {}), "index.json does not name files"),
+        (lambda folder: in_shards(folder, []), "index.json is not a JSON object"),
+        (
+            lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "../a.safetensors"}}),
+            "does not name files",
+        ),
+        (lambda folder: in_shards(folder, {"metadata": {}, "weight_map": {"a": "a.bin"}}), "does not name files"),
+        (lambda folder: in_shards(folder, {"weight_map": {"a": "a.safetensors"}}), "does not name files"),
         (pickled, "no file named model.safetensors"),
         *(
-            (partial(rewrite, name, content), rf"{name} (is damaged|holds no)")
+            (partial(rewrite, name, content), rf"{name} (is damaged|is not a JSON object)")
             for name in JSON
             for content in NO_OBJECT
         ),
