@@ -50,8 +50,8 @@ def push_run(
 ) -> dict[str, str]:
     """Pushes the folders `teacher/` and `student/` of a run: the models with their cards, results and pictures.
 
-    A push may be repeated: files that are already on the Hub are not sent again. In the cards, the name of the repository
-    replaces that of the folder.
+    A push may be repeated: files that are already on the Hub are not sent again. In the cards, the name of the
+    repository replaces that of the folder.
 
     Args:
         run: Output folder of a finished run.

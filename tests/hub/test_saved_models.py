@@ -40,7 +40,7 @@ def test_the_models_of_a_run(checkpoint, tmp_path):
         load_run(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "student")
     assert list(load_run(tmp_path)) == ["student"]
-    with pytest.raises(ValueError, match="folder of a run; name one of its models: .*student"):
+    with pytest.raises(ValueError, match="folder of a run; give one of its models: .*student"):
         load_saved_model(tmp_path)
 
 
