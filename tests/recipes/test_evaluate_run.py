@@ -40,7 +40,7 @@ def test_a_model_on_a_data_set_that_has_other_classes_too(finished_run, drawings
     shutil.copytree(drawings / "test" / "class_0", folder / "test" / "another")
     shutil.copytree(folder / "test", folder / "train")
     run_recipe("evaluate_run", finished_run / "student", "--dataset", folder, "--output_dir", tmp_path / "out")
-    assert "4 images of classes that the model has not seen are left out: another" in capsys.readouterr().out
+    assert "4 images of classes that the model does not know are left out: another" in capsys.readouterr().out
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]["model"]
     confusion = np.array(told["confusion"])
     assert confusion.sum(1).tolist() == [0, 4, 0, 0, 0, 4]  # by name, not by the numbers of this data set
@@ -76,6 +76,6 @@ def test_mistakes_are_told(finished_run, drawings, tmp_path, capsys):
     assert "named data set" in refusal(capsys, finished_run, "--dataset", "quikdraw")
     shutil.copytree(drawings / "test" / "class_0", tmp_path / "images" / "strange")
     message = refusal(capsys, finished_run / "student", "--dataset", tmp_path / "images")
-    assert "knows none of the data set's classes" in message and "strange" in message
+    assert "knows none of the classes of the data set" in message and "strange" in message
     (tmp_path / "file").write_text("mine")
     assert "cannot be written to" in refusal(capsys, finished_run, "--output_dir", tmp_path / "file")

@@ -33,7 +33,7 @@ def test_files_that_differ_are_a_failure(difference):
         (["{run}/student"], "--output_dir is required"),
         (["{run}/student", "--output_dir", "{new}/out", "--int8"], "give a dataset"),
         (["{run}/student", "--output_dir", "{new}/out", "--label_column", "a"], "label_column needs dataset"),
-        (["{run}", "--output_dir", "{new}/out"], "name one of its models"),
+        (["{run}", "--output_dir", "{new}/out"], "give one of its models"),
         (["{run}/student", "--output_dir", "{run}/results.json"], "cannot be written to"),
     ],
 )
