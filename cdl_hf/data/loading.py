@@ -118,7 +118,7 @@ def load_image_dataset(
 
 
 def _warn_of_a_folder_of_that_name(name: str, spec: DatasetSpec) -> None:
-    """Warns if a folder of the same name is not, or is, what is loaded."""
+    """Warns if a named data set and a local folder have the same name, as only one of them is loaded."""
     if name not in DATASETS:
         return
     if Path(name).exists():

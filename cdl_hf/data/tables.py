@@ -134,8 +134,8 @@ def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> Dataset
         here = table.with_format("arrow")[image][:].to_pylist()
         splits = np.array([split_of_path(path, root) or "" for path in here])
         for split in np.unique(splits):
-            told = [column for column in table.column_names if column.casefold() in SPLIT_COLUMNS]
-            rows = table.select_columns(list(dict.fromkeys([image, label, *told])))
+            split_columns = [column for column in table.column_names if column.casefold() in SPLIT_COLUMNS]
+            rows = table.select_columns(list(dict.fromkeys([image, label, *split_columns])))
             parts[str(split)].append((file, rows.select(np.flatnonzero(splits == split))))
         paths += here
     _tell_of_others(root, {os.path.realpath(path) for path in paths if path})
@@ -194,13 +194,15 @@ def _by_column(splits: dict[str, Dataset]) -> DatasetDict:
         is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
         if column.casefold() not in SPLIT_COLUMNS or not is_text:
             continue
-        told = np.array([split_of(text or "") or "" for text in table.with_format("arrow")[column][:].to_pylist()])
-        found = sorted(set(told.tolist()) - {""})
+        split_names = np.array(
+            [split_of(text or "") or "" for text in table.with_format("arrow")[column][:].to_pylist()]
+        )
+        found = sorted(set(split_names.tolist()) - {""})
         if "train" not in found or len(found) == 1:
             continue
-        if others := int((told == "").sum()):
+        if others := int((split_names == "").sum()):
             warnings.warn(f"Ignored {others:,} images whose column {column!r} means no split.", stacklevel=5)
-        return DatasetDict({name: table.select(np.flatnonzero(told == name)) for name in found})
+        return DatasetDict({name: table.select(np.flatnonzero(split_names == name)) for name in found})
     return DatasetDict(splits)
 
 

@@ -16,16 +16,17 @@ from .views import select_rows
 
 
 class TaskImages(torch.utils.data.Dataset):
-    """Samples {"pixels": uint8 (3, H, W), "labels": class id, "index": position in the view} of a task's view.
+    """Samples {"pixels": uint8 (3, H, W), "labels": class id, "index": position in the view} of a task's images.
 
-    [`Batches`] makes `pixel_values` of the pixels, once they are on the device.
+    [`Batches`] normalizes the pixels to `pixel_values` when they are on the device.
 
     Args:
-        view: columns `image` and `label`, such as `Task.train`.
-        label_to_class_id: the stream's, (C,).
-        transform: From [`train_transform`] or [`eval_transform`]; randomness comes from torch's global generator.
-        seed: makes a sample's randomness depend on (seed, task, epoch, index) alone, not on stage, order, number of
-            processes or workers, and leaves the global generator as it was. None: no seeding, for a test transform.
+        view: data set with columns `image` and `label`, such as `Task.train`.
+        label_to_class_id: class id of each label, (C,), of the stream.
+        transform: output of [`train_transform`] or [`eval_transform`]; it draws from torch's global generator.
+        seed: if given, the augmentation of a sample depends only on (seed, task, epoch, index), not on the stage, the
+            order or the number of processes and workers, and the global generator is restored. None is for transforms
+            without randomness.
         task: index of the task.
 
     Attributes:
@@ -47,11 +48,11 @@ class TaskImages(torch.utils.data.Dataset):
         self.task = task
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
-        # in shared memory, so that workers which outlive an epoch see the next one
+        # in shared memory, so that persistent workers see the next epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Accelerate's loader calls this with its own count: there, call the loader's `set_epoch` instead."""
+        """Sets the epoch. A loader of Accelerate calls this with its own count; use the loader's `set_epoch` there."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class TaskImages(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        """The samples of a batch, which torch's loader asks for at once: reading rows together is far cheaper."""
+        """Samples of a batch, which torch's loader requests together: reading rows together is much faster."""
         images = self._rows[indices]["image"].to_pylist()
         return [
             {"pixels": self._pixels(index, image), "labels": int(self.labels[index]), "index": index}
@@ -77,8 +78,8 @@ class TaskImages(torch.utils.data.Dataset):
 
 @contextmanager
 def _randomness_of(*key: int):
-    """Torch's CPU generator as a function of `key`, and afterwards as it was before."""
-    # the generator itself: `torch.manual_seed` would touch every accelerator as well
+    """Seeds torch's CPU generator with `key` within the context, and restores it afterwards."""
+    # the generator itself: `torch.manual_seed` would also seed every accelerator
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

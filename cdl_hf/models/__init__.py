@@ -1,4 +1,4 @@
-"""Configuration, model, prompt pools, classifiers and KD branches: what a checkpoint is made of."""
+"""Models: configuration, backbones, prompt pools, heads, classifiers and KD branches."""
 
 from typing import TYPE_CHECKING
 

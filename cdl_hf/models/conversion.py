@@ -196,7 +196,7 @@ def _named(owner: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class ConversionArguments:
-    """The state dict, and what it does not say."""
+    """The state dict, and the arguments that cannot be derived from it."""
 
     state_dict: str = argument("Path of the .pth file that the authors' code wrote", positional=True)
     output_dir: str = argument("Folder for the checkpoint, for from_pretrained", positional=True)

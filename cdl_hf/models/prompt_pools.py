@@ -19,7 +19,7 @@ from .prefix_attention import Prefix
 
 
 class PromptPool(nn.Module):
-    """What the methods share: the prompted blocks, and a life cycle that most do not need.
+    """Base class of the prompt pools: the prompted blocks, and hooks before and after a task.
 
     Args:
         config: Pool size, lengths and blocks.
@@ -49,12 +49,12 @@ class PromptPool(nn.Module):
 
     @staticmethod
     def further_blocks(config: PromptViTConfig) -> list[int]:
-        """Blocks that are prompted besides `config.prompt_blocks`."""
+        """Prompted blocks in addition to `config.prompt_blocks`."""
         return []
 
     def init_weights(self) -> None:
-        """Draws all parameters as for a new stream."""
-        raise NotImplementedError  # every pool has its own
+        """Initializes all parameters for a new stream."""
+        raise NotImplementedError
 
     def start_task(self, task_id: int) -> None:
         """Called before a task is trained."""
