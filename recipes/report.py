@@ -52,7 +52,9 @@ def main() -> None:
             runs = merge_runs(read_runs(output / RUNS), runs)
         experiments = group_by_seed(complete_results(runs))
         if args.measure_latency:
-            runs = measure_latencies(runs, experiments, source)
+            from cdl_hf.hub.saved_models import load_saved_model  # torch takes seconds
+
+            runs = measure_latencies(runs, experiments, source, lambda folder: load_saved_model(folder).model)
         write_runs(output, runs)
         write_report(experiments, latencies(runs, experiments), output, sorted(RECIPES.glob(f"*/{REPORTED}")))
     except ValueError as error:

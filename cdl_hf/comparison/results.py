@@ -6,16 +6,19 @@ the run was made; [`with_present_names`] reads them.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cli import parse, to_dict
 from ..escaping import portable, portable_arguments
 from ..training.arguments import RUN, paths, with_present_names
 from ..utils import write_text
 from .experiments import Experiment
+
+if TYPE_CHECKING:
+    from ..models import PromptViTForImageClassification
 
 RUNS = "runs.jsonl"
 
@@ -110,13 +113,19 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
     return complete
 
 
-def measure_latencies(runs: Iterable[RunResults], experiments: Iterable[Experiment], folder: Path) -> list[RunResults]:
+def measure_latencies(
+    runs: Iterable[RunResults],
+    experiments: Iterable[Experiment],
+    folder: Path,
+    load_model: Callable[[Path], "PromptViTForImageClassification"],
+) -> list[RunResults]:
     """Times one image on a saved model of each experiment, of the first seed that has one.
 
     Args:
         runs: The runs of the experiments.
         experiments: Made of these runs.
         folder: The folder with the folders of the runs.
+        load_model: Loads a saved model from its folder.
 
     Returns:
         The runs with their latencies.
@@ -127,14 +136,13 @@ def measure_latencies(runs: Iterable[RunResults], experiments: Iterable[Experime
     import torch
 
     from ..evaluation.speed import latency
-    from ..hub.saved_models import load_saved_model
 
     by_name, is_measured = {run.name: run for run in runs}, False
     for experiment in experiments:
         role = experiment.role
         names = [name for name in experiment.runs.values() if (folder / name / role / "config.json").is_file()]
         if names:
-            model = load_saved_model(folder / names[0] / role).model
+            model = load_model(folder / names[0] / role)
             side = model.backbone.patch_embed.img_size[0]
             milliseconds = latency(model, torch.zeros(1, 3, side, side, device=model.device), repeats=100)
             device = f"{model.device.type}, {torch.get_num_threads()} thread(s)"

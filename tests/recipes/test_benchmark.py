@@ -1,4 +1,4 @@
-"""recipes/benchmark.py measures what it says; how fast it is, no test says."""
+"""recipes/benchmark.py: its figures are complete and consistent; no test depends on the speed of a machine."""
 
 import json
 import runpy
@@ -27,7 +27,7 @@ def benchmark(monkeypatch, tmp_path, capsys):
     return run
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux's /proc")
 def test_stream(benchmark):
     out, measured = benchmark("--stream", "--rows", "2000000")
     assert "a stream over 2,000,000 rows" in out

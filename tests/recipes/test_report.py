@@ -231,20 +231,20 @@ def test_no_html_in_the_title(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda results: results["args"].update(prompt_method="../x"), "prompt_method cannot be '../x'"),
         (lambda results: results.pop("stream"), "these are not the results of a run"),
     ],
 )
-def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, told):
+def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, message):
     file = next(runs.glob("*/results.json"))
     results = json.loads(file.read_text())
     spoil(results)
     file.write_text(json.dumps(results))
     with pytest.raises(SystemExit):
         report(runs, "--output_dir", tmp_path / "report")
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_picture_is_named(tmp_path):
