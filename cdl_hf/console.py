@@ -1,6 +1,7 @@
 """What the package's log messages and warnings look like on a command line."""
 
 import logging
+import os
 import sys
 import warnings
 
@@ -18,6 +19,7 @@ def show_messages(level: int = logging.INFO) -> None:
 
     A script calls it, through [`cdl_hf.cli.parse`]; the package alone leaves logging and warnings as they are.
     """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a line for each split that is read
     logger = logging.getLogger("cdl_hf")
     logger.setLevel(level)
     if not any(isinstance(handler, _Console) for handler in logger.handlers):

@@ -3,6 +3,8 @@
 Fake tensors have shapes but no content: any model on any batch takes seconds and no memory.
 """
 
+import statistics
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,16 +15,20 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
+from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from transformers import BaseImageProcessor
 
-from ..data import TaskStream
+from ..data import TaskImages, TaskStream, train_transform
 from ..distillation import TrainingObjective
+from ..models import PromptViTForImageClassification
 from .arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
 from .build import build_models, build_stream
+from .callbacks import duration
 from .checkpointing import NUM_KEPT
 from .memory import check_division
 from .results import describe_models
@@ -59,15 +65,55 @@ def describe_run(
     stages = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     models = {role: objective.model for role, objective in objectives.items()}
     side = pair.image_processor.crop_size["height"]
+    costs = _Costs.of(stream, objectives, stages, args, side, accelerator)
     return "\n".join(
         [
             str(stream),
             describe_models(models, pair.image_processor),
             _steps(stream, args, trained),
             *_files(stream, objectives, folder),
-            *_memory(stream, objectives, stages, args, side, accelerator),
+            *_memory(costs, accelerator),
+            _time(costs, stream, args, pair.image_processor, objectives, accelerator),
         ]
     )
+
+
+@dataclass
+class _Costs:
+    """What the steps of one process cost.
+
+    Attributes:
+        batch: Images of a training step at a time.
+        eval_batch: Images of an evaluation step.
+        stages: Roles trained together -> the cost of a step on `batch` images.
+        evaluation: The cost of an evaluation step.
+    """
+
+    batch: int
+    eval_batch: int
+    stages: dict[tuple[str, ...], "Footprint"]
+    evaluation: "Footprint"
+
+    @classmethod
+    def of(
+        cls,
+        stream: TaskStream,
+        objectives: dict[str, TrainingObjective],
+        stages: list[tuple[str, ...]],
+        args: CDLConfig,
+        side: int,
+        accelerator: Accelerator,
+    ) -> "_Costs":
+        for task in stream:  # the last one takes the most
+            for objective in objectives.values():
+                if objective.model.config.num_tasks == len(stream):  # a joint teacher has seen all classes
+                    objective.model.start_task(task.class_names)
+        steps = FakeSteps(objectives, side, accelerator.device, accelerator.mixed_precision)
+        processes = accelerator.num_processes
+        batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)
+        eval_batch = max(args.eval_batch_size // processes, 1)
+        training = {roles: steps.training(roles, batch) for roles in stages}
+        return cls(batch, eval_batch, training, steps.evaluation(eval_batch))
 
 
 def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
@@ -92,34 +138,74 @@ def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Pa
     checkpoints = (3 * learnt + predicting + statistics) * NUM_KEPT  # with Adam's two moments
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "
-        f"({_size(models)}); what they have learnt after each task ({_size(len(stream) * states)}); {NUM_KEPT} "
+        f"({_size(models)}); what they have learned after each task ({_size(len(stream) * states)}); {NUM_KEPT} "
         f"checkpoints (at most {_size(checkpoints)})"
     ]
 
 
-def _memory(
-    stream: TaskStream,
-    modules: dict[str, TrainingObjective],
-    stages: list[tuple[str, ...]],
-    args: CDLConfig,
-    side: int,
-    accelerator: Accelerator,
-) -> list[str]:
-    for task in stream:  # the last one takes the most
-        for module in modules.values():
-            if module.model.config.num_tasks == len(stream):  # a given teacher may have seen all classes at once
-                module.model.start_task(task.class_names)
-    steps = FakeSteps(modules, side, accelerator.device, accelerator.mixed_precision)
-    processes = accelerator.num_processes
-    batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)
-    peaks = {f"training the {' and the '.join(roles)}": steps.training(roles, batch).peak_bytes for roles in stages}
-    peaks["evaluating"] = steps.evaluation(max(args.eval_batch_size // processes, 1)).peak_bytes
+def _memory(costs: _Costs, accelerator: Accelerator) -> list[str]:
+    peaks = {f"training the {' and the '.join(roles)}": cost.peak_bytes for roles, cost in costs.stages.items()}
+    peaks["evaluating"] = costs.evaluation.peak_bytes
     resident = psutil.Process().memory_info().rss
     return [
         f"peak memory on {accelerator.device}: " + ", ".join(f"{name} {_size(peak)}" for name, peak in peaks.items()),
-        f"  that is all tensors of one process, with {batch} images at a time; to it come {_size(resident)} for the "
+        f"  for all tensors of one process, with {costs.batch} images at a time; add {_size(resident)} for the "
         "process itself, and what the allocator wastes (on a CPU up to half of it)",
     ]
+
+
+def _time(
+    costs: _Costs,
+    stream: TaskStream,
+    args: CDLConfig,
+    image_processor: BaseImageProcessor,
+    objectives: dict[str, TrainingObjective],
+    accelerator: Accelerator,
+) -> str:
+    """The time to expect on this machine, from the operations of the steps and the speed of one block on it."""
+    transform = train_transform(image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
+    images = TaskImages(stream[0].train, stream.label_to_class_id, transform, seed=args.seed)
+    some = list(range(min(costs.batch, len(images))))
+    images.__getitems__(some)  # opens the files
+    began = time.perf_counter()
+    images.__getitems__(some)
+    loading = (time.perf_counter() - began) / len(some) / max(args.dataloader_num_workers, 1)  # seconds an image
+    speed = {role: _flops_per_second(each.model, costs.batch, accelerator) for role, each in objectives.items()}
+    trained = args.num_train_epochs * sum(
+        EpochSampler(len(task.train), args.batch_size, 0).steps * args.batch_size for task in stream
+    )
+    tested = [len(task.test if task.validation is None else task.validation) for task in stream]
+    evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
+    slowest = min(speed.values())
+    seconds = evaluated * (costs.evaluation.flops / costs.eval_batch / slowest + loading)
+    for roles, cost in costs.stages.items():
+        seconds += trained * (cost.flops / costs.batch / min(speed[role] for role in roles) + loading)
+    return f"time: about {duration(seconds / accelerator.num_processes)} on this machine, give or take a half"
+
+
+def _flops_per_second(model: PromptViTForImageClassification, batch_size: int, accelerator: Accelerator) -> float:
+    """Operations per second of a block of the model's shape, forward and backward with frozen weights."""
+    device, backbone = accelerator.device, model.backbone
+    block = Block(backbone.embed_dim, backbone.blocks[0].attn.num_heads, qkv_bias=True).to(device)
+    block.requires_grad_(False)
+    count = batch_size if device.type == "cuda" else min(batch_size, 16)
+    tokens = torch.randn(count, backbone.patch_embed.num_patches + 1, backbone.embed_dim, device=device)
+    tokens.requires_grad_()
+
+    def step() -> None:
+        with accelerator.autocast():
+            loss = block(tokens).float().sum()
+        loss.backward()
+        float(loss.detach())  # waits for the device
+
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        step()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return counter.get_total_flops() / statistics.median(times)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

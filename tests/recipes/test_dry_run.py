@@ -44,7 +44,7 @@ def test_a_preset_on_local_images_needs_no_weights(told, tmp_path_factory):
     out = told("--config", RECIPES / "cifar100" / "base_to_tiny.yaml", "--dataset", folder, "--batch_size", "2")
     # a ViT-B of 85.8 million parameters and the ViT-T of 5.5 that makes its queries; CODA-Prompt's pool
     pool = 5 * 100 * (8 * 768 + 2 * 192)
-    assert f"{85_798_656 + 5_524_416 + pool + 10 * 769:,} parameters, {pool + 10 * 769:,} of them learnt" in out
+    assert f"{85_798_656 + 5_524_416 + pool + 10 * 769:,} parameters, {pool + 10 * 769:,} of them trained" in out
     assert "10 classes in natural order, 10 tasks of 1" in out and "30 train" in out
     # a step for each task's 3 images, 20 epochs; a test image more at each of 10 evaluations
     assert "200 of 2 images" in out and "55 test images in 10 evaluations" in out
