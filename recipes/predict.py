@@ -46,13 +46,13 @@ def main() -> None:
         saved = load_saved_model(args.checkpoint)
     except ValueError as error:
         cli_error(str(error))
-    answers, unreadable = predict(saved, ImageFiles(files, eval_transform(saved.image_processor)), args)
+    predictions, unreadable = predict(saved, ImageFiles(files, eval_transform(saved.image_processor)), args)
     if args.output is None:
-        print(as_csv(answers), end="")
+        print(as_csv(predictions), end="")
     else:
         is_json = args.output.endswith(".json")
-        content = {"checkpoint": args.checkpoint, "answers": answers, "unreadable": unreadable}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else as_csv(answers)
+        content = {"checkpoint": args.checkpoint, "answers": predictions, "unreadable": unreadable}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else as_csv(predictions)
         try:
             Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
@@ -60,8 +60,8 @@ def main() -> None:
     for file, reason in unreadable.items():
         print(f"{file}: {reason}", file=sys.stderr)
     left_out = f"; {len(unreadable):,} cannot be read" if unreadable else ""
-    print(f"{len(answers):,} of {len(files):,} images classified{left_out}", file=sys.stderr)
-    sys.exit(0 if answers else 1)
+    print(f"{len(predictions):,} of {len(files):,} images classified{left_out}", file=sys.stderr)
+    sys.exit(0 if predictions else 1)
 
 
 def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str, str]]:
@@ -70,7 +70,7 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    names, answers, unreadable = saved.class_names, [], {}
+    names, predictions, unreadable = saved.class_names, [], {}
     loader = DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers, collate_fn=list)
     for batch in tqdm(loader, unit="batch", leave=False):
         unreadable |= {file: reason for file, _, reason in batch if reason is not None}
@@ -81,17 +81,17 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
         top = probabilities.topk(min(args.top_k, len(names)), dim=1)
         for (file, _), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
             best = [{"label": names[column], "score": score} for column, score in zip(columns, scores, strict=True)]
-            answers.append({"file": file, "classes": best})
-    return answers, unreadable
+            predictions.append({"file": file, "classes": best})
+    return predictions, unreadable
 
 
-def as_csv(answers: list[dict]) -> str:
+def as_csv(predictions: list[dict]) -> str:
     """One line per image: file, label_1, score_1, label_2, ..."""
-    count = len(answers[0]["classes"]) if answers else 0
+    count = len(predictions[0]["classes"]) if predictions else 0
     rows = [["file", *(f"{what}_{k + 1}" for k in range(count) for what in ("label", "score"))]]
-    for answer in answers:
-        cells = [cell for each in answer["classes"] for cell in (each["label"], f"{each['score']:.6f}")]
-        rows.append([answer["file"], *cells])
+    for prediction in predictions:
+        cells = [cell for each in prediction["classes"] for cell in (each["label"], f"{each['score']:.6f}")]
+        rows.append([prediction["file"], *cells])
     return csv_table(rows)
 
 
