@@ -9,6 +9,7 @@ from tiny_models import images, tiny_backbone
 from transformers import AutoModelForImageClassification
 
 from cdl_hf import ContinualDistillationTrainer, PromptViTForImageClassification, TaskStream, load_image_dataset
+from cdl_hf.catalogue import PROMPT_METHODS
 from cdl_hf.data import image_processor_for
 from cdl_hf.models.configuration_prompt_vit import PROMPT_DEFAULTS
 from cdl_hf.models.prompt_pools import POOLS
@@ -17,7 +18,7 @@ from cdl_hf.training import CDLConfig
 
 @pytest.fixture
 def my_methods(tmp_path, monkeypatch):
-    for registry in (POOLS, PROMPT_DEFAULTS):
+    for registry in (POOLS, PROMPT_DEFAULTS, PROMPT_METHODS):
         monkeypatch.setitem(registry, "shared", None)  # to be gone afterwards
     (tmp_path / "my_methods.py").write_text(block("cdl_hf/README.md", "my_methods.py"))
     monkeypatch.syspath_prepend(tmp_path)
@@ -39,6 +40,8 @@ def test_own_methods(my_methods, drawings, tmp_path, monkeypatch):
     trainer.train()
     assert not torch.equal(student.prompt_pool.prompts, before)
     assert "soft_loss" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    card = (tmp_path / "run" / "student" / "README.md").read_text(encoding="utf-8")
+    assert "steered by SharedPrompt prompts" in card and "with LogitCopy." in card
 
     x = images()
     with torch.no_grad():

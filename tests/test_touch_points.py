@@ -123,13 +123,14 @@ def run(additions, pair, drawings, tmp_path_factory) -> Path:
     """The folder of a run of train.py with all of them."""
     folder = tmp_path_factory.mktemp("toys") / "run"
     teacher, student = pair
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         run_recipe(
             "train",
             *("--dataset", drawings, "--teacher", teacher, "--student", student, "--num_tasks", 2),
             *("--prompt_method", "toy_prompt", "--distillation", "toy_kd", "--classifier", "toy_sums"),
             *("--num_train_epochs", 1, "--batch_size", 7, "--output_dir", folder),
         )
+    (folder / "printed.txt").write_text(printed.getvalue())
     return folder
 
 
@@ -163,6 +164,7 @@ def test_toy_methods_are_trained_saved_and_described(run):
     card = (run / "student" / "README.md").read_text(encoding="utf-8")
     for words in ("steered by Toy prompts", "ToyKD (a test)", "toy sums (a test)", "| Worst task (%) |"):
         assert words in card
+    assert re.search(r"^worst task \(%\) +\d+\.\d\d +\d+\.\d\d$", (run / "printed.txt").read_text(), re.MULTILINE)
 
 
 def test_reports_read_toy_methods(run):

@@ -150,7 +150,11 @@ class Metric:
 # Name in results.json, a dot for a name within a group -> metric. Tables show them in this order.
 METRICS: dict[str, Metric] = {
     "average_accuracy": Metric(
-        "final accuracy A_N", "%", lambda matrix: matrix.average_accuracy, is_headline=True, hub_type="accuracy"
+        "final accuracy A_N, mean over tasks",
+        "%",
+        lambda matrix: matrix.average_accuracy,
+        is_headline=True,
+        hub_type="accuracy",
     ),
     "average_accuracy_by_image": Metric(
         "final accuracy, mean over images", "%", lambda matrix: matrix.average_accuracy_by_image, hub_type="accuracy"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,8 @@ def build_models(
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts = {
         "classes_per_task": stream.classes_per_task,
-        "prompt_method": model_args.prompt_method,
-        "pool_size": model_args.pool_size,
-        "prompt_length": model_args.prompt_length,
-        "prompt_blocks": model_args.prompt_blocks,
-        "top_k": model_args.top_k,
-        "g_prompt_length": model_args.g_prompt_length,
-        "g_prompt_blocks": model_args.g_prompt_blocks,
-        "ortho_weight": model_args.ortho_weight,
-        "ema_decay": model_args.ema_decay,
         "head": model_args.classifier,
-        "ranpac_width": model_args.ranpac_width,
+        **{name: getattr(model_args, name) for name in _config_fields(ModelArguments)},
     }
     teacher = None
     if stages != "student" or training_args.teacher_run is not None:
@@ -173,9 +165,7 @@ def build_models(
             student_backbone,
             **prompts,
             kd_branch=method_class.kd_branch,
-            kd_alpha=distillation_args.kd_alpha,
-            kd_prompt_length=distillation_args.kd_prompt_length,
-            kd_prompt_blocks=distillation_args.kd_prompt_blocks,
+            **{name: getattr(distillation_args, name) for name in _config_fields(DistillationArguments)},
             teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
         )
         if distillation == "none" or is_given:
@@ -195,6 +185,11 @@ def build_models(
     return ModelPair(objective, processor)
 
 
+def _config_fields(argument_class: type) -> list[str]:
+    """Arguments that a model's configuration has as fields of its own, under the same names."""
+    return [f.name for f in fields(argument_class) if f.name in get_annotations(PromptViTConfig)]
+
+
 def run_name(arguments: Iterable[Any]) -> str:
     """Data set, methods and seed of a run, for the name of its folder."""
     values = to_dict(arguments)
@@ -210,8 +205,6 @@ def arguments_of(
     student = objective.model
     teacher = objective.teacher if has_student else objective.model
     config = (teacher or student).config
-    names = {f.name for f in fields(ModelArguments)} & {f.name for f in fields(PromptViTConfig)}
-    names -= {"image_size"}
     model_args = ModelArguments(
         teacher=backbone_source(teacher or student),
         student=backbone_source(student),
@@ -219,7 +212,7 @@ def arguments_of(
         normalization="backbone" if image_processor.do_normalize else "none",
         classifier=student.config.head,
         query="own" if teacher is not None and teacher.query_backbone is None else "student",
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in _config_fields(ModelArguments)},
     )
     distillation_args = DistillationArguments(
         distillation=next(

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..cli import to_dict
 from ..data import dataset_spec
+from ..evaluation import METRICS, metric_in
 from ..evaluation.speed import latency
 from ..models import PromptViTForImageClassification
 from ..utils import atomic_folder, seal_file, versions
@@ -149,20 +150,21 @@ def table(results: dict[str, Any]) -> str:
     roles = [role for role in ("teacher", "student") if role in results]
     tasks = results["stream"]["num_tasks"]
     classes, images = len(results["stream"]["class_names"]), sum(results["stream"][results["tested_on"]])
-    metrics = {role: results[role] for role in roles}
     rows = [
-        ("final accuracy A_N, mean over the tasks", [f"{m['average_accuracy']:.2f} %" for m in metrics.values()]),
-        ("average incremental accuracy", [f"{m['average_incremental_accuracy']:.2f} %" for m in metrics.values()]),
-        ("forgetting (cdl), points", [f"{m['forgetting']['cdl']:.2f}" for m in metrics.values()]),
-        ("parameters", [f"{m['parameters']:,}" for m in metrics.values()]),
-        ("  trained", [f"{m['trainable_parameters']:,}" for m in metrics.values()]),
+        (f"{metric.label} ({metric.unit})", [f"{metric_in(results[role], name):.2f}" for role in roles])
+        for name, metric in METRICS.items()
+        if metric.is_headline
+    ]
+    rows += [
+        ("parameters", [f"{results[role]['parameters']:,}" for role in roles]),
+        ("  trained", [f"{results[role]['trainable_parameters']:,}" for role in roles]),
         ("seconds of training", [_seconds(results["seconds"], role) for role in roles]),
     ]
     if "baseline" in results:
         chance, frozen = results["baseline"]["chance"], results["baseline"]["frozen_ranpac"]
         rows += [
-            ("for comparison: A_N of guessing", [f"{chance:.2f} %" for _ in roles]),
-            ("  of RanPAC on the frozen backbone", [f"{frozen[role]:.2f} %" for role in roles]),
+            ("for comparison: A_N of guessing (%)", [f"{chance:.2f}" for _ in roles]),
+            ("  of RanPAC on the frozen backbone (%)", [f"{frozen[role]:.2f}" for role in roles]),
         ]
     width = max(len(label) for label, _ in rows)
     lines = [

@@ -122,7 +122,7 @@ def test_tells_the_run(card):
         "| 2 | class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9, class 10, "
         "class 11 | 70.00 | 70.00 |\n",
         "| | teacher | student |\n|---|---:|---:|\n| Backbone | vit_micro_quickdraw | vit_nano_quickdraw |\n",
-        "| Final accuracy A_N (%) | 71.50 | 65.62 |\n",
+        "| Final accuracy A_N, mean over tasks (%) | 71.50 | 65.62 |\n",
         "| Backward transfer (points) | -18.75 | -18.75 |\n",
         "| Parameters | 9,876,543 | 1,234,567 |\n",
         "| Latency of one image (ms), CPU, 4 threads | 31.2 | 11.0 |\n",
