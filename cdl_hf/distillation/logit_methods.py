@@ -52,6 +52,12 @@ class KD(TrainingObjective):
         self.temperature = self.default_temperature if temperature is None else temperature
         self.shares_query = student.shares_query_with(teacher)
 
+    @property
+    def teacher(self) -> PromptViTForImageClassification:
+        teacher = super().teacher
+        assert teacher is not None
+        return teacher
+
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Evaluation of several models on the test images of all tasks seen, in one pass over the images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -8,9 +9,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
-from ..models import PromptViTForImageClassification
 
 MEMORY_LIMIT = 2**30  # bytes of cached queries; the others are computed in every evaluation
+
+
+class Predictor(Protocol):
+    """What can be evaluated: a [`PromptViTForImageClassification`], or what is called as it is."""
+
+    def eval(self) -> Any: ...
+
+    def query(self, pixel_values: Tensor) -> Tensor | None: ...
+
+    def shares_query_with(self, other: Any) -> bool: ...
+
+    def __call__(self, pixel_values: Tensor, query: Tensor | None = None) -> Any: ...
 
 
 class Evaluator:
@@ -38,7 +50,7 @@ class Evaluator:
         self._kept = 0  # bytes
 
     def __call__(
-        self, models: dict[str, PromptViTForImageClassification], tasks: Iterable[TaskImages]
+        self, models: Mapping[str, Predictor], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         """Number of correct predictions and of images for each model and task.
 
@@ -59,7 +71,7 @@ class Evaluator:
             return self._count(models, shares, tasks)
 
     def _count(
-        self, models: dict[str, PromptViTForImageClassification], shares: dict[str, bool], tasks: Iterable[TaskImages]
+        self, models: Mapping[str, Predictor], shares: dict[str, bool], tasks: Iterable[TaskImages]
     ) -> dict[str, list[tuple[int, int]]]:
         names, first = list(models), next(iter(models.values()))
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
@@ -84,9 +96,7 @@ class Evaluator:
                 counts[name].append((count, total))
         return counts
 
-    def _query(
-        self, model: PromptViTForImageClassification, pixel_values: Tensor, place: tuple[int, int]
-    ) -> Tensor | None:
+    def _query(self, model: Predictor, pixel_values: Tensor, place: tuple[int, int]) -> Tensor | None:
         if place in self._queries:
             return self._queries[place]
         query = model.query(pixel_values)
@@ -97,7 +107,7 @@ class Evaluator:
 
     @staticmethod
     def _predict(
-        models: dict[str, PromptViTForImageClassification],
+        models: Mapping[str, Predictor],
         shares: dict[str, bool],
         pixel_values: Tensor,
         query: Tensor | None,

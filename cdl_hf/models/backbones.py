@@ -107,25 +107,25 @@ def load_backbone(
         if pretrained:
             files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
             _load_weights(module, next((file for file in files if file.is_file()), files[0]), str(source))
-        return PretrainedBackbone(name, args, module, _pretrained_cfg(module), folder.name)
+        return PretrainedBackbone(name, args, module, pretrained_cfg(module), folder.name)
 
     name = str(source)
     if weights is not None:
         module = _create(name, name, args, pretrained=False)
         _load_weights(module, Path(weights), name)
-        return PretrainedBackbone(name, args, module, _pretrained_cfg(module), name)
+        return PretrainedBackbone(name, args, module, pretrained_cfg(module), name)
     if pretrained and ":" not in name and "." not in name:
         tags = timm.list_pretrained(f"{name}.*")
         if not tags:
             raise ValueError(f"there is no backbone {name!r}: {_unknown(name)}")
         raise ValueError(f"{name!r} does not name pretrained weights; choose one of: {', '.join(tags)}")
     module = _create(name, name, args, pretrained=pretrained)
-    pretrained_cfg = _pretrained_cfg(module)
+    data_config = pretrained_cfg(module)
     if ":" in name:  # a Hub repository: its config.json has the architecture and its arguments
-        name, args = pretrained_cfg["architecture"], {**(pretrained_cfg.get("model_args") or {}), **args}
-    hub_name = str(source).split(":", 1)[1] if ":" in str(source) else pretrained_cfg.get("hf_hub_id")
+        name, args = data_config["architecture"], {**(data_config.get("model_args") or {}), **args}
+    hub_name = str(source).split(":", 1)[1] if ":" in str(source) else data_config.get("hf_hub_id")
     args = {arg: value for arg, value in args.items() if arg not in LOADING_ARGS}
-    return PretrainedBackbone(name, args, module, pretrained_cfg, str(source), hub_name if pretrained else None)
+    return PretrainedBackbone(name, args, module, data_config, str(source), hub_name if pretrained else None)
 
 
 def find_backbone(
@@ -159,7 +159,7 @@ def find_backbone(
         raise ValueError(
             f"the model was saved without the weights of {source}, which cannot be loaded here: {error}; {advice}"
         ) from error
-    found = PretrainedBackbone(name, args, module, _pretrained_cfg(module), source, hub_name)
+    found = PretrainedBackbone(name, args, module, pretrained_cfg(module), source, hub_name)
     if found.digest != digest:
         raise ValueError(
             f"the weights found for {source} are not those that the prompts were trained on (SHA-256 "
@@ -350,7 +350,7 @@ def _create(
     return backbone
 
 
-def _pretrained_cfg(module: VisionTransformer) -> dict[str, Any]:
+def pretrained_cfg(module: VisionTransformer) -> dict[str, Any]:
     """What timm says of a model's weights and images; it declares no attribute for it."""
     return cast(dict[str, Any], module.pretrained_cfg)
 

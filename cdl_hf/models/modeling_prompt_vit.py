@@ -128,14 +128,11 @@ class PromptViTForImageClassification(PreTrainedModel):
             checked.query_backbone, checked.query_backbone_args = query_backbone.name, query_backbone.args
             checked.query_backbone_weights = query_backbone.reference
         model = cls(checked)
-        model.backbone.load_state_dict(backbone.module.state_dict())
-        model.backbone.pretrained_cfg = {**backbone.pretrained_cfg, "hf_hub_id": backbone.hub_name}
-        if query_backbone is not None and model.query_backbone is not None:
-            model.query_backbone.load_state_dict(query_backbone.module.state_dict())
-            model.query_backbone.pretrained_cfg = {
-                **query_backbone.pretrained_cfg,
-                "hf_hub_id": query_backbone.hub_name,
-            }
+        for network, loaded in ((model.backbone, backbone), (model.query_backbone, query_backbone)):
+            if network is not None and loaded is not None:
+                network.load_state_dict(loaded.module.state_dict())
+                data_config = {**loaded.pretrained_cfg, "hf_hub_id": loaded.hub_name}
+                network.pretrained_cfg = data_config  # type: ignore[assignment]  # timm declares no attribute
         return model
 
     def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword

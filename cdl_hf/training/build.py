@@ -54,13 +54,14 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
         ValueError: The data set or the split is not to be had; the message says why.
     """
     dataset = load_image_dataset(stream_args.dataset, **source_options(stream_args), seed=stream_args.stream_seed)
-    order = stream_args.class_order
+    order: str | list[str] | list[int] = stream_args.class_order
     if order == "split_file":
         if stream_args.split_file is None:
             raise ValueError(
                 "class_order=split_file takes the order from the targets of split_file, and none is given: name the "
                 "list, or take class_order=natural"
             )
+        assert dataset.folders is not None  # the list has divided what came in one split
         order = class_order(stream_args.split_file, dataset.folders)
     elif isinstance(order, str) and order not in ("natural", "seeded"):
         order = order.split(",")
@@ -85,8 +86,8 @@ def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[Pret
     Raises:
         ValueError: A backbone cannot be loaded, or its patches do not fit the images.
     """
-    size = {} if model_args.image_size is None else {"img_size": model_args.image_size}
-    weights = {"weights": model_args.student_weights, "pretrained": pretrained}
+    size: dict[str, Any] = {} if model_args.image_size is None else {"img_size": model_args.image_size}
+    weights: dict[str, Any] = {"weights": model_args.student_weights, "pretrained": pretrained}
     student = load_backbone(model_args.student, **weights, **size)
     side = student.module.patch_embed.img_size[0]
     weights["weights"] = model_args.teacher_weights
@@ -140,7 +141,7 @@ def build_models(
                 "cache_teacher_outputs needs a teacher that is merged in its own stage: take teacher_merge=own_stage"
             )
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
-    prompts = {
+    prompts: dict[str, Any] = {
         "classes_per_task": stream.classes_per_task,
         "head": model_args.classifier,
         **{name: getattr(model_args, name) for name in _config_fields(ModelArguments)},
@@ -171,9 +172,13 @@ def build_models(
         if distillation == "none" or is_given:
             objective = TrainingObjective(student, teacher)
         else:
-            options = {"kd_alpha": distillation_args.kd_alpha, "temperature": distillation_args.temperature}
+            options: dict[str, Any] = {
+                "kd_alpha": distillation_args.kd_alpha,
+                "temperature": distillation_args.temperature,
+            }
             objective = method_class(student, teacher, **options)
     else:
+        assert teacher is not None
         objective = TrainingObjective(teacher)
     side = student_backbone.module.patch_embed.img_size[0]
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}

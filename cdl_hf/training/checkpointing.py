@@ -107,8 +107,9 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, in the order in which a run writes them."""
-    positions = {path: _position(path.name) for path in folder.glob("*") if path.is_dir()}
-    return sorted((path for path, position in positions.items() if position is not None), key=positions.__getitem__)
+    folders = [path for path in folder.glob("*") if path.is_dir()]
+    positions = {path: position for path in folders if (position := _position(path.name)) is not None}
+    return sorted(positions, key=positions.__getitem__)
 
 
 def _position(name: str) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ It changes neither what was trained nor what will be, since in training only the
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -26,9 +26,17 @@ SHRINKAGE = 1e-3
 
 
 @torch.no_grad()
+class FeatureExtractor(Protocol):
+    """A [`PromptViTForImageClassification`], or another model with features for a classifier."""
+
+    def eval(self) -> Any: ...
+
+    def head_features(self, pixel_values: Tensor) -> Tensor: ...
+
+
 def head_features(
     accelerator: Accelerator,
-    model: PromptViTForImageClassification,
+    model: FeatureExtractor,
     images: TaskImages,
     batch_size: int,
     workers: int,

@@ -62,7 +62,7 @@ def describe_run(
     check_division(objectives, map(len, (task.train for task in stream)), args, accelerator.num_processes)
     runs = {"teacher": args.teacher_run, "student": args.student_run}
     trained = [role for role in objectives if runs[role] is None]
-    stages = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
+    stages: list[tuple[str, ...]] = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     models = {role: objective.model for role, objective in objectives.items()}
     side = pair.image_processor.crop_size["height"]
     costs = _Costs.of(stream, objectives, stages, args, side, accelerator)

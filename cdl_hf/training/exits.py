@@ -31,7 +31,9 @@ def exit_on_failure(folder: RunFolder | None, accelerator: Accelerator) -> Itera
     except KeyboardInterrupt:  # before the training, after it, or a second Ctrl-C
         _leave(f"Told to stop; {_again(folder)}.", EX_TEMPFAIL)
     except (StageError, FloatingPointError, torch.linalg.LinAlgError) as error:
-        saved = f"What was learnt before that step is in {folder.checkpoints}"
+        saved = "Nothing is saved"
+        if folder is not None:
+            saved = f"What was learnt before that step is in {folder.checkpoints}"
         _exit_all_ranks(
             accelerator, f"Stopped: {_first_line(error)}. {saved}; start another run with a lower --learning_rate."
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from transformers import BaseImageProcessor
+from transformers import CLIPImageProcessor
 
 from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
@@ -46,7 +46,7 @@ class Learner:
         objective: TrainingObjective,
         stream: TaskStream,
         args: CDLConfig,
-        image_processor: BaseImageProcessor,
+        image_processor: CLIPImageProcessor,
         folder: Path,
         run: str | None = None,
     ):
@@ -122,7 +122,7 @@ class Learner:
         config = self.model.config
         return {
             "modules": trained_state(self.objective, statistics=True),
-            "class_names": list(config.id2label.values()),
+            "class_names": list((config.id2label or {}).values()),
             "tasks_seen": config.tasks_seen,
             "matrices": self.matrix.to_dict(),
             "alignments": None if self.alignment is None else self.alignment.state(),

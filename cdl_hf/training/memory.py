@@ -94,7 +94,7 @@ def check_division(
 
 def find_accumulation_steps(
     accelerator: Accelerator,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     images: TaskImages,
     batch_size: int,
     least: int = 1,

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -47,7 +47,7 @@ class ModelCardContent:
         hub_dataset: The data set's repository on the Hub, if it has one.
     """
 
-    role: Literal["teacher", "student"]
+    role: str
     results: dict[str, Any]
     backbones: dict[str, str]
     command: list[str]

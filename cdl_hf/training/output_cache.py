@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
@@ -139,7 +139,7 @@ class TeacherOutputCache:
         accelerator: Accelerator,
         teacher: PromptViTForImageClassification,
         images: TaskImages,
-        loader: DataLoader,
+        loader: DataLoaderShard,
         num_train_epochs: int,
         *,
         name: str = "teacher outputs",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from transformers import BaseImageProcessor
+from transformers import CLIPImageProcessor
 from transformers.utils import logging
 
 from ..cli import to_dict
@@ -17,6 +17,7 @@ from ..data import dataset_spec
 from ..evaluation import METRICS, metric_in
 from ..evaluation.speed import latency
 from ..models import PromptViTForImageClassification
+from ..models.backbones import pretrained_cfg
 from ..utils import atomic_folder, seal_file, versions
 from .baseline import baseline_accuracies
 from .build import backbone_source
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .trainer import ContinualDistillationTrainer
 
 
-def describe_models(models: dict[str, PromptViTForImageClassification], processor: BaseImageProcessor) -> str:
+def describe_models(models: dict[str, PromptViTForImageClassification], processor: CLIPImageProcessor) -> str:
     """Backbones, sizes and trained parameters of the models, and how images are prepared.
 
     Args:
@@ -41,7 +42,7 @@ def describe_models(models: dict[str, PromptViTForImageClassification], processo
     pixels = f"mean {processor.image_mean}, std {processor.image_std}" if processor.do_normalize else "in [0, 1]"
     lines = [*lines, f"images: {side}x{side}, pixels {pixels}"]
     expected = {
-        role: [list(model.backbone.pretrained_cfg[key]) for key in ("mean", "std")] for role, model in models.items()
+        role: [list(pretrained_cfg(model.backbone)[key]) for key in ("mean", "std")] for role, model in models.items()
     }
     if processor.do_normalize and len(expected) == 2 and expected["teacher"] != expected["student"]:
         mean, std = expected["teacher"]
@@ -76,7 +77,7 @@ def finish_run(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
 def save_model(
     accelerator: Accelerator,
     model: PromptViTForImageClassification,
-    image_processor: BaseImageProcessor,
+    image_processor: CLIPImageProcessor,
     folder: Path,
 ) -> None:
     """Writes weights, configuration and image processor, for `from_pretrained`; all processes call it together."""
@@ -125,9 +126,9 @@ def _write_card(trainer: "ContinualDistillationTrainer", role: str, results: dic
         results=results,
         backbones={role: backbone_source(trainer.learners[role].model) for role in trainer.learners},
         command=["accelerate", "launch", sys.argv[0], *words],
-        weights_license=model.backbone.pretrained_cfg.get("license"),
+        weights_license=pretrained_cfg(model.backbone).get("license"),
         data_license=dataset.license,
-        base_model=[name for each in backbones if (name := each.pretrained_cfg.get("hf_hub_id"))],
+        base_model=[name for each in backbones if (name := pretrained_cfg(each).get("hf_hub_id"))],
         hub_dataset=dataset.hub_name,
     )
     complete_model_folder(trainer.folder.path, card)

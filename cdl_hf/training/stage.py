@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
@@ -171,6 +172,7 @@ class Stage:
 
     def state(self) -> StageState:
         """The stage after its last optimizer step; all processes must call it together."""
+        assert self.current is not None  # training has begun
         return self.current.state()
 
 
@@ -263,7 +265,7 @@ class Epoch:
 
 def training_loader(
     accelerator: Accelerator, images: TaskImages, settings: StageSettings, every_image: bool = False
-) -> tuple[EpochSampler, DataLoader]:
+) -> tuple[EpochSampler, DataLoaderShard]:
     """Batches of a task's training images, the same in every stage, and the order in which they come.
 
     Args:

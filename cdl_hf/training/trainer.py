@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from transformers import BaseImageProcessor
+from transformers import CLIPImageProcessor
 
 from ..cli import ParsedArguments, to_dict, to_yaml
 from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform
@@ -68,7 +68,7 @@ class ContinualDistillationTrainer:
         self,
         stream: TaskStream,
         objective: TrainingObjective,
-        image_processor: BaseImageProcessor,
+        image_processor: CLIPImageProcessor,
         args: CDLConfig,
         *,
         folder: RunFolder | None = None,
@@ -86,7 +86,7 @@ class ContinualDistillationTrainer:
             self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
         # A teacher learns as a student does that has no teacher.
-        objectives = {TEACHER: objective} if args.stages == TEACHER else {STUDENT: objective}
+        objectives: dict[str, TrainingObjective] = {TEACHER if args.stages == TEACHER else STUDENT: objective}
         if STUDENT in objectives and objective.teacher is not None:
             objectives = {TEACHER: TrainingObjective(objective.teacher), STUDENT: objective}
         task_sizes = [len(task.train) for task in stream]
@@ -113,8 +113,9 @@ class ContinualDistillationTrainer:
         self.total_steps = args.num_train_epochs * per_epoch * trained
         self._stop_request = StopRequest(self.accelerator)
         self._after_batch = self._stop_request.raise_if_requested
-        options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
-        self.evaluator = Evaluator(self.accelerator, *options)
+        self.evaluator = Evaluator(
+            self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._after_batch
+        )
         self.test_images = [self.images_for_test(task) for task in stream]
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
         self._queries: QueryCache | None = None
@@ -212,12 +213,13 @@ class ContinualDistillationTrainer:
         if state is None:
             for learner in learners:
                 learner.begin_task(task)
-        if learners[0].is_trained:
+        replay = learners[0].replay
+        if replay is None:
             with explain_oom(f"{self._settings(task, learners).name}: {self._memory_advice(stage_name(learners))}"):
                 self._train_stage(task, number, state)
             self._end_task(learners)
         else:
-            learners[0].replay.load(task.index)
+            replay.load(task.index)
         for learner in learners:
             learner.objective.eval()
         self.seconds[stage_name(learners)] += time.perf_counter() - began
@@ -278,7 +280,7 @@ class ContinualDistillationTrainer:
         for learner in learners:
             if learner is not teacher or not is_late:
                 learner.model.end_task()
-        if STUDENT in roles(learners) and is_late:
+        if STUDENT in roles(learners) and is_late and teacher is not None:
             teacher.model.end_task()
 
     def _memory_advice(self, stage: str) -> str:
@@ -302,11 +304,13 @@ class ContinualDistillationTrainer:
         """The teacher's outputs that a student's stage of this division need not compute."""
         if TEACHER not in self.learners:
             return None
-        teacher, cached = self.learners[TEACHER], {}
+        teacher = self.learners[TEACHER]
+        cached: dict[str, Sequence] = {}
         if teacher.replay is not None:
-            cached = teacher.replay.cached_outputs(task.index)
+            cached.update(teacher.replay.cached_outputs(task.index))
         elif self.args.cache_teacher_outputs:
-            cached = teacher.checkpoints.cached_outputs(task.index).read(self.args.num_train_epochs, len(task.train))
+            outputs = teacher.checkpoints.cached_outputs(task.index)
+            cached.update(outputs.read(self.args.num_train_epochs, len(task.train)))
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             cached.pop("query", None)
         elif self._queries is not None and self._queries.division == division:
@@ -392,8 +396,8 @@ class ContinualDistillationTrainer:
             save_model(self.accelerator, model, self.image_processor, self.folder.path / role)
 
     def _images_for_training(self, task: Task) -> TaskImages:
-        args = self.args
-        transform = train_transform(self.image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
+        args, (low, high) = self.args, self.args.crop_scale
+        transform = train_transform(self.image_processor, (low, high), horizontal_flip=args.horizontal_flip)
         return TaskImages(task.train, self.stream.label_to_class_id, transform, seed=args.seed, task=task.index)
 
     def images_for_fitting(self, task: Task) -> TaskImages:
@@ -467,8 +471,8 @@ class ContinualDistillationTrainer:
             logger.info("The run was finished; writing its results again.")
         else:
             where = "" if position is None else f", epoch {position.epoch + 1}, step {position.step}"
-            names = [*map(stage_name, self.stages), "evaluation"]
-            logger.info(f"Resuming in task {state['task'] + 1}, {names[state['stage']]}{where}.")
+            next_up = [*map(stage_name, self.stages), "evaluation"][state["stage"]]
+            logger.info(f"Resuming in task {state['task'] + 1}, {next_up}{where}.")
         self._start = (state["task"], state["stage"], position)
 
 
