@@ -22,7 +22,7 @@ HEADS = {
 }
 # What is called once for each batch of what may last, or once for each trial.
 PLACES = {
-    "storing answers": ("ranpac", TeacherOutputCache, "_ask"),
+    "storing answers": ("ranpac", TeacherOutputCache, "_compute"),
     "evaluating": ("ranpac", Evaluator, "_predict"),
     "reading features": ("ranpac", PromptViTForImageClassification, "head_features"),
     "trying batch sizes": ("ranpac", memory, "_fits"),
@@ -164,9 +164,9 @@ def test_a_divergence_in_a_classifier_and_its_kinds_are_told_in_a_sentence(whole
         (
             "ranpac",
             TeacherOutputCache,
-            "_ask",
+            "_compute",
             lambda answers: {n: v * not_finite for n, v in answers.items()},
-            "answers",
+            "outputs",
         ),
         ("ranpac", Evaluator, "_predict", lambda columns: columns * 0 - 1, "test images of task 1 are not numbers"),
         (
@@ -177,7 +177,7 @@ def test_a_divergence_in_a_classifier_and_its_kinds_are_told_in_a_sentence(whole
             "classifier after task",
         ),
         ("ranpac", PromptViTForImageClassification, "fit_classifier", raising(torch.linalg.LinAlgError), "classifier"),
-        ("ranpac", TeacherOutputCache, "_ask", raising(torch.OutOfMemoryError), "--gradient_accumulation_steps"),
+        ("ranpac", TeacherOutputCache, "_compute", raising(torch.OutOfMemoryError), "--gradient_accumulation_steps"),
         ("ranpac", Evaluator, "_predict", raising(MemoryError), "--eval_batch_size"),
         (
             "ranpac",

@@ -109,7 +109,7 @@ def test_answers_to_other_images_are_not_taken(train, command, tmp_path, asked):
     [
         (["--num_tasks", "2"], "another stream"),
         (["--class_order", "5,4,3,2,1,0"], "another stream"),
-        (["--student", "TEACHER"], "takes its query from others"),
+        (["--student", "TEACHER"], "another query network"),
         (["--pool_size", "9"], "is not the one configured here"),
     ],
 )
@@ -162,7 +162,7 @@ def test_answers_that_an_earlier_version_left_out_are_computed_again(train, comm
         file.with_name(f"{file.name}.sha256").unlink()  # which that version did not write
     asked.update(query=0, teacher=0)
     arguments = ("--stages", "student", "--teacher_run", tmp_path / "teacher")
-    with pytest.warns(UserWarning, match="lacks the answers to some images in 1 of 2 epochs"):
+    with pytest.warns(UserWarning, match="lacks the outputs for some images in 1 of 2 epochs"):
         train(*command, *arguments, "--output_dir", tmp_path / "student")
     assert asked == {"query": 3 + 3, "teacher": 3}  # one epoch of three steps
     assert_same_student(tmp_path / "both", tmp_path / "student")
@@ -171,7 +171,7 @@ def test_answers_that_an_earlier_version_left_out_are_computed_again(train, comm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.ones((2, 13, 3), np.float32), "of shape (2, 13, 3), not float32 answers of 2 epochs to 14 images"),
+        (np.ones((2, 13, 3), np.float32), "of shape (2, 13, 3), not float32 outputs of 2 epochs for 14 images"),
         (np.ones((1, 14, 3), np.float32), "of shape (1, 14, 3)"),
         (np.ones((2, 14, 3)), "holds float64 values"),
         ("cut short", "is damaged"),
@@ -218,7 +218,7 @@ def test_damaged_answers_of_ones_own_end_a_resumed_run_in_a_sentence(tmp_path, c
             answers.read(1, 4)
         message = capsys.readouterr().err
         assert stop.value.code == 1 and f"Stopped: {file} is damaged: " in message
-        assert "remove the file, and its answers are computed again" in message
+        assert "remove the file, and its outputs are computed again" in message
 
 
 def test_queries_of_images_that_another_process_had_are_not_known():

@@ -75,8 +75,8 @@ def test_dry_run_knows_it(train, command, at_once, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--distillation", "cdl_prompt"], "learns task by task"),
-        (["--classifier", "ncm"], "take its --classifier"),
+        (["--distillation", "cdl_prompt"], "trained task by task"),
+        (["--classifier", "ncm"], "use its --classifier"),
         (["--class_order", "5,4,3,2,1,0"], "another stream"),
         (["--max_samples_per_class", "5"], "another stream"),
     ],
