@@ -113,7 +113,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("order of some classes", ["--class_order", "0,1"], ("each of the 6 classes once", "2 entries")),
     # Backbones and their weights
     ("unknown backbone", ["--teacher", "vit_tinny"], ("vit_tinny", "no such folder")),
-    ("backbone without tag", ["--teacher", "vit_base_patch16_224"], ("which pre-trained weights", "augreg")),
+    ("backbone without tag", ["--teacher", "vit_base_patch16_224"], ("does not name pretrained weights", "augreg")),
     ("no transformer", ["--teacher", "resnet18", "--teacher_weights", "x"], ("resnet18", "VisionTransformer")),
     ("backbone not on the Hub", ["--teacher", "hf_hub:nobody/nothing"], ("nobody/nothing", "Hub")),
     ("no backbone's folder", lambda w: w.empty_folder("--teacher"), ("no config.json", "recipes/pretrain.py")),
