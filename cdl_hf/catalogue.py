@@ -36,7 +36,7 @@ class Method:
         title: Its name in tables and sentences.
         description: What it is, in a phrase that can follow the title and a colon.
         paper: Where it was published; `None` for what needs no source.
-        builds_on: Papers to cite besides.
+        builds_on: Further papers to cite.
     """
 
     title: str

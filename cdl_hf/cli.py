@@ -133,7 +133,7 @@ def cli_error(message: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
         print(f"{os.path.basename(sys.argv[0])}: error: {message.strip()}", file=sys.stderr, flush=True)
     else:
-        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: the one that tells must be it
+        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: it must be the one with the message
     raise SystemExit(2)
 
 
@@ -220,22 +220,22 @@ def _read_yaml(path: str, arguments: dict[str, Argument], header: str) -> dict[s
     A file that begins with `header` is the record of an earlier call, which [`to_yaml`] wrote. It does not say what
     this one is to do: earlier versions wrote `overwrite: true` into it.
     """
-    told = f"--config {path}" if header else path
+    where = f"--config {path}" if header else path
     try:
         with open(_expanded(path), encoding="utf-8") as file:
             is_record = file.readline().startswith(header)
             file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
-        cli_error(f"{told}: cannot read this file ({error.strerror})")
+        cli_error(f"{where}: cannot read this file ({error.strerror})")
     except UnicodeDecodeError:
-        cli_error(f"{told}: this file is not a text in UTF-8")
+        cli_error(f"{where}: this file is not a text in UTF-8")
     except yaml.YAMLError as error:
-        cli_error(f"{told}: this file is not valid YAML ({_one_line(error)})")
+        cli_error(f"{where}: this file is not valid YAML ({_one_line(error)})")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        cli_error(f"{told}: this file must consist of lines 'name: value'")
+        cli_error(f"{where}: this file must consist of lines 'name: value'")
 
     entries: dict[str, _Entry] = {}
     for key, node in root.value:
@@ -304,13 +304,13 @@ def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 def _origins(message: str, arguments: dict[str, Argument], entries: dict[str, _Entry], values: dict[str, Any]) -> str:
     """The value of every argument that the message names, and where it comes from."""
-    told = []
+    origins = []
     for name in dict.fromkeys(re.findall(r"\w+", message)):
         if name in entries:
-            told.append(f"{name} = {shown(values[name])} ({entries[name].place})")
+            origins.append(f"{name} = {shown(values[name])} ({entries[name].place})")
         elif name in arguments:
-            told.append(f"{name} = {shown(arguments[name].default)} (default)")
-    return f" [{', '.join(told)}]" if told else ""
+            origins.append(f"{name} = {shown(arguments[name].default)} (default)")
+    return f" [{', '.join(origins)}]" if origins else ""
 
 
 def _one_line(error: Exception) -> str:

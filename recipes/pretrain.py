@@ -252,7 +252,7 @@ def main():
     output = Path(args.output_dir)
     checkpoint_file = output / "checkpoint.pt"
     if output.exists() and any(output.iterdir()) and not args.resume_from_checkpoint:
-        cli_error(f"output_dir {output} is not empty: give another one, or --resume_from_checkpoint to go on with it.")
+        cli_error(f"output_dir {output} is not empty: give another one, or --resume_from_checkpoint to continue it.")
     if args.resume_from_checkpoint and not checkpoint_file.is_file():
         cli_error(f"output_dir {output} holds no checkpoint.pt to resume from.")
     if args.batch_size % 2:

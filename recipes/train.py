@@ -4,7 +4,7 @@ accelerate launch recipes/train.py                                   # the bundl
 accelerate launch recipes/train.py --config recipes/quickdraw100/l2p.yaml --distillation kd --seed 1
 
 Exit code: 0 all is done; 2 a mistake in the arguments; 75 (EX_TEMPFAIL) interrupted, resume with
---resume_from_checkpoint; 69 (EX_UNAVAILABLE) the run is finished, but the Hub did not take it, go on with
+--resume_from_checkpoint; 69 (EX_UNAVAILABLE) the run is finished, but the Hub did not take it, push with
 recipes/push.py; 1 all else. Launchers have codes of their own: with accelerate launch and torchrun every code but 0
 becomes 1, and a launcher that is itself stopped ends with 143 (accelerate launch of one process, before the run has
 saved) or 1. So start one process with `python recipes/train.py` where the code matters; accelerate_configs/README.md

@@ -166,7 +166,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     states = TaskCheckpoints(run, role)
     tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
-    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role}, all tasks learnt")
+    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role} after all tasks")
     if tasks:
         _push_tasks(run / role, states, tasks, repository, api)
     return f"{api.endpoint}/{repository}"
@@ -181,7 +181,7 @@ def _push_tasks(folder: Path, states: TaskCheckpoints, tasks: int, repository: s
         model.config.tasks_seen = task + 1
         model.config.id2label = dict(enumerate(class_names[: model.config.seen_classes]))
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
-        branch, message = f"task-{task + 1:02d}", f"The first {task + 1} of {tasks} tasks learnt"
+        branch, message = f"task-{task + 1:02d}", f"After {task + 1} of {tasks} tasks"
         api.create_branch(repository, branch=branch, exist_ok=True)
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)

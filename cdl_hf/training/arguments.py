@@ -18,7 +18,7 @@ class Role:
 
     Args:
         affects: What differs between two runs that differ in it: their `result`, only the `rounding` of it, only the
-            `files` that they write besides the results, or `nothing` that is kept.
+            `files` other than the results, or `nothing` that is kept.
         content: Where it only says where to find something, what is found there: `stream`, `backbones`, or
             `states of the teacher` or `student`. Where the same is found, it is the same argument.
         is_path: Whether it is the path of a file or folder, and nothing else.

@@ -43,7 +43,7 @@ class ModelPair:
 
 
 def source_options(arguments: DatasetArguments) -> dict[str, Any]:
-    """What `load_image_dataset` takes of the arguments besides the data set's name."""
+    """The arguments of `load_image_dataset` other than the data set's name."""
     return {f.name: getattr(arguments, f.name) for f in fields(DatasetArguments) if f.name != "dataset"}
 
 
@@ -51,7 +51,7 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
     """The stream of tasks.
 
     Raises:
-        ValueError: The data set or the split is not to be had; the message says why.
+        ValueError: The data set or the split cannot be loaded; the message says why.
     """
     dataset = load_image_dataset(stream_args.dataset, **source_options(stream_args), seed=stream_args.stream_seed)
     order: str | list[str] | list[int] = stream_args.class_order

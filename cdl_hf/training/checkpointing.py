@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d{12}")
 
 
 def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, Tensor]:
-    """What was learnt: the state of `module` without its frozen transformers, on the CPU.
+    """The trained state: the state of `module` without its frozen transformers, on the CPU.
 
     Args:
         statistics: Whether with what computed classifiers keep for further classes, and no prediction needs.

@@ -1,4 +1,4 @@
-"""What is done to a model's classifier after a task, when its prompts are learnt: no gradient reaches them any more.
+"""Classifiers computed or aligned after a task, when the prompts are trained: no gradient reaches them any more.
 
 It changes neither what was trained nor what will be, since in training only the newest task's classes compete.
 """
@@ -69,11 +69,11 @@ def head_features(
 
 
 class ClassifierAlignment:
-    """Trains a model's heads anew on what is remembered of all classes: SLCA (arXiv 2303.05118, section 3.3).
+    """Trains a model's heads again on features sampled for all classes: SLCA (arXiv 2303.05118, section 3.3).
 
-    Of each class the mean and the covariance of its features are kept, as they were when it was learnt. After each
+    Of each class the mean and the covariance of its features are kept, as they were when it was learned. After each
     task, `SAMPLES` features a class are drawn from these normal distributions in each of `EPOCHS` epochs, and the
-    heads learn by SGD to tell all classes apart. SLCA divides the logits by their length times 0.1 besides; on
+    heads learn by SGD to tell all classes apart. SLCA also divides the logits by their length times 0.1; on
     held-out training images of the bundled drawings that was worse (57.3% against 59.8%, the teacher of seed 0), and
     is left out.
 

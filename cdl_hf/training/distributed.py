@@ -52,7 +52,7 @@ def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
         _check_wandb()
     if uses_fsdp():
         check_fsdp_options(args.auto_find_batch_size)
-    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is learnt is not sharded, see `shard_transformers`
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is trained is not sharded, see `shard_transformers`
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
@@ -136,7 +136,7 @@ def _unused_gpu() -> list[str]:
 
 
 def lacks_bf16() -> bool:
-    """Whether the processor is known to have no instructions for bfloat16; only Linux tells."""
+    """Whether the processor is known to have no instructions for bfloat16; only Linux has the list."""
     try:
         words = set(CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
     except OSError:

@@ -128,14 +128,14 @@ def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
 
 
 def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path) -> list[str]:
-    learnt = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
+    trained = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
     students = [module.model for module in modules.values()]
     classifiers = [c for model in students for c in (model.classifier, model.kd_classifier) if c is not None]
     predicting = sum(_bytes(classifier.buffers()) for classifier in classifiers)
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
     models = predicting + sum(_bytes(model.parameters()) for model in students)
     statistics = sum(4 * classifier.num_statistics for classifier in classifiers)
-    checkpoints = (3 * learnt + predicting + statistics) * NUM_KEPT  # with Adam's two moments
+    checkpoints = (3 * trained + predicting + statistics) * NUM_KEPT  # with Adam's two moments
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "
         f"({_size(models)}); what they have learned after each task ({_size(len(stream) * states)}); {NUM_KEPT} "

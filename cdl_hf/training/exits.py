@@ -27,13 +27,13 @@ def exit_on_failure(folder: RunFolder | None, accelerator: Accelerator) -> Itera
     try:
         yield
     except Stopped:
-        _exit_all_ranks(accelerator, f"Told to stop. The run is saved; {_again(folder)}.", EX_TEMPFAIL)
+        _exit_all_ranks(accelerator, f"Interrupted. The run is saved; {_again(folder)}.", EX_TEMPFAIL)
     except KeyboardInterrupt:  # before the training, after it, or a second Ctrl-C
-        _leave(f"Told to stop; {_again(folder)}.", EX_TEMPFAIL)
+        _leave(f"Interrupted; {_again(folder)}.", EX_TEMPFAIL)
     except (StageError, FloatingPointError, torch.linalg.LinAlgError) as error:
         saved = "Nothing is saved"
         if folder is not None:
-            saved = f"What was learnt before that step is in {folder.checkpoints}"
+            saved = f"What was saved before that step is in {folder.checkpoints}"
         _exit_all_ranks(
             accelerator, f"Stopped: {_first_line(error)}. {saved}; start another run with a lower --learning_rate."
         )
@@ -41,28 +41,28 @@ def exit_on_failure(folder: RunFolder | None, accelerator: Accelerator) -> Itera
         _leave(f"Stopped: {error}. Then {_again(folder)}.")
     except (OSError, SafetensorError) as error:  # a full disk, a file that is gone
         reason = str(error).strip().splitlines()[-1]  # a loader process sends its traceback along
-        _leave(f"Stopped: {reason}. What was saved before is whole; when this is mended, {_again(folder)}.")
+        _leave(f"Stopped: {reason}. What was saved before is whole; fix the cause and {_again(folder)}.")
     except (RuntimeError, MemoryError) as error:
         if is_oom(error):
             _leave(f"Stopped: there is not enough memory ({_first_line(error)}). When there is, {_again(folder)}.")
-        if _tells_of_a_lost_loader(error):
+        if _is_killed_loader(error):
             _leave(
                 "Stopped: a process that reads images was killed, as happens where memory is short: take fewer "
                 f"--dataloader_num_workers. Then {_again(folder)}."
             )
         if not _is_peer_failure(error):
             raise
-        told = f"Stopped: another process of this run has ended, and says why. Then {_again(folder)}."
+        message = f"Stopped: another process of this run has ended, and says why. Then {_again(folder)}."
         if accelerator.process_index == 1:  # the main process may be the one that has ended
-            _leave(told)
-        _exit_all_ranks(accelerator, told)
+            _leave(message)
+        _exit_all_ranks(accelerator, message)
 
 
 def _again(folder: RunFolder | None) -> str:
     """What to do next."""
     if folder is None:
         return "start it again with the same command"
-    return f"go on with --output_dir {shlex.quote(str(folder.path))} --resume_from_checkpoint"
+    return f"resume with --output_dir {shlex.quote(str(folder.path))} --resume_from_checkpoint"
 
 
 def _first_line(error: Exception) -> str:
@@ -70,9 +70,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _exit_all_ranks(accelerator: Accelerator, message: str, code: int = 1) -> None:
-    """Ends this process as all others end; one of them tells why."""
+    """Ends this process as all others end; one of them prints why."""
     if not accelerator.is_main_process:
-        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: the one that tells must be it
+        time.sleep(PATIENCE)  # a launcher kills all when the first one ends: it must be the one with the message
         sys.exit(code)
     _leave(message, code)
 
@@ -82,7 +82,7 @@ def _leave(message: str, code: int = 1) -> None:
     sys.exit(code)
 
 
-def _tells_of_a_lost_loader(error: Exception) -> bool:
+def _is_killed_loader(error: Exception) -> bool:
     """torch has no class of its own for it."""
     return "DataLoader worker (pid" in str(error)
 

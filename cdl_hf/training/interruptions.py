@@ -39,7 +39,7 @@ REPEAT_INTERVAL = 2  # seconds in which a further Ctrl-C counts as the first: te
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A script that is told to stop within ends in one sentence, with exit code 75, as long as nothing else is done.
+    """A script that is interrupted within ends with one sentence and exit code 75, unless it handles signals itself.
 
     It hears SIGTERM and SIGINT, and the end of its launcher as SIGTERM; both raise `KeyboardInterrupt` where no
     [`StopRequest`] is active. That nobody reads its messages any more does not end it.
@@ -53,7 +53,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nTold to stop before the training began: the same command starts it again.", file=sys.stderr)
+        print("\nInterrupted before the training began: start it again with the same command.", file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     finally:
         sys.stdout, sys.stderr = streams
@@ -75,7 +75,7 @@ def stop_with_launcher() -> None:
 def launcher() -> psutil.Process | None:
     """This process's parent, if it is one of [`LAUNCHERS`].
 
-    Its command line tells, and not the environment, which children of children inherit and users export.
+    It is known by its command line, not by the environment, which grandchildren inherit and users export.
     """
     try:
         parent = psutil.Process().parent()
@@ -128,7 +128,7 @@ class _Lasting:
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has saved what it needs to go on."""
+    """The run was interrupted, and has saved what it needs to be resumed."""
 
 
 class StopRequest:
@@ -137,7 +137,7 @@ class StopRequest:
     A SIGINT that is ignored, as shells start what runs in the background, stays so.
 
     Args:
-        accelerator: All processes stop at the same step, whichever was told.
+        accelerator: All processes stop at the same step, whichever was interrupted.
     """
 
     def __init__(self, accelerator: "Accelerator"):
@@ -168,7 +168,7 @@ class StopRequest:
         self.request_stop()
 
     def stop_requested(self) -> bool:
-        """Whether any process was told to stop; to be asked by all processes together.
+        """Whether any process was interrupted; all processes call it together.
 
         Several hear of it when they ask next, so that no step waits until all have answered.
         """
@@ -189,7 +189,7 @@ class StopRequest:
         """To be called by all processes together where everything is saved.
 
         Raises:
-            Stopped: A process was told to stop.
+            Stopped: A process was interrupted.
         """
         if self.stop_requested():
             raise Stopped

@@ -42,12 +42,12 @@ def explain_oom(advice: str) -> Iterator[None]:
 
 def advice(device: torch.device, batch_size: int, processes: int, parts: int) -> str:
     """What to try where a batch does not fit into memory in so many parts."""
-    told = f"{batch_size // parts // processes} images at a time do not fit into {device}'s memory"
+    reason = f"{batch_size // parts // processes} images at a time do not fit into {device}'s memory"
     further = possible_parts(batch_size, processes, parts + 1)
     if not further:
-        return f"{told}; take smaller images or models"
+        return f"{reason}; take smaller images or models"
     return (
-        f"{told}; next to try are {batch_size // further[0] // processes} with --gradient_accumulation_steps "
+        f"{reason}; next to try are {batch_size // further[0] // processes} with --gradient_accumulation_steps "
         f"{further[0]}, which trains on the same batches of {batch_size} (--auto_find_batch_size finds what fits)"
     )
 

@@ -33,7 +33,7 @@ PICTURES = ("accuracy.png", "matrices.png")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCardContent:
-    """What a card tells.
+    """The content of a card.
 
     Args:
         role: Which of the run's two models the card is for.
@@ -104,7 +104,7 @@ def write_model_card(folder: str | Path, content: ModelCardContent) -> Path:
 
 
 def complete_model_folder(run: Path, content: ModelCardContent) -> None:
-    """Adds to a run's `teacher/` or `student/` what a repository has besides the model: card, results and pictures."""
+    """Adds to a run's `teacher/` or `student/` the other files of a repository: card, results and pictures."""
     folder, results = run / content.role, content.results
     write_model_card(folder, content)
     for picture in PICTURES:

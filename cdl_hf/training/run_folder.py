@@ -24,7 +24,7 @@ ARGUMENTS, GIVEN, METRICS, RESULTS = "args.yaml", "args_given.json", "metrics.js
 _FILES = {ARGUMENTS, GIVEN, METRICS, RESULTS, "accuracy.png", "matrices.png", "split.yaml", "images.npz", "writable"}
 _FOLDERS = {"checkpoints", "states", "teacher", "student", "logs"}
 _OF_THE_SYSTEM = {run_lock.NAME, ".DS_Store", "Thumbs.db", "desktop.ini"}  # they neither fill a folder nor are strange
-# What tells a run's files from those of other programs, in folders of versions that had no lock.
+# By these words a run's files are known from those of other programs, in folders of versions that had no lock.
 _SIGNS = {ARGUMENTS: ("prompt_method:", "distillation:"), RESULTS: ('"prompt_method"', '"distillation"')}
 
 
@@ -34,7 +34,7 @@ class RunFolder:
     Args:
         path: The folder.
         overwrite: Whether to remove what an earlier run has left in it.
-        resume: Whether to go on with an earlier run's.
+        resume: Whether to continue an earlier run.
         is_new: Whether it must not be there yet.
     """
 

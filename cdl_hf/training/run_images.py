@@ -124,7 +124,7 @@ def own_test_images(
         class_names: Names of the run's classes, by column.
 
     Raises:
-        ValueError: The data set is not to be had, or none of the images is there.
+        ValueError: The data set cannot be loaded, or none of the images is there.
     """
     kept, args = RunImages.load(run), _stream_arguments(run)
     args.skip_unreadable_images |= skip_unreadable_images

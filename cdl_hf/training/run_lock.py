@@ -60,7 +60,7 @@ class RunLock:
                 return
             if is_there:
                 _held[self.path] = descriptor
-                with suppress(OSError):  # of a full disk; it only tells others whose lock it is
+                with suppress(OSError):  # of a full disk; it only shows others whose lock it is
                     os.truncate(descriptor, 0)
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             else:

@@ -306,12 +306,12 @@ def test_a_finished_run_that_cannot_be_pushed(run_arguments, tmp_path, monkeypat
     assert (folder / "results.json").is_file()
     assert not any(TOKEN.encode() in content for content in snapshot(folder).values())
 
-    # Told to stop while it is pushed, it goes on with that: the same command would be refused.
+    # Interrupted while it is pushed, it goes on with that: the same command would be refused.
     monkeypatch.setattr(push_module, "push_run", lambda *args, **settings: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, "train", "--output_dir", folder, "--resume_from_checkpoint")
     assert stop.value.code == os.EX_TEMPFAIL
-    assert f"Told to stop; go on with --output_dir {folder} --resume_from_checkpoint." in capsys.readouterr().err
+    assert f"Interrupted; resume with --output_dir {folder} --resume_from_checkpoint." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_run_saves_and_ends_with_its_launcher(command, tmp_path, launcher, num
     (checkpoints,) = (tmp_path / "runs").rglob("checkpoints")
     assert load_newest_checkpoint(checkpoints)["state"]["step"] is not None
     if launcher == "accelerate":
-        assert "Told to stop. The run is saved; go on with --output_dir" in (tmp_path / "messages").read_text()
+        assert "Interrupted. The run is saved; resume with --output_dir" in (tmp_path / "messages").read_text()
 
 
 def test_a_run_in_the_background_outlives_its_shell(command, tmp_path):

@@ -70,7 +70,7 @@ def test_the_hint_after_a_stop_works_as_printed(train, command, finished_run, tm
         with pytest.raises(SystemExit) as stop:
             train(*command, "--output_dir", folder)
     assert stop.value.code == os.EX_TEMPFAIL
-    hint = capsys.readouterr().err.partition("go on with ")[2].strip().removesuffix(".")
+    hint = capsys.readouterr().err.partition("resume with ")[2].strip().removesuffix(".")
     train(*shlex.split(hint))
     assert "Resuming in task" in capsys.readouterr().out
     assert_same_run(finished_run, folder)

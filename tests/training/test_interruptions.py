@@ -65,7 +65,7 @@ def test_a_run_stops_within_a_batch_and_goes_on_to_the_same_end(whole_runs, tmp_
         with pytest.raises(SystemExit) as stop:
             run_recipe("train", *command)
     assert stop.value.code == EX_TEMPFAIL and len(calls) == at
-    assert "The run is saved; go on with" in capsys.readouterr().err
+    assert "The run is saved; resume with" in capsys.readouterr().err
     run_recipe("train", *command, "--resume_from_checkpoint")
     assert_same_run(whole / head, tmp_path / "run")
 
@@ -79,14 +79,14 @@ def test_before_the_training_a_signal_ends_the_run_in_a_sentence(
     with pytest.raises(SystemExit) as stop:
         train(*command, "--output_dir", tmp_path / "run")
     assert stop.value.code == EX_TEMPFAIL
-    assert "Told to stop; start it again with the same command." in capsys.readouterr().err
+    assert "Interrupted; start it again with the same command." in capsys.readouterr().err
     assert not (tmp_path / "run").exists() and signal.getsignal(number) == before
 
 
 def test_a_signal_during_the_imports_too(capsys):
     with pytest.raises(SystemExit) as stop, interruptible():
         signal.raise_signal(signal.SIGTERM)
-    assert stop.value.code == EX_TEMPFAIL and capsys.readouterr().err.startswith("\nTold to stop before the training")
+    assert stop.value.code == EX_TEMPFAIL and capsys.readouterr().err.startswith("\nInterrupted before the training")
 
 
 def test_signals_sent_twice_are_one_and_a_later_ctrl_c_is_another(monkeypatch):

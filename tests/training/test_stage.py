@@ -1,10 +1,18 @@
+"""Order of the images, learning rate, averages, and the stage as an iterable."""
+
 import math
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_models import tiny_model
 
-from cdl_hf.training.stage import EpochSampler, _Averages, learning_rate_at
+from cdl_hf import TaskStream, load_image_dataset
+from cdl_hf.data import TaskImages, image_processor_for, train_transform
+from cdl_hf.distillation import TrainingObjective
+from cdl_hf.training.output_cache import OutputCache, QueryCache
+from cdl_hf.training.stage import EpochSampler, Stage, StageSettings, _Averages, learning_rate_at
 
 
 def test_learning_rate_follows_the_papers_schedule():
@@ -60,3 +68,79 @@ def test_averages_are_in_float64_on_the_cpu():
     averages.add("student", {"loss": torch.tensor(float("nan")), "logits": logits}, labels)
     assert int(averages.count_finite("student")) == 0
     assert kept.local()["student"]["accuracy"] == 100.0
+
+
+class Recorder(TrainingObjective):
+    """Keeps what it is called with."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.calls = []
+
+    def forward(self, pixel_values, labels, query=None, teacher_logits=None):
+        self.calls.append((len(labels), query))
+        return super().forward(pixel_values, labels, query, teacher_logits)
+
+
+@pytest.fixture
+def make_stage(drawings):
+    """A stage of 14 images in batches of 4, two epochs."""
+
+    def make(start=None, **options):
+        stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
+        images = TaskImages(
+            stream[0].train,
+            stream.label_to_class_id,
+            train_transform(image_processor_for({"input_size": (3, 32, 32)}), (0.7, 1.0)),
+            seed=0,
+        )
+        torch.manual_seed(0)
+        model = tiny_model("l2p", tasks=0, classes_per_task=stream.classes_per_task)
+        model.start_task(stream[0].class_names)
+        settings = StageSettings("task 1/3 student", 2, 4, 0.01, 0, seed=5)
+        return Stage(Accelerator(cpu=True), {"student": Recorder(model)}, images, settings, start=start, **options)
+
+    return make
+
+
+def test_a_stage_is_iterated_by_epoch_and_step(make_stage):
+    stage = make_stage()
+    before = stage.objectives["student"].model.head.weight.clone()
+    steps, means = [], []
+    for epoch in stage:
+        for step in epoch:
+            steps.append((epoch.index, step))
+        means.append(epoch.means()["student"])
+    assert steps == [(epoch, step) for epoch in range(2) for step in (1, 2, 3)]
+    assert [each["epoch"] for each in means] == [0, 1] and {"loss", "accuracy", "learning_rate"} <= means[0].keys()
+    assert not torch.equal(stage.objectives["student"].model.head.weight, before)
+
+
+@pytest.mark.parametrize("done", [(0, 1), (0, 3), (1, 2)])
+def test_a_stage_continues_where_its_state_was_taken(make_stage, done):
+    whole, first = make_stage(), make_stage()
+    expected = [epoch.means()["student"]["loss"] for epoch in whole for _ in (list(epoch),)]
+    for epoch in first:
+        if any((epoch.index, step) == done for step in epoch):
+            break
+    state, weights = first.state(), first.objectives["student"].state_dict()
+    assert (state.epoch, state.step) == done
+    rest = make_stage(start=state)
+    rest.objectives["student"].load_state_dict(weights)
+    found = {epoch.index: epoch.means()["student"]["loss"] for epoch in rest for _ in (list(epoch),)}
+    assert found == {index: expected[index] for index in found} and 1 in found
+    ours, theirs = (stage.objectives["student"].state_dict() for stage in (whole, rest))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_cached_queries_are_taken_and_new_ones_kept(make_stage):
+    queries = QueryCache(14)
+    first = make_stage(queries=queries)
+    for epoch in first:
+        list(epoch)
+    assert len(queries.epochs) == 2 and sum(np.isfinite(queries.epochs[0]).all(1)) == 12  # two images in no batch
+    assert all(query is None for _, query in first.objectives["student"].calls)
+    second = make_stage(cached=OutputCache({"query": [queries.epochs[0], None]}))
+    for epoch in second:
+        list(epoch)
+    assert [query is not None for _, query in second.objectives["student"].calls] == [True] * 3 + [False] * 3
