@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import auto_classes
 from .lazy import lazy_attributes
+from .version import __version__
 
 if TYPE_CHECKING:
     from .data import TaskStream, load_image_dataset
@@ -30,7 +31,6 @@ else:
         },
     )
 
-__version__ = "0.2.0"
 __all__ = [
     "METHODS",
     "CDLConfig",

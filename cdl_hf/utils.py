@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import __version__
+from .version import __version__
 
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")  # named in `versions`
 CHECKSUM = "sha256"  # its name in the metadata of a safetensors file

@@ -1,11 +1,50 @@
 """Callbacks, which watch a run or change it."""
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from ..data import Task
+from accelerate import Accelerator
+from transformers import CLIPImageProcessor
 
-if TYPE_CHECKING:
-    from .trainer import ContinualDistillationTrainer
+from ..cli import ParsedArguments
+from ..data import Task, TaskImages, TaskStream
+from ..evaluation import AccuracyMatrix
+from ..evaluation.evaluator import Evaluator
+from ..models import PromptViTForImageClassification
+from .arguments import CDLConfig
+from .learner import Learner
+from .run_folder import RunFolder
+
+
+class Run(Protocol):
+    """A run, as callbacks and the writing of results see the trainer."""
+
+    stream: TaskStream
+    args: CDLConfig
+    arguments: ParsedArguments
+    image_processor: CLIPImageProcessor
+    folder: RunFolder
+    accelerator: Accelerator
+    evaluator: Evaluator
+    learners: dict[str, Learner]
+    test_images: list[TaskImages]
+    seconds: dict[str, float]
+
+    @property
+    def models(self) -> dict[str, PromptViTForImageClassification]: ...
+
+    @property
+    def matrices(self) -> dict[str, AccuracyMatrix]: ...
+
+    @property
+    def seconds_left(self) -> float | None: ...
+
+    def stop(self) -> None: ...
+
+    def results(self) -> dict[str, Any]: ...
+
+    def save_models(self) -> None: ...
+
+    def images_for_fitting(self, task: Task) -> TaskImages: ...
 
 
 class ContinualCallback:
@@ -16,20 +55,20 @@ class ContinualCallback:
     repeats what came after the last checkpoint, so that a hook may be called a second time for the same task.
     """
 
-    def on_stage_end(self, trainer: "ContinualDistillationTrainer", task: Task, roles: tuple[str, ...]) -> None:
+    def on_stage_end(self, trainer: Run, task: Task, roles: tuple[str, ...]) -> None:
         """The models of `roles` have learned the task."""
 
-    def on_evaluation(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
+    def on_evaluation(self, trainer: Run, task: Task) -> None:
         """`trainer.matrices` have the accuracy of each model on all tasks up to this one."""
 
-    def on_task_end(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
+    def on_task_end(self, trainer: Run, task: Task) -> None:
         """The task is finished but for the run's checkpoint; its task checkpoints are in `states/`."""
 
 
 class ShowAccuracy(ContinualCallback):
     """Prints a line after each task."""
 
-    def on_evaluation(self, trainer: "ContinualDistillationTrainer", task: Task) -> None:
+    def on_evaluation(self, trainer: Run, task: Task) -> None:
         shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in trainer.matrices.items())
         done = f"task {task.index + 1}/{len(trainer.stream)}, {task.class_ids.stop} classes"
         left = trainer.seconds_left

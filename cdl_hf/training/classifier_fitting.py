@@ -25,7 +25,6 @@ SAMPLES, BATCH, EPOCHS, LEARNING_RATE = 256, 128, 5, 0.01
 SHRINKAGE = 1e-3
 
 
-@torch.no_grad()
 class FeatureExtractor(Protocol):
     """A [`PromptViTForImageClassification`], or another model with features for a classifier."""
 
@@ -34,6 +33,7 @@ class FeatureExtractor(Protocol):
     def head_features(self, pixel_values: Tensor) -> Tensor: ...
 
 
+@torch.no_grad()
 def head_features(
     accelerator: Accelerator,
     model: FeatureExtractor,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
-from transformers import BaseImageProcessor
+from transformers import CLIPImageProcessor
 
 from ..data import TaskImages, TaskStream, train_transform
 from ..distillation import TrainingObjective
@@ -158,12 +158,13 @@ def _time(
     costs: _Costs,
     stream: TaskStream,
     args: CDLConfig,
-    image_processor: BaseImageProcessor,
+    image_processor: CLIPImageProcessor,
     objectives: dict[str, TrainingObjective],
     accelerator: Accelerator,
 ) -> str:
     """The time to expect on this machine, from the operations of the steps and the speed of one block on it."""
-    transform = train_transform(image_processor, tuple(args.crop_scale), horizontal_flip=args.horizontal_flip)
+    low, high = args.crop_scale
+    transform = train_transform(image_processor, (low, high), horizontal_flip=args.horizontal_flip)
     images = TaskImages(stream[0].train, stream.label_to_class_id, transform, seed=args.seed)
     some = list(range(min(costs.batch, len(images))))
     images.__getitems__(some)  # opens the files
@@ -186,7 +187,7 @@ def _time(
 def _flops_per_second(model: PromptViTForImageClassification, batch_size: int, accelerator: Accelerator) -> float:
     """Operations per second of a block of the model's shape, forward and backward with frozen weights."""
     device, backbone = accelerator.device, model.backbone
-    block = Block(backbone.embed_dim, backbone.blocks[0].attn.num_heads, qkv_bias=True).to(device)
+    block = Block(backbone.embed_dim, cast(Any, backbone.blocks[0]).attn.num_heads, qkv_bias=True).to(device)
     block.requires_grad_(False)
     count = batch_size if device.type == "cuda" else min(batch_size, 16)
     tokens = torch.randn(count, backbone.patch_embed.num_patches + 1, backbone.embed_dim, device=device)

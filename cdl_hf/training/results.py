@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,10 +21,8 @@ from ..models.backbones import pretrained_cfg
 from ..utils import atomic_folder, seal_file, versions
 from .baseline import baseline_accuracies
 from .build import backbone_source
+from .callbacks import Run
 from .distributed import whole_state
-
-if TYPE_CHECKING:
-    from .trainer import ContinualDistillationTrainer
 
 
 def describe_models(models: dict[str, PromptViTForImageClassification], processor: CLIPImageProcessor) -> str:
@@ -53,7 +51,7 @@ def describe_models(models: dict[str, PromptViTForImageClassification], processo
     return "\n".join(lines)
 
 
-def finish_run(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+def finish_run(trainer: Run) -> dict[str, Any]:
     """Writes pictures, models and their cards, and last `results.json`, which says that all is there; returns it."""
     results = {
         "stream": trainer.stream.describe(),
@@ -91,7 +89,7 @@ def save_model(
                 seal_file(weights)
 
 
-def _baseline(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+def _baseline(trainer: Run) -> dict[str, Any]:
     """Accuracies in % by chance, and of RanPAC on the frozen backbones, where this run has trained both models."""
     if trainer.args.stages != "both" or not trainer.args.num_train_epochs:
         return {}
@@ -113,7 +111,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _write_card(trainer: "ContinualDistillationTrainer", role: str, results: dict[str, Any]) -> None:
+def _write_card(trainer: Run, role: str, results: dict[str, Any]) -> None:
     """Completes a model's folder with its card, results and pictures."""
     from .model_card import ModelCardContent, complete_model_folder  # its templates take a while to import
 
@@ -134,7 +132,7 @@ def _write_card(trainer: "ContinualDistillationTrainer", role: str, results: dic
     complete_model_folder(trainer.folder.path, card)
 
 
-def _latency(trainer: "ContinualDistillationTrainer") -> dict[str, Any]:
+def _latency(trainer: Run) -> dict[str, Any]:
     """Milliseconds that each model takes for one image, and the device."""
     device, size = trainer.accelerator.device, trainer.image_processor.crop_size
     image = torch.rand(1, 3, size["height"], size["width"], device=device)

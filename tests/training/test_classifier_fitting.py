@@ -1,15 +1,18 @@
-"""Classifiers that are computed after a task, or trained anew."""
+"""Classifiers that are computed after a task, and heads that are aligned."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 
+from cdl_hf import TaskStream, load_image_dataset
+from cdl_hf.data import Batches, TaskImages, eval_transform, image_processor_for
 from cdl_hf.models import PromptViTForImageClassification, load_backbone
-from cdl_hf.training.classifier_fitting import RANK, SHRINKAGE, ClassifierAlignment
+from cdl_hf.training.classifier_fitting import RANK, SHRINKAGE, ClassifierAlignment, head_features
 
 
 def results_of(folder: Path, role: str = "student") -> dict:
@@ -105,9 +108,6 @@ def test_aligned_heads_tell_classes_of_different_tasks_apart(prompt_method):
 
 
 def test_class_means_of_frozen_transformers(train, command, pair, drawings, tmp_path):
-    from cdl_hf import TaskStream, load_image_dataset
-    from cdl_hf.data import Batches, TaskImages, eval_transform, image_processor_for
-
     extra = ("--prompt_method", "none", "--distillation", "none", "--classifier", "ncm", "--num_train_epochs", "0")
     train(*command, *extra, "--output_dir", tmp_path / "run")
     stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
@@ -179,3 +179,15 @@ def test_aligned_heads_cannot_be_taken_back(train, command, tmp_path, capsys):
         train(*command, "--stages", "student", "--teacher_run", tmp_path / "aligned", "--output_dir", tmp_path / "new")
     assert stop.value.code == 2
     assert "are aligned" in capsys.readouterr().err
+
+
+def test_features_hold_no_graph(drawings):
+    """With prompts that require gradients, the graphs of all batches would otherwise be kept until the fit."""
+    stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
+    model = tiny_model("l2p", tasks=0, classes_per_task=stream.classes_per_task)
+    model.start_task(stream[0].class_names)
+    transform = eval_transform(image_processor_for({"input_size": (3, 32, 32)}))
+    images = TaskImages(stream[0].train, stream.label_to_class_id, transform)
+    features, labels = head_features(Accelerator(cpu=True), model, images, 4, 0)
+    assert features.shape == (14, 1, 32) and labels.tolist() == images.labels.tolist()
+    assert any(parameter.requires_grad for parameter in model.parameters()) and not features.requires_grad
