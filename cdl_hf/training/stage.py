@@ -105,6 +105,11 @@ def learning_rate_at(epoch: int, num_train_epochs: int, base: float) -> float:
     return base * math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * max(num_train_epochs - 1, 1)))
 
 
+def create_optimizer(objective: TrainingObjective, learning_rate: float) -> torch.optim.Optimizer:
+    """Adam, as in the papers, for the parameters that require gradients now."""
+    return torch.optim.Adam((p for p in objective.parameters() if p.requires_grad), lr=learning_rate)
+
+
 class Stage:
     """The training of objectives on a task, each with a fresh Adam. Iterating runs it, epoch by epoch, step by step:
 
@@ -150,8 +155,7 @@ class Stage:
     def __iter__(self) -> Iterator["Epoch"]:
         settings, start = self.settings, self.start
         for name, objective in self.objectives.items():
-            trained = (parameter for parameter in objective.parameters() if parameter.requires_grad)
-            optimizer = torch.optim.Adam(trained, lr=settings.learning_rate)
+            optimizer = create_optimizer(objective, settings.learning_rate)
             if name in start.optimizers:
                 optimizer.load_state_dict(start.optimizers[name])
             self.prepared[name] = prepare_module(self.accelerator, objective.train())
