@@ -3,19 +3,19 @@
 import io
 import zipfile
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from datasets import Dataset
 
-from ..cli import parse
 from ..data import TaskStream, load_image_dataset
 from ..data.labels import read_labels
 from ..data.stream import SPLITS
 from ..data.views import image_digests, select_rows
-from .arguments import RUN, StreamArguments
+from .arguments import StreamArguments, with_present_names
 from .build import build_stream
 from .run_folder import ARGUMENTS
 
@@ -183,6 +183,17 @@ def unseen_images(view: Dataset, dataset: str, run: Path | None) -> tuple[Datase
 
 
 def _stream_arguments(run: Path) -> StreamArguments:
-    """Those of a run, its own list of training images among them."""
-    args = next(iter(parse(RUN, ["--config", str(run / ARGUMENTS)])))
+    """Those of a run, its own list of training images among them.
+
+    Only these are read: a run from Python may have a method that the command line does not know.
+
+    Raises:
+        ValueError: The record is damaged.
+    """
+    try:
+        record = with_present_names(yaml.safe_load((run / ARGUMENTS).read_text(encoding="utf-8")))
+        args = StreamArguments(**{f.name: record[f.name] for f in fields(StreamArguments) if f.name in record})
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{run / ARGUMENTS} is damaged ({reason}): put back a copy of it") from error
     return replace(args, split_file=str(run / "split.yaml")) if (run / "split.yaml").is_file() else args

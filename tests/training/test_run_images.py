@@ -41,6 +41,17 @@ def contents(views) -> set[bytes]:
     return {image.tobytes() for view in views for image in view["image"]}
 
 
+def test_a_run_of_a_method_that_the_command_line_does_not_know_has_its_test_images(run):
+    record = run / "args.yaml"
+    record.write_text(record.read_text().replace("distillation: kdp", "distillation: MyMethod"))
+    assert "MyMethod" in record.read_text()
+    (view,), notes = own_test_images(run, CLASSES, skip_unreadable_images=False)
+    assert len(view) == 4 and not notes
+    record.write_text("[cut")
+    with pytest.raises(ValueError, match="args.yaml is damaged"):
+        own_test_images(run, CLASSES, skip_unreadable_images=False)
+
+
 def test_its_own_test_images_are_found_however_the_folder_grew(run, tmp_path):
     (before,), notes = own_test_images(run, CLASSES, skip_unreadable_images=False)
     assert len(before) == 4 and not notes
