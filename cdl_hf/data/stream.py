@@ -17,6 +17,7 @@ from .splits import Splits
 from .views import image_digests, select_rows
 
 SPLITS = ("train", "validation", "test")
+IN_MEMORY = "in-memory"  # in place of the name of a data set that `load_image_dataset` has not loaded
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class TaskStream(Sequence[Task]):
 
         loaded_with = dataset.arguments if isinstance(dataset, Splits) else {}
         self.arguments = {
-            "dataset": dataset["train"].info.dataset_name or "images",
+            "dataset": IN_MEMORY,
             **loaded_with,
             "num_tasks": num_tasks,
             "classes_per_task": classes_per_task,

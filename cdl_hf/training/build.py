@@ -210,9 +210,10 @@ def arguments_of(
     student = objective.model
     teacher = objective.teacher if has_student else objective.model
     config = (teacher or student).config
+    query_source = config.query_backbone_weights.get("source")  # a teacher takes its student's query network
     model_args = ModelArguments(
         teacher=backbone_source(teacher or student),
-        student=backbone_source(student),
+        student=query_source if not has_student and query_source else backbone_source(student),
         image_size=image_processor.crop_size["height"],
         normalization="backbone" if image_processor.do_normalize else "none",
         classifier=student.config.head,
@@ -223,6 +224,7 @@ def arguments_of(
         distillation=next(
             (name for name, method in METHODS.items() if method is type(objective)), type(objective).__name__
         ),
+        kd_alpha=student.config.kd_alpha,
         kd_prompt_length=student.config.kd_prompt_length,
         kd_prompt_blocks=student.config.kd_prompt_blocks,
     )

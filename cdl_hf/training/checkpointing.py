@@ -16,7 +16,7 @@ from ..models.classifiers import Classifier
 from ..utils import atomic_folder, remove
 
 NUM_KEPT = 2
-_STATE, _DIGEST = "state.pt", "sha256"
+STATE, _DIGEST = "state.pt", "sha256"
 _NAME = re.compile(r"task_(\d{3,})-stage_(\d+)-step_(\d{8,})")
 _NUMBER = re.compile(r"\d{12}")
 
@@ -95,7 +95,7 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     content = io.BytesIO()
     torch.save(state, content)
     with atomic_folder(target) as temporary:
-        (temporary / _STATE).write_bytes(content.getbuffer())
+        (temporary / STATE).write_bytes(content.getbuffer())
         (temporary / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
     checkpoints = list_checkpoints(folder)
     kept = checkpoints[: checkpoints.index(target) + 1][-NUM_KEPT:]
@@ -130,9 +130,9 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            if (path / _DIGEST).read_bytes() != _file_digest(path / _STATE).encode():
+            if (path / _DIGEST).read_bytes() != _file_digest(path / STATE).encode():
                 raise ValueError("its checksum does not fit")
-            return torch.load(path / _STATE, map_location="cpu", weights_only=True)
+            return torch.load(path / STATE, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             reason = "it holds more than tensors and plain values"
         except FileNotFoundError as error:

@@ -120,10 +120,12 @@ def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
     epoch = sum(EpochSampler(len(task.train), args.batch_size, 0).steps for task in stream)
     tested = [len(task.test if task.validation is None else task.validation) for task in stream]
     evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
+    evaluations = f"{evaluated:,} test images in {len(tested)} evaluations"
+    if not trained:
+        return f"steps: none, no model is trained; {evaluations}"
     return (
         f"steps: {args.num_train_epochs * epoch:,} of {args.batch_size} images for the "
-        f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of each task; {evaluated:,} test images "
-        f"in {len(tested)} evaluations"
+        f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of each task; {evaluations}"
     )
 
 

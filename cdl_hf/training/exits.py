@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..cli import PATIENCE
+from .checkpointing import list_checkpoints
 from .interruptions import EX_TEMPFAIL, Stopped
 from .memory import OutOfMemory, is_oom
 from .run_folder import RunFolder
@@ -32,7 +33,7 @@ def exit_on_failure(folder: RunFolder | None, accelerator: Accelerator) -> Itera
         _leave(f"Interrupted; {_again(folder)}.", EX_TEMPFAIL)
     except (StageError, FloatingPointError, torch.linalg.LinAlgError) as error:
         saved = "Nothing is saved"
-        if folder is not None:
+        if folder is not None and list_checkpoints(folder.checkpoints):
             saved = f"What was saved before that step is in {folder.checkpoints}"
         _exit_all_ranks(
             accelerator, f"Stopped: {_first_line(error)}. {saved}; start another run with a lower --learning_rate."

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from transformers import CLIPImageProcessor
 from transformers.utils import logging
 
@@ -23,6 +24,9 @@ from .baseline import baseline_accuracies
 from .build import backbone_source
 from .callbacks import Run
 from .distributed import whole_state
+from .memory import is_oom
+
+logger = get_logger(__name__)
 
 
 def describe_models(models: dict[str, PromptViTForImageClassification], processor: CLIPImageProcessor) -> str:
@@ -90,12 +94,22 @@ def save_model(
 
 
 def _baseline(trainer: Run) -> dict[str, Any]:
-    """Accuracies in % by chance, and of RanPAC on the frozen backbones, where this run has trained both models."""
-    if trainer.args.stages != "both" or not trainer.args.num_train_epochs:
+    """Accuracies in % by chance, and of RanPAC on the frozen backbones, where this run has trained both models.
+
+    They are for comparison only: where they cannot be computed, the run ends without them.
+    """
+    if len(trainer.learners) < 2 or trainer.args.stages != "both" or not trainer.args.num_train_epochs:
         return {}
+    logger.info("Evaluating RanPAC on the frozen backbones, for comparison.")
     models = {role: learner.model for role, learner in trainer.learners.items()}
     images = [trainer.images_for_fitting(task) for task in trainer.stream]
-    accuracies = baseline_accuracies(models, images, trainer.test_images, trainer.evaluator, trainer.args.seed)
+    try:
+        accuracies = baseline_accuracies(models, images, trainer.test_images, trainer.evaluator, trainer.args.seed)
+    except (RuntimeError, MemoryError, FloatingPointError) as error:
+        if not is_oom(error) and not isinstance(error, (torch.linalg.LinAlgError, FloatingPointError)):
+            raise
+        logger.warning(f"RanPAC on the frozen backbones could not be computed: {str(error).splitlines()[0]}")
+        return {}
     return {"baseline": {"chance": 100 / len(trainer.stream.class_names), "frozen_ranpac": accuracies}}
 
 
@@ -188,9 +202,11 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
         f"  {python}/demo.py {where}",
     ]
     args = results["args"]
-    if args["classifier"] == "linear" and role == "student" and args["student_run"] is None:
-        command = f"  {python}/train.py --config {where}/args.yaml --stages student --teacher_run none"
-        lines.append(f"{command} --student_run {where} --classifier ranpac --output_dir none  # another classifier")
+    is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
+    if is_plain and role == "student" and not args["push_to_hub"]:
+        command = f"  {python}/train.py --config {where}/args.yaml --student_run {where} --classifier ranpac"
+        command += " --stages student --schedule stages --teacher_run none --no_cache_teacher_outputs"
+        lines.append(f"{command} --output_dir none  # another classifier")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from ..escaping import portable
 from ..evaluation import AccuracyMatrix
 from ..utils import atomic_write, remove, write_json, write_text
 from . import run_lock
+from .checkpointing import STATE, list_checkpoints
 from .distributed import raise_on_all_ranks
 from .run_lock import FolderInUse, RunLock
 
@@ -137,7 +138,9 @@ class RunFolder:
         return sorted((entry for entry in entries if entry.name not in _OF_THE_SYSTEM), key=lambda e: e.name in _SIGNS)
 
     def _was_a_run(self) -> bool:
-        if (self.path / run_lock.NAME).is_file() or any(self.checkpoints.glob("[!.]*/state.pt")):
+        if (self.path / run_lock.NAME).is_file():
+            return True
+        if any((path / STATE).is_file() for path in list_checkpoints(self.checkpoints)):
             return True
         for name, words in _SIGNS.items():
             file = self.path / name

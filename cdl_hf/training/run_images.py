@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..data import TaskStream, load_image_dataset
 from ..data.labels import read_labels
-from ..data.stream import SPLITS
+from ..data.stream import IN_MEMORY, SPLITS
 from ..data.views import image_digests, select_rows
 from .arguments import StreamArguments, with_present_names
 from .build import build_stream
@@ -128,6 +128,8 @@ def own_test_images(
     """
     kept, args = RunImages.load(run), _stream_arguments(run)
     args.skip_unreadable_images |= skip_unreadable_images
+    if args.dataset == IN_MEMORY:
+        raise ValueError(f"{run} was trained on a data set in memory: name its test images with --dataset")
     if kept is None:
         note = f"{run} is of a version that kept no digests: whether its images are still the same was not compared"
         return [task.test for task in build_stream(args)], [note]

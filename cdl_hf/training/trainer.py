@@ -120,6 +120,9 @@ class ContinualDistillationTrainer:
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
         self._queries: QueryCache | None = None
         self._has_begun = self._has_trained = False
+        self._has_opened_folder = folder is None
+        self._began: float | None = None  # when the training of this process did, and at which step
+        self._first_step = 0
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -134,8 +137,10 @@ class ContinualDistillationTrainer:
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds that the rest of the stream will take; `None` before the first step of this process."""
-        done = self.steps - self._first_step
-        return (time.perf_counter() - self._began) / done * (self.total_steps - self.steps) if done else None
+        if self._began is None or self.steps == self._first_step:
+            return None
+        each = (time.perf_counter() - self._began) / (self.steps - self._first_step)
+        return each * max(self.total_steps - self.steps, 0)
 
     def train(self) -> dict[str, Any]:
         """Runs the whole stream, or with `args.resume_from_checkpoint` the rest of it; returns the run's results.
@@ -143,7 +148,7 @@ class ContinualDistillationTrainer:
         Raises:
             ValueError: There is nothing that can be resumed, or this trainer has trained already.
             Stopped: SIGTERM or SIGINT came, or a callback called [`stop`]; a checkpoint was saved.
-            StageError: A loss is not finite; a checkpoint of an earlier step was saved.
+            StageError: A loss is not finite; a checkpoint of an earlier step was saved, if there was one.
             FloatingPointError: Weights, features or logits are not finite.
             OutOfMemory: A batch does not fit into the device's memory.
         """
@@ -151,7 +156,7 @@ class ContinualDistillationTrainer:
             raise ValueError(
                 "this trainer has trained already: make a new one, with resume_from_checkpoint=True to continue"
             )
-        with self.folder:  # afterwards, whatever has ended it, another process may continue it
+        try:
             self.begin()
             self._has_trained = True
             self._began, self._first_step = time.perf_counter(), self.steps
@@ -159,7 +164,13 @@ class ContinualDistillationTrainer:
             options = {"total": self.total_steps, "initial": self.steps, **_OVERALL}
             with self._stop_request, progress_bar(**options) as self._bar:
                 self._train()
-            return finish_run(self)
+            results = finish_run(self)
+        except BaseException:  # whatever has ended it: another process may continue it
+            self.folder.close()
+            raise
+        if self._has_opened_folder:
+            self.folder.close()
+        return results
 
     def begin(self) -> None:
         """Makes the output folder and writes arguments, split and images; with `args.resume_from_checkpoint`, resumes.
@@ -171,15 +182,19 @@ class ContinualDistillationTrainer:
         """
         if self._has_begun:
             return
-        with raise_on_all_ranks():
-            if self._start is None and self.args.resume_from_checkpoint:
-                self.resume()
-        self.folder.create()  # only now, for it removes what an earlier run has left
-        with raise_on_all_ranks():
-            self.folder.write_arguments(self.arguments.given, to_yaml(self.arguments))
-            self.folder.write_split(self.stream.split_list())
-            images = RunImages.of(self.stream)
-            self.folder.write_images(images.content())
+        try:
+            with raise_on_all_ranks():
+                if self._start is None and self.args.resume_from_checkpoint:
+                    self.resume()
+            self.folder.create()  # only now, for it removes what an earlier run has left
+            with raise_on_all_ranks():
+                self.folder.write_arguments(self.arguments.given, to_yaml(self.arguments))
+                self.folder.write_split(self.stream.split_list())
+                images = RunImages.of(self.stream)
+                self.folder.write_images(images.content())
+        except BaseException:
+            self.folder.close()
+            raise
         if note := images.repeats():
             logger.warning(note)
         self._has_begun = True
@@ -215,8 +230,7 @@ class ContinualDistillationTrainer:
                 learner.begin_task(task)
         replay = learners[0].replay
         if replay is None:
-            with explain_oom(f"{self._settings(task, learners).name}: {self._memory_advice(stage_name(learners))}"):
-                self._train_stage(task, number, state)
+            self._train_stage(task, number, state)
             self._end_task(learners)
         else:
             replay.load(task.index)
@@ -244,13 +258,14 @@ class ContinualDistillationTrainer:
         queries = self._queries if roles(learners) == [TEACHER] else None
         stage = Stage(self.accelerator, objectives, images, settings, cached=cached, queries=queries, start=state)
         try:
-            for epoch in stage:
-                for _ in epoch:
-                    self.steps += 1
-                    self._bar.update()
-                    if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
-                        self._checkpoint(task.index, number, stage.state())
-                self._log_epoch(task, epoch)
+            with explain_oom(f"{settings.name}: {self._memory_advice(name)}"):
+                for epoch in stage:
+                    for _ in epoch:
+                        self.steps += 1
+                        self._bar.update()
+                        if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
+                            self._checkpoint(task.index, number, stage.state())
+                    self._log_epoch(task, epoch)
         except StageError as error:
             if error.state is not None:
                 self._checkpoint(task.index, number, error.state)
@@ -369,7 +384,7 @@ class ContinualDistillationTrainer:
         models = {role: model for role, model in self.models.items() if role not in known}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
-            counts = known | self.evaluator(models, self.test_images[: task.index + 1])
+            counts = known | (self.evaluator(models, self.test_images[: task.index + 1]) if models else {})
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():

@@ -9,7 +9,7 @@ from tiny_models import tiny_backbone, tiny_model
 from cdl_hf import ContinualDistillationTrainer, TaskStream, load_image_dataset
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import METHODS
-from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped
+from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped, run_lock
 
 
 @pytest.fixture
@@ -84,6 +84,31 @@ def test_a_trainer_trains_once(make_trainer):
     with pytest.raises(ValueError, match="has trained already: make a new one, with resume_from_checkpoint=True"):
         trainer.train()
     assert before == {path: path.read_bytes() for path in trainer.folder.path.rglob("*") if path.is_file()}
+
+
+def test_the_time_left_is_known_from_the_first_step_on(make_trainer):
+    class Longer(ContinualCallback):
+        left = []
+
+        def on_task_end(self, trainer, task):
+            self.left.append(trainer.seconds_left)
+            trainer.args.num_train_epochs += 1  # more steps than were foreseen
+
+    trainer = make_trainer(Longer())
+    assert trainer.seconds_left is None
+    trainer.train()
+    assert all(left >= 0 for left in Longer.left) and Longer.left[-1] == 0
+
+
+def test_a_run_that_cannot_begin_lets_others_in(make_trainer):
+    trainer = make_trainer()
+    trainer.stop()
+    with pytest.raises(Stopped):
+        trainer.train()
+    resumed = make_trainer(resume_from_checkpoint=True, learning_rate=0.5)
+    with pytest.raises(ValueError, match="cannot go on"):
+        resumed.begin()
+    assert resumed.folder.path.resolve() / run_lock.NAME not in run_lock._held
 
 
 def test_what_cannot_run_overwrites_nothing(make_trainer):

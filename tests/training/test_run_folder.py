@@ -179,6 +179,15 @@ def test_what_was_never_a_runs_is_not_overwritten(tmp_path, files):
     assert contents(tmp_path) == before and not (tmp_path / "work" / run_lock.NAME).exists()
 
 
+def test_checkpoints_of_another_program_are_no_sign_of_a_run(tmp_path):
+    (tmp_path / "work" / "checkpoints" / "last").mkdir(parents=True)
+    (tmp_path / "work" / "checkpoints" / "last" / "state.pt").touch()
+    for options in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match="never a run's|nothing to resume"):
+            begin(tmp_path / "work", **options)
+    assert (tmp_path / "work" / "checkpoints" / "last" / "state.pt").exists()
+
+
 @pytest.mark.parametrize("sign", ["args.yaml", "results.json", "checkpoints/000000000012/state.pt"])
 def test_runs_of_earlier_versions_are_overwritten(tmp_path, sign):
     folder = tmp_path / "run"

@@ -1,0 +1,39 @@
+"""What a run prints at its end."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+
+from cdl_hf.cli import parse, to_dict
+from cdl_hf.training.arguments import RUN
+from cdl_hf.training.results import next_steps, table
+
+
+@pytest.mark.parametrize("changed", [{}, {"cache_teacher_outputs": True}, {"schedule": "same_step"}])
+def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run, tmp_path, changed):
+    results = json.loads((finished_run / "results.json").read_text())
+    args = yaml.safe_load((finished_run / "args.yaml").read_text()) | changed
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "args.yaml").write_text(yaml.safe_dump(args))
+    (line,) = (line for line in next_steps(results, tmp_path / "a run").splitlines() if "train.py" in line)
+    words = shlex.split(line, comments=True)
+    found = to_dict(parse(RUN, words[2:]))
+    assert found["classifier"] == "ranpac" and found["student_run"] == str(tmp_path / "a run")
+    assert found["output_dir"] is None and found["stages"] == "student"
+
+
+@pytest.mark.parametrize("changed", [{"classifier_alignment": True}, {"push_to_hub": True}, {"classifier": "ncm"}])
+def test_no_other_classifier_is_offered_where_it_would_be_refused_or_pushed(finished_run, changed):
+    results = json.loads((finished_run / "results.json").read_text())
+    results["args"] |= changed
+    assert "train.py" not in next_steps(results, finished_run)
+
+
+def test_the_table_compares_with_guessing_and_the_frozen_backbone(finished_run):
+    results = json.loads((finished_run / "results.json").read_text())
+    shown = table(results)
+    assert "guessing" in shown and "16.67" in shown and "RanPAC on the frozen backbone" in shown
+    del results["baseline"]
+    assert "guessing" not in table(results)
