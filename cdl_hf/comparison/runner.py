@@ -201,7 +201,7 @@ def pause(seconds: float) -> None:
         raise Interrupted("interrupted while another process is at work")
 
     with _handling(stop):
-        time.sleep(seconds)
+        time.sleep(seconds)  # between two looks at a lock of another process, which gives no sign when it is free
 
 
 def call(command: list[str]) -> tuple[int, str]:

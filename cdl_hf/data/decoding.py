@@ -226,7 +226,7 @@ DECODING_ERRORS = (
     TypeError,
     OverflowError,
     MemoryError,
-    NotImplementedError,
+    NotImplementedError,  # Pillow's, for a format's feature that it cannot read
     struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,

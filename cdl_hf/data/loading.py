@@ -145,11 +145,7 @@ def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str
         if is_array(dataset.features["image"]):
             dataset = encode_arrays(dataset, "image")
         return dataset.cast_column("image", Image(mode="RGB"))
-    except (
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:  # NotImplementedError: a cast that pyarrow does not have
+    except (TypeError, ValueError, NotImplementedError) as error:  # the last: a cast that pyarrow does not have
         raise DatasetError(
             f"{name!r} has no images in its column {image!r} ({reason(error)}); choose another with image_column"
         ) from error

@@ -288,6 +288,7 @@ def _explained(file: Path):
     log.setLevel(logging.CRITICAL)
     try:
         yield
+    # what readers of damaged tables raise; NotImplementedError is pyarrow's, for a type that it cannot read
     except (OSError, ValueError, TypeError, NotImplementedError, KeyError, DatasetGenerationError) as error:
         raise read_error(error, file) from error
     finally:

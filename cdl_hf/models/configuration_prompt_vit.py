@@ -138,7 +138,8 @@ class PromptViTConfig(PreTrainedConfig):
         """
         _check_inherited(config_dict)
         known = {*INHERITED, *(known.name for known in fields(cls))}
-        for name in config_dict:  # an attribute of the configuration must not replace a method
+        # transformers sets what it does not know as an attribute: it must not replace a method or property
+        for name in config_dict:
             if name in FOREIGN or (hasattr(cls, name) and name not in known):
                 raise ValueError(f"{name} is not a field of a {cls.model_type} configuration")
         try:

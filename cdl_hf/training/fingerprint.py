@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from transformers import CLIPImageProcessor
 
 from ..cli import to_dict
@@ -19,8 +20,11 @@ from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..utils import versions
 from .arguments import RUN, affecting, found_content, names_of, not_of_the_run, with_present_names
+from .checkpointing import load_newest_checkpoint
+from .run_folder import RunFolder
 from .task_checkpoints import TaskCheckpoints
 
+logger = get_logger(__name__)
 VERSION = "version of "
 # The images of each split, by the names under which a fingerprint holds their digests.
 IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
@@ -118,6 +122,36 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             "The checkpoint was written by a version without digests of images: the images could not be compared."
         )
     return sentences
+
+
+def load_run_checkpoint(folder: RunFolder, now: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The newest valid checkpoint of a run that is to be resumed, or `None` where it has saved none yet.
+
+    Args:
+        now: The fingerprint of the run that resumes it. What differs without changing the result is logged.
+
+    Raises:
+        ValueError: What differs changes the result; no checkpoint is valid; the run is finished, and its checkpoints
+            are gone.
+    """
+    state = load_newest_checkpoint(folder.checkpoints)
+    if state is None:
+        if folder.is_finished:
+            raise ValueError(
+                f"the run in {folder.path} is finished, and its checkpoints are gone: there is nothing to resume; "
+                "--overwrite_output_dir would run it again"
+            )
+        return None
+    try:
+        notes = compare(state["fingerprint"], now)
+    except ValueError as error:
+        raise ValueError(
+            f"the run in {folder.path} was made with other arguments, images or weights, and cannot go on: {error}. "
+            "Resume it with the old ones (args.yaml there), or choose another output_dir"
+        ) from error
+    for note in notes:
+        logger.info(note)
+    return state
 
 
 def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any]:

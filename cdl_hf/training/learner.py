@@ -1,9 +1,12 @@
 """A learner: one of a run's two models with all that belongs to its role."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import set_seed
+from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from ..data import Task, TaskStream
@@ -83,6 +86,28 @@ class Learner:
         set_seed(derive_seed(self.seed, self.role, task.index))
         if not self.is_joint:
             self.model.start_task(task.class_names)
+
+    def cached_outputs(self, task: Task, args: CDLConfig) -> dict[str, Sequence[np.ndarray | None]]:
+        """Its cached outputs for the task's training images, by name: (n, D) of each epoch; empty without a cache."""
+        if self.replay is not None:
+            return {**self.replay.cached_outputs(task.index)}
+        if not args.cache_teacher_outputs:
+            return {}
+        return {**self.checkpoints.cached_outputs(task.index).read(args.num_train_epochs, len(task.train))}
+
+    def fit_classifier(
+        self, task: Task, features: Tensor, labels: Tensor, after_batch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Adds a task to the classifier that is computed, and aligns the heads where they are.
+
+        Args:
+            features, labels: Output of [`head_features`].
+            after_batch: Called on every process after each step of the alignment.
+        """
+        self.model.fit_classifier(features, labels)
+        if self.alignment is not None:
+            self.alignment.add(features, labels)
+            self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
 
     def save_task(self, task: Task) -> None:
         """Writes the task checkpoint, unless it is an earlier run's."""

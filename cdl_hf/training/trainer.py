@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from ..utils import derive_seed
 from .arguments import CDLConfig
 from .build import arguments_of, check_fit, run_name
 from .callbacks import ContinualCallback, ShowAccuracy
-from .checkpointing import checkpoint_name, load_newest_checkpoint, save_checkpoint
+from .checkpointing import checkpoint_name, save_checkpoint
 from .classifier_fitting import explain_divergence, head_features
 from .distributed import (
     build_accelerator,
@@ -28,7 +29,7 @@ from .distributed import (
     start_trackers,
     uses_fsdp,
 )
-from .fingerprint import compare, fingerprint
+from .fingerprint import fingerprint, load_run_checkpoint
 from .interruptions import StopRequest
 from .learner import STUDENT, TEACHER, Learner
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
@@ -156,7 +157,8 @@ class ContinualDistillationTrainer:
             raise ValueError(
                 "this trainer has trained already: make a new one, with resume_from_checkpoint=True to continue"
             )
-        try:
+        with ExitStack() as folder:  # closed whatever ends the run: another process may then continue it
+            folder.enter_context(self.folder)
             self.begin()
             self._has_trained = True
             self._began, self._first_step = time.perf_counter(), self.steps
@@ -165,11 +167,8 @@ class ContinualDistillationTrainer:
             with self._stop_request, progress_bar(**options) as self._bar:
                 self._train()
             results = finish_run(self)
-        except BaseException:  # whatever has ended it: another process may continue it
-            self.folder.close()
-            raise
-        if self._has_opened_folder:
-            self.folder.close()
+            if not self._has_opened_folder:  # its owner closes it
+                folder.pop_all()
         return results
 
     def begin(self) -> None:
@@ -182,7 +181,8 @@ class ContinualDistillationTrainer:
         """
         if self._has_begun:
             return
-        try:
+        with ExitStack() as folder:  # closed where the run cannot begin
+            folder.enter_context(self.folder)
             with raise_on_all_ranks():
                 if self._start is None and self.args.resume_from_checkpoint:
                     self.resume()
@@ -192,9 +192,7 @@ class ContinualDistillationTrainer:
                 self.folder.write_split(self.stream.split_list())
                 images = RunImages.of(self.stream)
                 self.folder.write_images(images.content())
-        except BaseException:
-            self.folder.close()
-            raise
+            folder.pop_all()
         if note := images.repeats():
             logger.warning(note)
         self._has_begun = True
@@ -319,13 +317,7 @@ class ContinualDistillationTrainer:
         """The teacher's outputs that a student's stage of this division need not compute."""
         if TEACHER not in self.learners:
             return None
-        teacher = self.learners[TEACHER]
-        cached: dict[str, Sequence] = {}
-        if teacher.replay is not None:
-            cached.update(teacher.replay.cached_outputs(task.index))
-        elif self.args.cache_teacher_outputs:
-            outputs = teacher.checkpoints.cached_outputs(task.index)
-            cached.update(outputs.read(self.args.num_train_epochs, len(task.train)))
+        cached = self.learners[TEACHER].cached_outputs(task, self.args)
         if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
             cached.pop("query", None)
         elif self._queries is not None and self._queries.division == division:
@@ -366,12 +358,9 @@ class ContinualDistillationTrainer:
             with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
                 options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
                 images = self.images_for_fitting(task)
-                features, labels = head_features(self.accelerator, model, images, *options)
-                model.fit_classifier(features, labels)
-                if learner.alignment is not None:
-                    seed = derive_seed(args.seed, "alignment", role, task.index)
-                    learner.alignment.add(features, labels)
-                    learner.alignment.align(model, seed, self._after_batch)
+                learner.fit_classifier(
+                    task, *head_features(self.accelerator, model, images, *options), self._after_batch
+                )
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
 
     def _evaluate(self, task: Task) -> None:
@@ -453,26 +442,12 @@ class ContinualDistillationTrainer:
             ValueError: It was made with arguments that give another result; no checkpoint is valid, or a task
                 checkpoint is not; the run is finished, and its checkpoints are gone.
         """
-        state = load_newest_checkpoint(self.folder.checkpoints)
+        state = load_run_checkpoint(self.folder, self.fingerprint)
         if state is None:
-            if self.folder.is_finished:
-                raise ValueError(
-                    f"the run in {self.folder.path} is finished, and its checkpoints are gone: there is nothing to "
-                    "resume; --overwrite_output_dir would run it again"
-                )
             self.folder.cut_log(0)
             logger.info("No valid checkpoint found: starting from the beginning.")
             self._start = (0, 0, None)
             return
-        try:
-            notes = compare(state["fingerprint"], self.fingerprint)
-        except ValueError as error:
-            raise ValueError(
-                f"the run in {self.folder.path} was made with other arguments, images or weights, and cannot go on: "
-                f"{error}. Resume it with the old ones (args.yaml there), or choose another output_dir"
-            ) from error
-        for note in notes:
-            logger.info(note)
         for role, learner in self.learners.items():
             learner.verify_tasks(state["task"])
             names = ("modules", "class_names", "tasks_seen", "matrices", "alignments")
