@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and sys.platform == "linux":
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+# A shell starts what runs in the background with Ctrl-C ignored, which tests of Ctrl-C and their processes inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import datasets
 import pytest
