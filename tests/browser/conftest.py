@@ -1,7 +1,7 @@
 """Chromium without a window, for tests of pages.
 
-Needs selenium (`pip install '.[browser]'`) and Chromium with its driver (Debian: `apt-get install chromium-driver`);
-without them these tests are skipped.
+They need selenium and axe-core (`pip install '.[browser]'`), and Chromium with its driver (Debian:
+`apt-get install chromium-driver`); without them they are skipped.
 """
 
 import shutil
@@ -54,3 +54,15 @@ def browser(chromium, screen):
     for log in ("browser", "performance"):
         chromium.get_log(log)
     return chromium
+
+
+@pytest.fixture
+def axe_findings(browser):
+    """Runs axe-core's rules on the page as it is shown; gives `rule: elements` for each that is broken."""
+    axe = pytest.importorskip("axe_core_python.selenium", reason="needs axe-core: pip install '.[browser]'").Axe()
+
+    def run() -> list[str]:
+        violations = axe.run(browser)["violations"]
+        return [f"{v['id']}: {[node['html'][:200] for node in v['nodes'][:3]]}" for v in violations]
+
+    return run
