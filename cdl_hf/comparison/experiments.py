@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..catalogue import ALIGNED_HEAD, CLASSIFIERS
 from ..evaluation.accuracy_matrix import AccuracyMatrix
 from ..training.arguments import DistillationArguments, affecting, names_of, not_of_the_run, planned, shown_in_labels
-from .statistics import ScoresBySeed
+from .statistics import Scores
 
 # Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment
 CLASSIFIER_TITLES = {"linear": CLASSIFIERS["linear"].title, "aligned": ALIGNED_HEAD.title}
@@ -131,17 +131,17 @@ class Experiment:
         return self._first[self.role]["trainable_parameters"]
 
     @property
-    def accuracy(self) -> ScoresBySeed:
+    def accuracy(self) -> Scores:
         """A_N in %."""
         return self._scores(lambda result: result[self.role]["average_accuracy"])
 
     @property
-    def forgetting(self) -> ScoresBySeed:
+    def forgetting(self) -> Scores:
         """Forgetting by the definition `cdl`, in points."""
         return self._scores(lambda result: result[self.role]["forgetting"]["cdl"])
 
     @property
-    def seconds(self) -> ScoresBySeed:
+    def seconds(self) -> Scores:
         """Seconds of the model's own training."""
         return self._scores(lambda result: result["seconds"][self.role])
 
@@ -159,7 +159,7 @@ class Experiment:
     def _first(self) -> dict[str, Any]:
         return next(iter(self.results.values()))
 
-    def _scores(self, of_result: Callable[[dict[str, Any]], float]) -> ScoresBySeed:
+    def _scores(self, of_result: Callable[[dict[str, Any]], float]) -> Scores:
         return {seed: of_result(result) for seed, result in self.results.items()}
 
 

@@ -11,7 +11,7 @@ from ..evaluation.pareto import pareto_front
 from ..evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
-from .statistics import MeanStd, ScoresBySeed, paired_difference, significantly_best
+from .statistics import MeanStd, Scores, paired_difference, significantly_best
 
 Latencies = Mapping[tuple[str, str], dict[str, Any]]
 
@@ -278,7 +278,7 @@ def best_student(experiments: Iterable[Experiment]) -> str | None:
     return significantly_best({e.learner: e.accuracy for e in students})
 
 
-def mean_accuracy(experiments: list[Experiment]) -> ScoresBySeed:
+def mean_accuracy(experiments: list[Experiment]) -> Scores:
     """Mean A_N of the experiments, for each seed that all have."""
     seeds = set.intersection(*(set(e.accuracy) for e in experiments))
     return {seed: statistics.fmean(e.accuracy[seed] for e in experiments) for seed in sorted(seeds)}

@@ -1,18 +1,17 @@
-"""Mean and standard deviation over seeds, and paired differences with their confidence intervals."""
+"""Mean and standard deviation over runs, paired differences with confidence intervals, and Holm's correction."""
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
 
-# 97.5% quantiles of Student's t distribution for 1, 2, ... 30 degrees of freedom
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+LEVEL = 0.05
+MIN_RUNS = 3  # fewer say too little on their own variation for an interval
 
-ScoresBySeed = Mapping[int, float]
+Key = TypeVar("Key", bound=Hashable)
+Scores = Mapping[Any, float]  # by run: its class order and seed
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class MeanStd:
     count: int
 
     @classmethod
-    def of(cls, scores: ScoresBySeed) -> "MeanStd":
-        """Over all seeds.
+    def of(cls, scores: Scores) -> "MeanStd":
+        """Over all runs.
 
         Raises:
             ValueError: There are no scores.
@@ -42,16 +41,19 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of `num_pairs` differences, and half the width of its 95% confidence interval (`None` for one pair)."""
+    """Mean of `num_pairs` differences, with its uncertainty where there are at least [`MIN_RUNS`] pairs.
+
+    Args:
+        mean: Mean of the differences.
+        half_width: Half the width of the 95% confidence interval.
+        p_value: Probability of a mean at least as far from zero if the true difference is zero; two-sided.
+        num_pairs: Number of differences.
+    """
 
     mean: float
     half_width: float | None
+    p_value: float | None
     num_pairs: int
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval excludes zero; not corrected for the number of comparisons."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
         if self.half_width is None:
@@ -59,27 +61,75 @@ class PairedDifference:
         return f"{self.mean:+.2f} [{self.mean - self.half_width:+.2f}, {self.mean + self.half_width:+.2f}]"
 
 
-def paired_difference(scores: ScoresBySeed, reference: ScoresBySeed) -> PairedDifference | None:
-    """`scores` minus `reference` over the seeds that both have; `None` if they share no seed.
+def paired_difference(scores: Scores, reference: Scores) -> PairedDifference | None:
+    """`scores` minus `reference` over the runs that both have; `None` if they share none.
 
-    The interval is Student's t over the paired differences: mean ± t(n - 1) s / sqrt(n). Runs with the same seed share
-    the order of their images and their initial weights, and the differences remove that common part. Beyond 31 pairs
-    the quantile of 30 degrees of freedom is used, which makes the interval slightly too wide.
+    The interval is Student's t over the paired differences: mean ± t(n - 1) s / sqrt(n). Runs with the same class
+    order and seed share their images, the order of these and their initial weights, and the differences remove that
+    common part.
     """
-    differences = [scores[seed] - reference[seed] for seed in scores if seed in reference]
+    differences = [scores[run] - reference[run] for run in scores if run in reference]
     if not differences:
         return None
-    count, half_width = len(differences), None
-    if count > 1:
-        quantile = T_QUANTILES[min(count - 1, len(T_QUANTILES)) - 1]
-        half_width = quantile * statistics.stdev(differences) / math.sqrt(count)
-    return PairedDifference(statistics.fmean(differences), half_width, count)
+    count, mean = len(differences), statistics.fmean(differences)
+    if count < MIN_RUNS:
+        return PairedDifference(mean, None, None, count)
+    error = statistics.stdev(differences) / math.sqrt(count)
+    t = abs(mean) / error if error else (math.inf if mean else 0.0)
+    return PairedDifference(mean, t_quantile(count - 1) * error, two_sided_p(t, count - 1), count)
 
 
-def significantly_best(scores: Mapping[str, ScoresBySeed]) -> str | None:
-    """The name whose scores are above all others': the 95% interval of its difference to each excludes zero."""
-    for name, own in scores.items():
-        differences = [paired_difference(own, other) for key, other in scores.items() if key != name]
-        if differences and all(d is not None and d.is_significant and d.mean > 0 for d in differences):
-            return name
-    return None
+def two_sided_p(t: float, degrees: int) -> float:
+    """Probability of a value at least as far from zero as t >= 0 under Student's t distribution.
+
+    The finite series for whole degrees of freedom: Abramowitz and Stegun, Handbook of Mathematical Functions,
+    26.7.3 and 26.7.4.
+    """
+    angle = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = degrees % 2
+    total, term = 0.0, cosine if is_odd else 1.0
+    for power in range(is_odd, degrees - 1, 2):
+        total += term
+        term *= cosine**2 * (power + 1) / (power + 2)
+    inside = 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+    return max(1 - inside, 0.0)
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """The t whose two-sided probability is 5%."""
+    low, high = 1.0, 13.0  # 12.71 with one degree of freedom
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided_p(middle, degrees) > LEVEL else (low, middle)
+    return (low + high) / 2
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """P values corrected for the number of comparisons by Holm's step-down method: below 5%, a result is significant.
+
+    The smallest is multiplied by the number of comparisons, the next by one less, and so on; none is below the one
+    before (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    """
+    corrected: dict[Key, float] = {}
+    highest = 0.0
+    for place, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        highest = max(highest, min((len(p_values) - place) * p_values[key], 1.0))
+        corrected[key] = highest
+    return corrected
+
+
+def corrected(differences: Mapping[Key, PairedDifference | None]) -> dict[Key, float]:
+    """Holm's p values of the differences that have one."""
+    return holm({key: d.p_value for key, d in differences.items() if d is not None and d.p_value is not None})
+
+
+def significantly_best(scores: Mapping[Key, Scores]) -> Key | None:
+    """The name with the highest mean, if its differences to all others are significant after Holm's correction."""
+    if len(scores) < 2:
+        return None
+    best = max(scores, key=lambda name: statistics.fmean(scores[name].values()))
+    others = {name: paired_difference(scores[best], other) for name, other in scores.items() if name != best}
+    p_values = corrected(others)
+    return best if len(p_values) == len(others) and all(p < LEVEL for p in p_values.values()) else None

@@ -1,15 +1,18 @@
-"""Plots of accuracies, costs and confusions, made with matplotlib's objects: no pyplot, no display, no global state.
+"""Plots of accuracies, differences, costs and confusions, made with matplotlib's objects: no pyplot, no display.
 
-Names and titles are shown literally: `$`, `_` and backslashes are not math.
+Names and titles are shown literally: `$`, `_` and backslashes are not math. In an SVG, text is text, and each point of
+a cost plot has its name as a title. Pictures for a report are narrow, so that they can be read on a phone.
 """
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib
 import numpy as np
@@ -22,16 +25,17 @@ from ..utils import atomic_write
 from .accuracy_matrix import AccuracyMatrix
 from .pareto import pareto_front
 
-# distinguishable with color blindness, and dark enough for text
-COLORS = (
-    *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#7F4F24", "#6A8CAF"),
-    *("#8A6D00", "#5B3A8C", "#B3003B", "#3F6F00"),
-)
+# Distinguishable with protanopia and deuteranopia, and dark enough for text on white
+COLORS = ("#0072B2", "#B94A00", "#000000", "#6A1B7A", "#00604A", "#B5476F", "#5F5FF0", "#780000")
 MARKERS = "osD^vPX<>ph"
+LINES = ("-", "--", "-.", ":")
 # override a user's matplotlibrc
-LITERAL: Any = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf"}
+LITERAL: Any = {
+    **{"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf", "svg.fonttype": "none"},
+}
 REFERENCE_COLOR = "#666666"
 REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
+NARROW = 4.6  # inches: on a phone, 10 points are still 10 pixels
 
 
 @matplotlib.rc_context(LITERAL)
@@ -62,7 +66,8 @@ def plot_accuracy_over_tasks(
     ends = []  # (x, value, name, color) of the labels at the right
     for index, (name, values) in enumerate(averages.items()):
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        axes.plot(steps[: len(values)], values, color=color, marker=marker, markersize=5, linewidth=1.8)
+        line = LINES[index % len(LINES)]
+        axes.plot(steps[: len(values)], values, line, color=color, marker=marker, markersize=5, linewidth=1.8)
         ends.append((steps[len(values) - 1], values[-1], name, color))
     margin = 0.03 * (steps[-1] - steps[0]) or 0.5
     for index, (name, value) in enumerate(references.items()):
@@ -85,15 +90,26 @@ def plot_accuracy_over_tasks(
     _save(figure, path, bbox_inches="tight")
 
 
-def _save(figure: Figure, path: str | PathLike, **how: Any) -> None:
-    """Writes the file atomically, with the same bytes each time: an SVG has no random ids and no date."""
+def _save(figure: Figure, path: str | PathLike, titles: Mapping[str, str] | None = None, **how: Any) -> None:
+    """Writes the file atomically, with the same bytes each time: an SVG has no random ids and no date.
+
+    Args:
+        figure: the figure.
+        path: file to write.
+        titles: titles of elements of an SVG by their `gid`, which a browser shows when one points at them.
+        how: arguments of `savefig`.
+    """
     form = Path(path).suffix.removeprefix(".")
-    content = io.BytesIO()
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn instead
-        figure.savefig(content, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None, **how)
+        figure.savefig(buffer, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None, **how)
+    content = buffer.getvalue()
+    for gid, title in (titles or {}).items() if form == "svg" else ():
+        start = f'<g id="{gid}">'
+        content = content.replace(start.encode(), f"{start}<title>{escape(_shown(title))}</title>".encode(), 1)
     with atomic_write(Path(path)) as file:
-        file.write(content.getbuffer())
+        file.write(content)
 
 
 def _shown(text: object) -> str:
@@ -121,52 +137,96 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 
 @matplotlib.rc_context(LITERAL)
+def plot_differences(
+    differences: Mapping[str, tuple[float, float | None, bool]],
+    path: str | PathLike,
+    title: str,
+    axis: str,
+    limits: tuple[float, float],
+) -> None:
+    """Plot differences to a reference as a forest plot: a row for each, with its name and its interval.
+
+    Args:
+        differences: name -> (mean, half the width of the interval or `None`, whether it is significant); significant
+            ones have a filled marker.
+        path: file to write; its suffix sets the format.
+        title: title of the plot.
+        axis: name of the axis with its unit.
+        limits: ends of the axis.
+    """
+    count = len(differences)
+    lines = textwrap.wrap(_shown(title), 52)
+    figure = Figure(figsize=(NARROW, 0.8 + 0.44 * count + 0.22 * len(lines)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (name, (mean, half_width, is_significant)) in enumerate(differences.items()):
+        value = f"{mean:+.2f}"
+        if half_width is not None:
+            value += f" [{mean - half_width:+.2f}, {mean + half_width:+.2f}]"
+            axes.plot([mean - half_width, mean + half_width], [row, row], color=COLORS[0], linewidth=1.8, marker="|")
+        fill = COLORS[0] if is_significant else "white"
+        axes.plot([mean], [row], "o", markersize=7, markeredgewidth=1.6, color=COLORS[0], markerfacecolor=fill)
+        across = axes.get_yaxis_transform()
+        weight = "bold" if is_significant else "normal"
+        axes.text(0.01, row - 0.42, _shown(name), transform=across, va="center", fontsize=10, weight=weight)
+        axes.text(0.99, row - 0.42, value, transform=across, va="center", ha="right", fontsize=10, weight=weight)
+        if row:
+            axes.axhline(row - 0.68, color="#E4E4E4", linewidth=0.8, zorder=0)
+    axes.axvline(0, color=REFERENCE_COLOR, linewidth=1.2, linestyle="--", zorder=1)
+    axes.set_xlim(*limits)
+    axes.set_ylim(count - 0.62, -0.72)
+    axes.set_yticks([])
+    axes.set_xlabel(_shown(axis), fontsize=10)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title("\n".join(lines), fontsize=11, loc="left")
+    _save(figure, path)
+
+
+@matplotlib.rc_context(LITERAL)
 def plot_accuracy_against_cost(
     points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
 ) -> None:
-    """Plot accuracy against cost. Points on the Pareto front are numbered, and named at the right.
+    """Plot accuracy against cost. Points on the Pareto front are numbered in order of cost.
 
     Args:
         points: group -> name -> (cost, accuracy in %). A group is a pair of words: the first sets the color, the
-            second the marker.
+            second the marker. In an SVG, a point has its name as a title.
         path: file to write; its suffix sets the format.
         title: title of the plot.
         cost: name of the costs with their unit; the axis is logarithmic.
     """
-    figure = Figure(figsize=(6.8, 4.6))
+    lines = textwrap.wrap(_shown(title), 52)
+    figure = Figure(figsize=(NARROW, 4.6 + 0.2 * math.ceil(len(points) / 2)), layout="constrained")
     axes = figure.add_subplot()
     hues, shapes = ({words[i]: None for words in points} for i in (0, 1))
+    titles: dict[str, str] = {}
     for words, members in points.items():
-        color, marker = COLORS[[*hues].index(words[0])], MARKERS[[*shapes].index(words[1])]
-        costs, accuracies = zip(*members.values(), strict=True)
-        style: dict[str, Any] = {"s": 34, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
-        axes.scatter(costs, accuracies, label=_shown(", ".join(words)), **style)
+        color = COLORS[[*hues].index(words[0]) % len(COLORS)]
+        marker = MARKERS[[*shapes].index(words[1]) % len(MARKERS)]
+        style: dict[str, Any] = {"color": color, "marker": marker, "alpha": 0.8, "markeredgewidth": 0}
+        axes.plot([], [], linestyle="", markersize=6, label=_shown(", ".join(words)), **style)
+        for name, (x, y) in members.items():
+            gid = f"point-{len(titles) + 1}"
+            titles[gid] = f"{name}: {y:.1f}%"
+            axes.plot([x], [y], markersize=6, gid=gid, **style)
     every = {name: point for members in points.values() for name, point in members.items()}
     front = pareto_front(every)
     costs, accuracies = zip(*(every[name] for name in front), strict=True)
     axes.step(costs, accuracies, where="post", color=REFERENCE_COLOR, linewidth=1.2, linestyle="--", zorder=1)
     for number, name in enumerate(front, 1):
-        x, y = every[name]
-        axes.annotate(f"{number}", xy=(x, y), xytext=(-3, 5), textcoords="offset points", ha="right", fontsize=8.5)
-        axes.annotate(
-            f"{number}  {_shown(name)}  {y:.1f}%",
-            xy=(1.03, 0.03 + 0.055 * (number - 1)),
-            xycoords="axes fraction",
-            fontsize=8.5,
-            annotation_clip=False,
-        )
+        offset: dict[str, Any] = {"xytext": (-4, 5), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(f"{number}", xy=every[name], fontsize=10, weight="bold", **offset)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_in_words))
     axes.xaxis.set_minor_formatter(FuncFormatter(_in_words))
-    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.tick_params(axis="x", which="both", labelsize=9)
     axes.set_xlabel(_shown(cost))
     axes.set_ylabel("Average accuracy after the last task (%)")
-    axes.set_title(_shown(title), fontsize=11)
+    axes.set_title("\n".join(lines), fontsize=11, loc="left")
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8.5, frameon=False)
-    _save(figure, path, bbox_inches="tight")
+    figure.legend(loc="outside lower left", ncols=2, fontsize=10, frameon=False)
+    _save(figure, path, titles)
 
 
 def _in_words(value: float, position: int | None = None) -> str:

@@ -1,10 +1,18 @@
-"""Means, paired intervals and significance, against values computed by hand."""
+"""Means, paired intervals, p values and Holm's correction, against values computed by hand or from tables."""
 
 import math
 
 import pytest
 
-from cdl_hf.comparison.statistics import T_QUANTILES, MeanStd, PairedDifference, paired_difference, significantly_best
+from cdl_hf.comparison.statistics import (
+    MeanStd,
+    PairedDifference,
+    holm,
+    paired_difference,
+    significantly_best,
+    t_quantile,
+    two_sided_p,
+)
 
 
 def test_mean_and_standard_deviation():
@@ -19,37 +27,59 @@ def test_paired_interval():
     # Differences 1, 2, 3: mean 2, s = 1, and 4.303 / sqrt(3) = 2.484 on two degrees of freedom.
     found = paired_difference({0: 11.0, 1: 22.0, 2: 33.0}, {2: 30.0, 1: 20.0, 0: 10.0})
     assert (found.mean, found.num_pairs) == (2.0, 3)
-    assert found.half_width == pytest.approx(2.4843, abs=1e-4)
-    assert not found.is_significant
+    assert found.half_width == pytest.approx(2.4841, abs=1e-4)
+    # t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14)
+    assert found.p_value == pytest.approx(1 - math.sqrt(12 / 14))
     assert str(found) == "+2.00 [-0.48, +4.48]"
 
 
-def test_only_shared_seeds_are_paired():
-    found = paired_difference({0: 1.0, 1: 5.0, 7: 100.0}, {0: 0.0, 1: 2.0, 8: 0.0})
-    assert (found.mean, found.num_pairs) == (2.0, 2)
-    assert found.half_width == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2))
+def test_only_shared_runs_are_paired():
+    found = paired_difference({0: 1.0, 1: 5.0, 2: 6.0, 7: 100.0}, {0: 0.0, 1: 2.0, 2: 4.0, 8: 0.0})
+    assert (found.mean, found.num_pairs) == (2.0, 3)
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
-def test_one_pair_has_no_interval_and_is_never_significant():
-    found = paired_difference({0: 50.0}, {0: 1.0})
-    assert found == PairedDifference(49.0, None, 1)
-    assert not found.is_significant
-    assert str(found) == "+49.00"
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_pairs_have_no_interval(count):
+    found = paired_difference({run: 50.0 + run for run in range(count)}, dict.fromkeys(range(count), 1.0))
+    assert found == PairedDifference(49.0 + (count - 1) / 2, None, None, count)
+    assert str(found) == f"{found.mean:+.2f}"
 
 
-def test_quantiles_fall_to_the_normal_one():
-    assert len(T_QUANTILES) == 30
-    assert all(a > b > 1.96 for a, b in zip(T_QUANTILES, T_QUANTILES[1:], strict=False))
-    many = {seed: float(seed % 2) for seed in range(100)}
-    assert paired_difference(many, dict.fromkeys(many, 0.0)).half_width == pytest.approx(
-        2.042 * math.sqrt(25 / 99) / 10
+def test_equal_differences():
+    assert paired_difference({0: 2.0, 1: 2.0, 2: 2.0}, {0: 1.0, 1: 1.0, 2: 1.0}).p_value == 0
+    same = {0: 2.0, 1: 3.0, 2: 4.0}
+    assert (paired_difference(same, same).p_value, paired_difference(same, same).half_width) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (30, 2.042), (120, 1.980)],
+)
+def test_quantiles_of_the_t_distribution(degrees, quantile):
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
+    assert two_sided_p(t_quantile(degrees), degrees) == pytest.approx(0.05)
+
+
+def test_holm():
+    # 0.01 x 4; 0.02 x 3 and 0.03 x 2 are both 0.06; 0.04 x 1 may not be below them
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.02, "d": 0.04}) == pytest.approx(
+        {"b": 0.04, "c": 0.06, "a": 0.06, "d": 0.06}
     )
+    assert holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
 
 
 def test_best_only_where_it_is_significantly_above_all_others():
     values = {"none": {0: 1.0, 1: 2.0, 2: 3.0}, "kd": {0: 1.1, 1: 2.2, 2: 3.2}, "kdp": {0: 4.0, 1: 5.1, 2: 6.0}}
     assert significantly_best(values) == "kdp"
     assert significantly_best({**values, "dkd": {0: 4.1, 1: 5.0, 2: 5.9}}) is None  # within the noise of another
-    assert significantly_best({name: {0: value[0]} for name, value in values.items()}) is None  # one seed says nothing
+    assert significantly_best({name: {0: value[0], 1: value[1]} for name, value in values.items()}) is None
     assert significantly_best({"kdp": values["kdp"]}) is None
+
+
+def test_the_best_of_many_needs_a_clearer_difference():
+    others = {f"method {i}": {0: 1.0, 1: 2.0, 2: 3.0} for i in range(20)}
+    best = {0: 2.0, 1: 3.1, 2: 3.9}  # differences 1, 1.1, 0.9: p = 0.003
+    assert significantly_best({"best": best, "method": others["method 0"]}) == "best"
+    assert significantly_best({"best": best, **others}) is None

@@ -2,6 +2,7 @@ import itertools
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 import matplotlib
 import numpy as np
@@ -13,12 +14,16 @@ from matplotlib.text import Text
 
 from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.evaluation.plots import (
+    COLORS,
     _spread,
     plot_accuracy_against_cost,
     plot_accuracy_matrices,
     plot_accuracy_over_tasks,
     plot_confusion,
+    plot_differences,
 )
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def matrix(num_tasks, start=80, slope=2, seen=None):
@@ -160,20 +165,81 @@ def test_confusion(tmp_path, drawn, sizes, ticks):
     assert colors_in(tmp_path / "confusion.png") > 2
 
 
-def test_accuracy_against_cost_numbers_what_nothing_beats(tmp_path, drawn):
+def test_accuracy_against_cost_numbers_what_nothing_beats_and_names_each_point(tmp_path, drawn):
     points = {
         ("l2p", "teacher"): {"large": (4e6, 50.0)},
-        ("l2p", "student"): {"small": (1e6, 30.0), "wasteful": (2e6, 29.0)},
+        ("l2p", "student"): {"small": (1e6, 30.0), "waste<ful>": (2e6, 29.0)},
         ("apt", "student"): {"other": (2e6, 45.0)},
     }
     for name in ("one.svg", "two.svg"):
         plot_accuracy_against_cost(points, tmp_path / name, "Title", "Parameters")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     (axes,) = drawn[0].axes
-    texts = {text.get_text() for text in axes.texts}
-    assert texts == {"1", "2", "3", "1  small  30.0%", "2  other  45.0%", "3  large  50.0%"}
-    colors = [collection.get_facecolor()[0].tolist() for collection in axes.collections]
-    assert colors[0] == colors[1] != colors[2]
+    numbers = {text.get_text(): text.xy for text in axes.texts}
+    assert numbers == {"1": (1e6, 30.0), "2": (2e6, 45.0), "3": (4e6, 50.0)}
+    drawn_points = {line.get_gid(): line for line in axes.lines if line.get_gid()}
+    large, small, _, other = drawn_points.values()
+    assert large.get_color() == small.get_color() != other.get_color()
+    assert large.get_marker() != small.get_marker() == other.get_marker()
+    root = xml.etree.ElementTree.parse(tmp_path / "one.svg").getroot()
+    titles = {group.get("id"): group.findtext(f"{SVG}title") for group in root.iter(f"{SVG}g")}
+    named = [titles[gid] for gid in drawn_points]
+    assert named == ["large: 50.0%", "small: 30.0%", "waste<ful>: 29.0%", "other: 45.0%"]
+
+
+def test_differences_have_a_row_with_name_interval_and_marker(tmp_path, drawn):
+    rows = {"KD $x$": (0.5, 0.2, True), "DKD": (-0.25, 1.5, False), "one run": (3.0, None, False)}
+    plot_differences(rows, tmp_path / "a.svg", "KD adds half a point", "difference (points)", (-2, 4))
+    (axes,) = drawn[0].axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["KD $x$", "+0.50 [+0.30, +0.70]", "DKD", "-0.25 [-1.75, +1.25]", "one run", "+3.00"]
+    ends = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
+    assert ends == [pytest.approx([0.3, 0.7]), pytest.approx([-1.75, 1.25])]
+    filled = [line.get_markerfacecolor() != "white" for line in axes.lines if line.get_marker() == "o"]
+    assert filled == [True, False, False]
+    assert axes.get_xlim() == (-2, 4)
+    text = (tmp_path / "a.svg").read_text()
+    assert ">+0.50 [+0.30, +0.70]</text>" in text and "KD $x$" in text  # not paths: it can be searched and read aloud
+
+
+# Linear RGB as people with protanopia and deuteranopia see it: Machado, Oliveira and Fernandes, 2009, severity 1
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def linear(color):
+    rgb = np.array(matplotlib.colors.to_rgb(color))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIE Lab of linear sRGB, for daylight (D65)."""
+    xyz = XYZ @ np.clip(rgb, 0, 1) / XYZ.sum(1)
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colors_can_be_told_apart(vision):
+    seen = [lab(np.array(VISION[vision]) @ linear(color)) for color in COLORS]
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(seen, 2)) >= 10
+
+
+def test_colors_are_dark_enough_for_text():
+    for color in COLORS:
+        assert 1.05 / (0.05 + XYZ[1] @ linear(color)) >= 4.5, color
+
+
+def test_curves_differ_in_more_than_color(tmp_path, drawn):
+    plot_accuracy_over_tasks({f"method {i}": matrix(3) for i in range(11)}, tmp_path / "a.svg")
+    lines = drawn[0].axes[0].lines
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 11
 
 
 NAMES = ["$a$", "a_b^c", "$\\frac{1}$", "\\alpha", "one $", "two\nlines", "日本", "\ud83d", "a\x00b", "{", "%", "$$"]
@@ -189,6 +255,7 @@ def test_names_are_shown_as_they_are(tmp_path, drawn, recwarn):
         plot_confusion(counts, tmp_path / "c.png", "$t$", class_names=NAMES, classes_per_task=parts)
         points = {(name, name): {name: (index + 1.0, index + 1.0)} for index, name in enumerate(NAMES[:11])}
         plot_accuracy_against_cost(points, tmp_path / "d.svg", "$t$", "$cost$ (ms)")
+        plot_differences(dict.fromkeys(NAMES, (1.0, 1.0, True)), tmp_path / "e.svg", "$t$", "$points$", (0, 2))
     assert [str(warning.message) for warning in recwarn] == []
     for figure in drawn:
         texts = [text.get_text() for text in figure.findobj(Text)]
