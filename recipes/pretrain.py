@@ -3,13 +3,18 @@
     accelerate launch recipes/pretrain.py --dataset my_images --model vit_tiny_patch16_224 \\
         --model_args '{"img_size": 64, "patch_size": 8, "depth": 6}' --output_dir runs/backbone
 
+    accelerate launch --mixed_precision bf16 recipes/pretrain.py --dataset my_photographs --images photographs \\
+        --model vit_tiny_patch16_224 --model_args '{"img_size": 32, "patch_size": 4, "embed_dim": 256}' \\
+        --batch_size 1024 --mixing 0.8 --drop_path 0.1 --torch_compile --time_limit 300 --output_dir runs/backbone
+
 The result, `<output_dir>/backbone`, is a folder in timm's format. `--teacher` and `--student` of train.py accept it,
 and `timm.create_model("local-dir:<folder>", pretrained=True)` loads it. A Vision Transformer that train.py would
 refuse is refused here before training. `<output_dir>/network` is the same network with its classifier; another network
 can learn from its soft labels on the same data (`--distill_from`), whatever its timm architecture.
 
-Augmentation: images are resized as at test time; one bicubic resampling then rotates, scales, stretches, shears,
-shifts, mirrors and smoothly distorts them. Afterwards strokes may be thickened, parts erased, and images mixed.
+All images are decoded once and kept as bytes on the device, where they are augmented in batches; see
+cdl_hf/pretraining/augmentation.py. The schedule ends after `--num_train_epochs` or, however fast the machine is, after
+`--time_limit` seconds, whichever comes first.
 """
 
 import io
@@ -19,20 +24,20 @@ import pickle
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from probe import probe
 from timm.data import Mixup
+from timm.layers import DropPath
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import get_model_input_config, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cdl_hf.cli import argument, cli_error, parse, to_dict
@@ -40,11 +45,13 @@ from cdl_hf.data.errors import DatasetError
 from cdl_hf.data.labels import read_labels
 from cdl_hf.data.loading import load_image_dataset
 from cdl_hf.data.splits import Splits
-from cdl_hf.data.task_images import Batches, TaskImages
-from cdl_hf.data.transforms import eval_transform, image_processor_for
 from cdl_hf.data.views import image_digests, ordered_digest
 from cdl_hf.models.backbones import backbone_digest
 from cdl_hf.models.prefix_attention import check_backbone, check_images
+from cdl_hf.pretraining.augmentation import PhotographAugmentation, augment_drawings
+from cdl_hf.pretraining.card import backbone_card, describe
+from cdl_hf.pretraining.device_images import DeviceImages, TrainingBatches
+from cdl_hf.pretraining.progress import Progress
 from cdl_hf.training.arguments import DatasetArguments
 from cdl_hf.training.build import source_options
 from cdl_hf.utils import DamagedFile, atomic_write, seal_file, verify, write_json
@@ -57,6 +64,10 @@ class DataArguments(DatasetArguments):
     dataset: str = argument("Name of a known data set, a folder of images, a table, a saved data set, or a Hub name")
     test_fraction: float = argument(
         "Share of each class that is held out when there is no test split", 0.1, min=0, max=1
+    )
+    images: Literal["drawings", "photographs"] = argument("What they show, which decides the augmentation", "drawings")
+    stored_size: int | None = argument(
+        "Side of the images in memory, in pixels", None, unset="half more than image_size for photographs", min=8
     )
     probe: str | None = argument("Data set on which to probe the finished backbone's features (see probe.py)", None)
 
@@ -83,6 +94,10 @@ class PretrainingConfig:
         "Continue after the last finished epoch in output_dir", False, aliases=("resume",)
     )
     num_train_epochs: int = argument("Number of epochs", 50, min=1, aliases=("num_epochs",))
+    time_limit: float | None = argument(
+        "Seconds from the start of this call by which training ends, if its epochs do not end before", None, min=1
+    )
+    save_epochs: int = argument("Epochs between checkpoints, which also evaluate", 1, min=1)
     batch_size: int = argument("Images per step and process; an even number, for mixing", 128, min=2)
     learning_rate: float = argument("Peak learning rate of AdamW, with cosine decay to zero", 1e-3, min=0)
     weight_decay: float = argument("Weight decay of matrices; biases and norms have none", 0.05, min=0)
@@ -91,38 +106,12 @@ class PretrainingConfig:
     label_smoothing: float = argument("Label smoothing: share spread over all classes", 0.1, min=0, max=1)
     mixing: float = argument("Share of batches with mixup or cutmix", 0.2, min=0, max=1)
     augmentation: float = argument("Strength of the augmentation; 0 turns it off", 1.0, min=0)
+    drop_path: float = argument("Stochastic depth: share of the blocks that an image skips", 0.0, min=0, max=0.9)
+    torch_compile: bool = argument("Compile the blocks, which takes half a minute", False)
     dataloader_num_workers: int = argument(
-        "Number of processes that read and resize images", 0, min=0, aliases=("num_workers",)
+        "Number of processes that read and resize the images", 0, min=0, aliases=("num_workers",)
     )
     seed: int = argument("Random seed", 0, min=0)
-
-
-def augment(images: torch.Tensor, strength: float) -> torch.Tensor:
-    """Random affine map, distortion, mirroring, thickening and erasing of images (B, 3, S, S) in [0, 1]."""
-    n, size, device = len(images), images.shape[-1], images.device
-
-    def uniform(low, high, *shape):
-        return torch.rand(n, *shape, device=device) * (high - low) + low
-
-    angle, shear = strength * uniform(-0.26, 0.26), strength * uniform(-0.2, 0.2)  # 15 degrees
-    width = torch.exp(strength * uniform(-0.1, 0.3))  # above 1 shrinks
-    height = width * torch.exp(strength * uniform(-0.2, 0.2))
-    mirror = 1 - 2 * (torch.rand(n, device=device) < 0.5).float() * (strength > 0)
-    cos, sin, shift = angle.cos(), angle.sin(), strength * uniform(-0.12, 0.12, 2)
-    rows = [width * (cos + shear * sin) * mirror, width * (shear * cos - sin), shift[:, 0]]
-    rows += [height * sin * mirror, height * cos, shift[:, 1]]
-    grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), images.shape, align_corners=False)
-    bumps = strength * 0.04 * torch.randn(n, 2, 5, 5, device=device)
-    bumps = F.interpolate(bumps, size=(size, size), mode="bicubic", align_corners=True)
-    images = F.grid_sample(images, grid + bumps.permute(0, 2, 3, 1), mode="bicubic", align_corners=False).clamp(0, 1)
-
-    thicker = uniform(0, 1, 1, 1, 1) * (torch.rand(n, 1, 1, 1, device=device) < 0.25 * strength)
-    images = images + thicker * (F.max_pool2d(images, 3, 1, 1) - images)
-
-    position = torch.arange(size, device=device) / size
-    far = [(position - uniform(0, 1, 1)).abs() > uniform(0.07, 0.22, 1) for _ in range(2)]
-    kept = torch.rand(n, device=device) > 0.25 * strength
-    return images * (far[0][:, None, :, None] | far[1][:, None, None, :] | kept[:, None, None, None])
 
 
 def load_network(folder: str, names: list[str]) -> torch.nn.Module:
@@ -179,12 +168,19 @@ def save_network(network: torch.nn.Module, folder: Path, pipeline: dict, names: 
 
 
 def made_of(
-    model_args: ModelArguments, args: PretrainingConfig, splits: Splits, guide: torch.nn.Module | None, accelerator
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    args: PretrainingConfig,
+    splits: Splits,
+    guide: torch.nn.Module | None,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """What determines the trained weights, by content and not by path; it must be the same in a resumed run."""
     of_the_call = {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "distill_from"}
+    of_the_call |= {"time_limit", "save_epochs", "torch_compile"}
     given = {name: value for name, value in {**asdict(model_args), **asdict(args)}.items() if name not in of_the_call}
     images = {split: ordered_digest(image_digests(view), read_labels(view)) for split, view in splits.items()}
+    given |= {"augmented as": data_args.images, "stored_size": data_args.stored_size}
     guided_by = None if guide is None else backbone_digest(guide)
     return {**given, "images": images, "weights of distill_from": guided_by, "processes": accelerator.num_processes}
 
@@ -203,10 +199,8 @@ def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) ->
         pickle.UnpicklingError,
     ) as error:  # of an earlier version, which had no checksum
         cli_error(f"{file} is damaged ({' '.join(str(error).split())[:200]}): start again in another output_dir")
-    before = state.get("made_of", origin)
-    changed = [
-        f"{name} was {before.get(name)}, is now {value}" for name, value in origin.items() if before.get(name) != value
-    ]
+    before = origin | state.get("made_of", {})  # an earlier version has had fewer settings
+    changed = [f"{name} was {before[name]}, is now {value}" for name, value in origin.items() if before[name] != value]
     if changed:
         cli_error(f"the run in {file.parent} cannot be resumed with other settings: {'; '.join(changed)}")
     return state
@@ -222,7 +216,8 @@ def optimizer_of(network: torch.nn.Module, args: PretrainingConfig) -> torch.opt
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+    fused = all(p.is_cuda for p in network.parameters())
+    return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused)
 
 
 def rate_at(epoch: float, args: PretrainingConfig) -> float:
@@ -234,18 +229,32 @@ def rate_at(epoch: float, args: PretrainingConfig) -> float:
 
 
 @torch.inference_mode()
-def accuracy(network: torch.nn.Module, batches: Batches, accelerator: Accelerator, normalize) -> float:
+def accuracy(network: torch.nn.Module, images: DeviceImages, batch_size: int, accelerator: Accelerator, normalize):
     """Share (%) of right first guesses on held-out images."""
     network.eval()
-    right = []
-    for batch in batches:
+    right = torch.zeros((), device=accelerator.device)
+    for pixels, labels in images.batches(batch_size, accelerator.process_index, accelerator.num_processes):
         with accelerator.autocast():
-            guesses = network(normalize(batch["pixel_values"])).argmax(1)
-        right.append(accelerator.gather_for_metrics(guesses == batch["labels"]))
-    return 100 * torch.cat(right).float().mean().item()
+            right += (network(normalize(pixels)).argmax(1) == labels).sum()
+    return 100 * accelerator.reduce(right).item() / len(images)
+
+
+def set_drop_path(network: torch.nn.Module, share: float) -> None:
+    """Stochastic depth of the same share in all blocks, as in DeiT III; so the blocks are compiled only once."""
+    if not isinstance(network, VisionTransformer):
+        cli_error("drop_path is for Vision Transformers: set drop_path_rate in model_args instead")
+    for block in network.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
+
+
+def compile_blocks(network: torch.nn.Module) -> None:
+    """Compiles each block of a Vision Transformer, for which torch reuses the code of the first; or all of another."""
+    for module in network.blocks if isinstance(network, VisionTransformer) else [network]:
+        module.compile()
 
 
 def main():
+    started = time.monotonic()
     parsed = data_args, model_args, args = parse(
         (DataArguments, ModelArguments, PretrainingConfig), description=__doc__
     )
@@ -257,10 +266,12 @@ def main():
         cli_error(f"output_dir {output} holds no checkpoint.pt to resume from.")
     if args.batch_size % 2:
         cli_error(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
-    loaders = DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed)
-    accelerator = Accelerator(dataloader_config=loaders)
+    accelerator = Accelerator()
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if args.time_limit and world > 1:
+        cli_error(f"time_limit is for one process, whose clock ends it, but there are {world}: set num_train_epochs")
     torch.manual_seed(args.seed)
-    if accelerator.device.type == "cpu":
+    if device.type == "cpu":
         # torch's fused attention is slow backwards there: in bf16, width 192, 26 tokens, 618 against 995 images/s
         timm.layers.set_fused_attn(False)
 
@@ -270,34 +281,39 @@ def main():
     except DatasetError as error:
         cli_error(str(error))
     names = splits["train"].features["label"].names
-    if len(splits["train"]) < args.batch_size * accelerator.num_processes:
+    if len(splits["train"]) < args.batch_size * world:
         cli_error(f"batch_size is {args.batch_size}, but {data_args.dataset} has only {len(splits['train'])} images")
 
     # Networks: the one that learns, its running average, the one that guides
     network, pipeline = create_network(model_args, names)
+    if args.drop_path:
+        set_drop_path(network, args.drop_path)
     guide = load_network(model_args.distill_from, names) if model_args.distill_from else None
-    network.to(accelerator.device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    network.to(device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
     if guide:
-        guide.to(accelerator.device, memory_format=torch.channels_last)
+        guide.to(device, memory_format=torch.channels_last)
     average = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True)
-    processor = image_processor_for(pipeline, normalization="none")
-    mean, std = (torch.tensor(pipeline[key], device=accelerator.device).view(-1, 1, 1) for key in ("mean", "std"))
+    if args.torch_compile:
+        compile_blocks(network)
+    model, optimizer = accelerator.prepare(network, optimizer_of(network, args))
 
-    # Batches
-    train, test = (
-        TaskImages(splits[split], np.arange(len(names)), eval_transform(processor)) for split in ("train", "test")
-    )
-    options = {"batch_size": args.batch_size, "num_workers": args.dataloader_num_workers}
-    train_loader = DataLoader(train, shuffle=True, drop_last=True, **options)
-    model, optimizer, train_loader, test_loader = accelerator.prepare(
-        network, optimizer_of(network, args), train_loader, DataLoader(test, **options)
-    )
+    # Images
+    size = pipeline["input_size"][1]
+    mean, std = (torch.tensor(pipeline[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    if data_args.images == "photographs":
+        stored = data_args.stored_size or size * 3 // 2
+        augment = PhotographAugmentation(size, pipeline["mean"], args.augmentation)
+    else:
+        stored = size
 
-    test_batches = Batches(test_loader, test)
+        def augment(pixels):
+            return augment_drawings(pixels.float() / 255, args.augmentation)
 
-    # Training
+    train = DeviceImages(splits["train"], stored, device, args.dataloader_num_workers)
+    test = DeviceImages(splits["test"], size, device, args.dataloader_num_workers)
+    batches = TrainingBatches(train, augment, args.batch_size, rank, world)
     mixing = Mixup(
-        mixup_alpha=0.4,
+        mixup_alpha=0.8 if data_args.images == "photographs" else 0.4,
         cutmix_alpha=1.0,
         prob=args.mixing,
         label_smoothing=args.label_smoothing,
@@ -308,36 +324,37 @@ def main():
     def normalize(images):
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    start, seconds, origin = 0, 0.0, made_of(model_args, args, splits, guide, accelerator)
+    # Training
+    epoch, done, seconds, origin = 0, 0.0, 0.0, made_of(data_args, model_args, args, splits, guide, accelerator)
     if args.resume_from_checkpoint:
-        state = load_checkpoint(checkpoint_file, origin, accelerator.device)
+        state = load_checkpoint(checkpoint_file, origin, device)
         network.load_state_dict(state["network"])
         average.module.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        start, seconds = state["epochs"], state["seconds"]
+        epoch, seconds = state["epochs"], state["seconds"]
+        done = state.get("progress", epoch / args.num_train_epochs)
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
 
-    steps = len(train_loader)
+    steps = len(batches)
+    deadline = None if args.time_limit is None else started + args.time_limit
+    progress = Progress(args.num_train_epochs * steps, done, deadline)
     bar = tqdm(
         total=args.num_train_epochs * steps,
-        initial=start * steps,
+        initial=epoch * steps,
         disable=not accelerator.is_main_process,
         mininterval=1,
     )
-    for epoch in range(start, args.num_train_epochs):
-        # every epoch starts from its own seed, so that a resumed run continues exactly
-        key = np.random.SeedSequence([args.seed, epoch, accelerator.process_index])
-        torch.manual_seed(int(key.generate_state(1)[0]))
-        np.random.seed(key.generate_state(2)[1])  # timm's mixing
-        train_loader.set_epoch(epoch)
+    while done < 1:
+        # timm's mixing; every epoch starts from its own seed, so that a resumed run continues exactly
+        np.random.seed(np.random.SeedSequence([args.seed, epoch, rank]).generate_state(2)[1])
         model.train()
-        began, losses, right = time.time(), [], []
-        for step, batch in enumerate(Batches(train_loader, train)):
+        began, losses, right = time.monotonic(), [], []
+        for step, (images, labels) in enumerate(batches.epoch(args.seed, epoch)):
+            rate = rate_at(progress.after(epoch * steps + step + 1) * args.num_train_epochs, args)
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(epoch + (step + 1) / steps, args)
-            images = augment(batch["pixel_values"], args.augmentation)
-            images, targets = mixing(images, batch["labels"])
+                group["lr"] = rate
+            images, targets = mixing(images, labels)
             images = normalize(images)
             with accelerator.autocast():
                 logits = model(images)
@@ -353,18 +370,27 @@ def main():
             optimizer.step()
             average.update(network, step=epoch * steps + step)
             losses.append(loss.detach())
-            right.append((logits.argmax(1) == batch["labels"]).float().mean())
+            right.append((logits.argmax(1) == labels).float().mean())
             bar.update()
-            if step % 20 == 0:
+            if step % 20 == 0:  # waits for the device
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {losses[-1]:.2f}, accuracy {100 * right[-1]:.0f} %")
-        seconds += time.time() - began
-        entry = {"epoch": epoch + 1, "loss": torch.stack(losses).mean().item(), "seconds": round(seconds)}
+                progress.begin()
+            done = progress.after(epoch * steps + step + 1)
+            if done >= 1:
+                break
+        epoch += 1
+        entry = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
         entry |= {"train_accuracy": 100 * torch.stack(right).mean().item()}
-        entry |= {"test_accuracy": accuracy(average.module, test_batches, accelerator, normalize)}
+        taken = time.monotonic() - began
+        seconds += taken
+        entry |= {"seconds": round(seconds), "images_per_second": round(len(losses) * args.batch_size * world / taken)}
+        if done < 1 and epoch % args.save_epochs:
+            continue
+        entry |= {"test_accuracy": accuracy(average.module, test, args.batch_size, accelerator, normalize)}
         if accelerator.is_main_process:
             tqdm.write(json.dumps({key: round(value, 3) for key, value in entry.items()}))
-            state = {"network": network.state_dict(), "average": average.module.state_dict(), "epochs": epoch + 1}
-            state |= {"optimizer": optimizer.state_dict(), "seconds": seconds, "made_of": origin}
+            state = {"network": network.state_dict(), "average": average.module.state_dict(), "epochs": epoch}
+            state |= {"optimizer": optimizer.state_dict(), "seconds": seconds, "made_of": origin, "progress": done}
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
             content = io.BytesIO()
@@ -374,14 +400,18 @@ def main():
     bar.close()
 
     # Results
-    final = accuracy(average.module, test_batches, accelerator, normalize)
+    final = accuracy(average.module, test, args.batch_size, accelerator, normalize)
     if accelerator.is_main_process:
-        result = {"arguments": to_dict(parsed), "seconds": round(seconds), "test_accuracy": final}
+        result = {"arguments": to_dict(parsed), "seconds": round(seconds), "epochs": epoch, "test_accuracy": final}
+        result |= {"precision": accelerator.mixed_precision, "machine": describe(device)}
         save_network(average.module, output, pipeline, names)
         if data_args.probe:
-            backbone = timm.create_model(f"local-dir:{output / 'backbone'}", pretrained=True)
+            backbone = timm.create_model(f"local-dir:{output / 'backbone'}", pretrained=True).to(device)
             result |= probe(backbone, data_args.probe)
         write_json(output / "results.json", result)
+        images = f"{len(train):,} images of {len(names)} classes of {Path(data_args.dataset).name}"
+        card = backbone_card(output.name, result, parsed.command_line, images, len(test))
+        (output / "backbone" / "README.md").write_text(card, encoding="utf-8")
         print(", ".join(f"{name} {value:.1f} %" for name, value in result.items() if isinstance(value, float)))
     accelerator.end_training()
 

@@ -2,11 +2,12 @@
 
     python recipes/probe.py --backbone vit_micro_quickdraw --dataset quickdraw100
 
-Trains a linear classifier and a nearest-class-mean classifier on the features of the training images, on all classes
-at once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
+Fits a linear classifier, the nearest class mean and RanPAC on the features of the training images, on all classes at
+once, and prints their accuracy on the test images: what a continual learner on this backbone can hope for.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import timm
@@ -19,11 +20,15 @@ from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.data.loading import load_image_dataset
 from cdl_hf.data.task_images import Batches, TaskImages
 from cdl_hf.data.transforms import eval_transform, image_processor_for
+from cdl_hf.models import PromptViTConfig
 from cdl_hf.models.backbones import load_backbone
+from cdl_hf.models.classifiers import RanPAC
+from cdl_hf.pretraining.card import PROBES, add_probe
 from cdl_hf.training.arguments import DatasetArguments
 from cdl_hf.training.build import source_options
 
 RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
+RANPAC_WIDTH = 2000  # number of random features, as train.py's default
 
 
 @dataclass
@@ -32,10 +37,11 @@ class ProbeArguments:
 
     backbone: str = argument("Backbone: a bundled one, a timm name with its tag, a folder, or hf_hub:name")
     batch_size: int = argument("Images per forward pass", 256, min=1)
+    card: bool = argument("Add the figures to the card in the backbone's folder", False)
 
 
 def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **options) -> dict[str, float]:
-    """Accuracy (%) of a linear and of a nearest-class-mean (cosine) classifier on a frozen backbone's features.
+    """Accuracy (%) of a linear classifier, the nearest class mean (cosine) and RanPAC on a frozen backbone's features.
 
     Args:
         options: Further arguments of `load_image_dataset`.
@@ -49,11 +55,12 @@ def probe(backbone: torch.nn.Module, dataset: str, batch_size: int = 256, **opti
     )
     means = torch.stack([F.normalize(x[y == label], dim=1).mean(0) for label in range(classes)])
     nearest = (F.normalize(x_test, dim=1) @ F.normalize(means, dim=1).T).argmax(1)
-    linear = _linear(x, y, x_test, classes)
-    return {
-        "linear_probe": 100 * (linear == y_test).float().mean().item(),
-        "nearest_class_mean": 100 * (nearest == y_test).float().mean().item(),
+    predictions = {
+        "linear_probe": _linear(x, y, x_test, classes),
+        "nearest_class_mean": nearest,
+        "ranpac": _ranpac(x, y, x_test, classes),
     }
+    return {name: 100 * (predicted == y_test).float().mean().item() for name, predicted in predictions.items()}
 
 
 @torch.no_grad()
@@ -87,15 +94,34 @@ def _linear(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int
     return head(x_test).argmax(1)
 
 
+def _ranpac(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, classes: int) -> torch.Tensor:
+    """Predictions of RanPAC fitted on all classes at once, always with the same random projection."""
+    config = PromptViTConfig(classes_per_task=[classes], head="ranpac", ranpac_width=RANPAC_WIDTH)
+    classifier = RanPAC(config, x.shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier.init_weights()
+    classifier.fit(x, y)
+    return classifier(x_test, classes).argmax(1)
+
+
 def main():
     args, data = parse((ProbeArguments, DatasetArguments), description=__doc__)
+    card = Path(args.backbone) / "README.md"
+    if args.card and not card.is_file():
+        cli_error(f"card: {args.backbone} is not a folder with a card (README.md), such as recipes/pretrain.py writes")
     try:
         backbone = load_backbone(args.backbone).module
+        if args.card:
+            add_probe(card.read_text(encoding="utf-8"), data.dataset, {})  # refused before the work
         accuracy = probe(backbone, data.dataset, args.batch_size, **source_options(data))
     except ValueError as error:
         cli_error(str(error))
     print(f"{args.backbone} on {data.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")
-    print(f"linear probe {accuracy['linear_probe']:.1f}%, nearest class mean {accuracy['nearest_class_mean']:.1f}%")
+    print(", ".join(f"{PROBES[name]} {value:.1f}%" for name, value in accuracy.items()))
+    if args.card:
+        text = add_probe(card.read_text(encoding="utf-8"), data.dataset, accuracy)
+        card.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pretrain
+import probe
 import pytest
 import timm
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
-from probe import probe
 from safetensors.torch import load_file
 
 from cdl_hf.models.backbones import load_backbone
@@ -35,6 +35,11 @@ def data(tmp_path_factory):
         splits[split] = Dataset.from_dict(rows, features=features)
     DatasetDict(splits).save_to_disk(str(folder))
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def few_random_features(monkeypatch):
+    monkeypatch.setattr(probe, "RANPAC_WIDTH", 20)
 
 
 @pytest.fixture
@@ -63,18 +68,18 @@ def test_the_saved_backbone_loads_and_computes_as_the_network(run, tmp_path):
 
 def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
     run(tmp_path / "whole")
-    augment, calls = pretrain.augment, []
+    rate_at, calls = pretrain.rate_at, []
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 5:  # three steps an epoch
             raise KeyboardInterrupt
-        return augment(*args)
+        return rate_at(*args)
 
-    monkeypatch.setattr(pretrain, "augment", interrupted)
+    monkeypatch.setattr(pretrain, "rate_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
-    monkeypatch.setattr(pretrain, "augment", augment)
+    monkeypatch.setattr(pretrain, "rate_at", rate_at)
     run(tmp_path / "parts", "--resume_from_checkpoint")
     whole, parts = (load_file(tmp_path / name / "network" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -97,6 +102,19 @@ def test_a_run_goes_on_with_what_it_was_made_of_alone(run, data, tmp_path, monke
         assert changed in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_an_earlier_version_is_resumed(run, tmp_path):
+    run(tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    for later in ("augmented as", "stored_size", "drop_path"):
+        del state["made_of"][later]
+    del state["progress"]
+    torch.save(state, checkpoint)
+    (tmp_path / "checkpoint.pt.sha256").unlink()
+    run(tmp_path, "--resume_from_checkpoint")
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 2
+
+
 @pytest.mark.parametrize("checksum", [True, False])  # runs of earlier versions have none
 def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, checksum):
     run(tmp_path)
@@ -115,7 +133,9 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
     run(tmp_path / "guide", "--image_size", "16", model="resnet10t", model_args={"stem_width": 8})
     run(tmp_path / "guided", "--distill_from", str(tmp_path / "guide" / "network"), "--probe", data)
     results = json.loads((tmp_path / "guided" / "results.json").read_text())
-    assert {"test_accuracy", "linear_probe", "nearest_class_mean"} <= results.keys()
+    card = (tmp_path / "guided" / "backbone" / "README.md").read_text()
+    assert {"test_accuracy", "linear_probe", "nearest_class_mean", "ranpac"} <= results.keys()
+    assert f"| linear probe on {Path(data).name} | {results['linear_probe']:.1f} % |" in card
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,7 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
         (["--batch_size", "7"], "must be even"),
         (["--batch_size", "64"], "has only 24 images"),
         (["--image_size", "32"], "set img_size in model_args"),
+        (["--model", "resnet10t", "--model_args", "{}", "--drop_path", "0.1"], "drop_path is for Vision Transformers"),
         (["--distill_from", "nowhere"], "nowhere is not a saved network"),
         (["--resume_from_checkpoint"], "no checkpoint.pt"),
     ],
@@ -149,15 +170,6 @@ def test_an_existing_output_is_refused(run, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_augmentation():
-    images = torch.rand(4, 3, 16, 16)
-    torch.testing.assert_close(pretrain.augment(images, 0.0), images, atol=1e-4, rtol=0)
-    torch.manual_seed(0)
-    changed = pretrain.augment(images, 1.0)
-    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
-    assert not torch.allclose(changed, images, atol=0.1)
-
-
 class Corners(torch.nn.Linear):
     """Stands for a backbone; its features tell the classes apart."""
 
@@ -171,7 +183,24 @@ class Corners(torch.nn.Linear):
 
 
 def test_probe_of_separable_classes(data):
-    assert probe(Corners(1, 1), data) == {"linear_probe": 100.0, "nearest_class_mean": 100.0}
+    assert set(probe.probe(Corners(1, 1), data).values()) == {100.0}
+
+
+def test_photographs_in_little_time(run, tmp_path, monkeypatch):
+    """A schedule that ends at its time, not after its epochs; resuming a finished run trains no more."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    more = ["--images", "photographs", "--drop_path", "0.1", "--torch_compile", "--num_train_epochs", "100000"]
+    run(tmp_path / "run", *more, "--save_epochs", "500", "--time_limit", "1.2")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 1 <= results["epochs"] < 1000 and results["seconds"] <= 2
+    assert compiled == ["Block"]
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["progress"] == 1 and state["optimizer"]["param_groups"][0]["lr"] < 1e-4
+    card = (tmp_path / "run" / "backbone" / "README.md").read_text()
+    assert "--images photographs" in card and "24 images of 3 classes of" in card and str(tmp_path) not in card
+    run(tmp_path / "run", *more, "--resume_from_checkpoint")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == results["epochs"]
 
 
 def test_shipped_backbones():

@@ -1,0 +1,1 @@
+"""Pre-training of backbones: images on the device, their augmentation, the training's progress, and model cards."""
