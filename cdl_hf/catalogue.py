@@ -101,6 +101,29 @@ _APT = Paper(
   note      = {arXiv:2503.07979},
 }""",
 )
+_LORA = Paper(
+    "2106.09685",
+    """\
+@inproceedings{hu2022lora,
+  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean
+               and Wang, Lu and Chen, Weizhu},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2022},
+  note      = {arXiv:2106.09685},
+}""",
+)
+_PERTURB_AND_MERGE = Paper(
+    "2505.22389",
+    """\
+@inproceedings{qiu2025pm,
+  title     = {Train with Perturbation, Infer after Merging: A Two-Stage Framework for Continual Learning},
+  author    = {Qiu, Haomiao and Zhang, Miao and Qiao, Ziyue and Nie, Liqiang},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2025},
+  note      = {arXiv:2505.22389},
+}""",
+)
 _CDL = Paper(
     "2407.13911",
     """\
@@ -229,6 +252,9 @@ PROMPT_METHODS: dict[str, Method] = {
     "dualprompt": Method("DualPrompt", "prompts shared by all tasks and prompts of each task", _DUALPROMPT),
     "coda_prompt": Method("CODA-Prompt", "a sum of prompt components weighted for each image", _CODA_PROMPT),
     "apt": Method("APT", "a key and a value added to the CLS token's, merged after each task", _APT),
+    "lora": Method(
+        "LoRA", "low-rank weight updates, averaged after each task", _LORA, builds_on=(_PERTURB_AND_MERGE,)
+    ),
     "none": Method("no prompts", "the frozen backbone, a baseline"),
 }
 

@@ -17,8 +17,10 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "dualprompt": {"prompt_length": 4, "prompt_blocks": [1], "g_prompt_length": 2, "g_prompt_blocks": [0]},
     "coda_prompt": {"pool_size": 6, "prompt_length": 4, "prompt_blocks": [0, 1], "ortho_weight": 0.1},
     "apt": {},
+    "lora": {"lora_rank": 2, "lora_alpha": 2},
 }
-PAIRS = [(p, m) for p in PROMPTS for m in METHODS if (p, m) != ("apt", "cdl_prompt")]
+WITHOUT_QUERY = ("apt", "lora")  # CDL-Prompt maps prompts that are selected by the query
+PAIRS = [(p, m) for p in PROMPTS for m in METHODS if m != "cdl_prompt" or p not in WITHOUT_QUERY]
 
 
 def tiny_backbone(**args) -> PretrainedBackbone:

@@ -16,8 +16,11 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
     "dualprompt": {"pool_size": None, "prompt_length": 20, "prompt_blocks": [2, 3, 4]},
     "coda_prompt": {"pool_size": 100, "prompt_length": 8, "prompt_blocks": [0, 1, 2, 3, 4]},
     "apt": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
+    "lora": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
     "none": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
 }
+LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
+LORA_MERGING = ("average", "none")
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 HEADS = ("linear", "ncm", "ranpac")
 # Bounds far above any use, but low enough to refuse a wrong configuration before it allocates memory: a million prompt
@@ -27,12 +30,14 @@ BOUNDS = {
     "prompt_length": (1, 10_000),
     "top_k": (1, 100_000),
     "g_prompt_length": (1, 10_000),
+    "lora_rank": (1, 10_000),
     "ranpac_width": (1, 100_000),
     "kd_prompt_length": (1, 10_000),
     "kd_prompt_blocks": (1, MAX_DEPTH),
     "teacher_width": (1, MAX_EMBED_DIM),
 }
 MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
+MAX_RANK = 100_000
 MAX_NAME = 255  # bytes of a folder's name
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Names that are not fields: those allowed in a file, and those that transformers reads only for other models.
@@ -70,16 +75,22 @@ class PromptViTConfig(PreTrainedConfig):
             loads them from their sources.
         classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
         tasks_seen (`int`, defaults to 0): Number of tasks started; logits cover their `seen_classes` classes.
-        prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"`, `"apt"` or
-            `"none"` (the frozen transformer without prompts).
+        prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"`, `"apt"`,
+            `"lora"` (low-rank weight updates in place of prompts) or `"none"` (the frozen transformer).
         pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
         prompt_length (`int`, *optional*): Tokens of a prompt; the first half are keys, the second values.
-        prompt_blocks (`list[int]`, *optional*): Prompted blocks (DualPrompt: those of the E-prompts); APT: all.
+        prompt_blocks (`list[int]`, *optional*):
+            Prompted blocks (DualPrompt: those of the E-prompts; LoRA: those updated). APT and LoRA: all by default.
         top_k (`int`, defaults to 5): Prompts that L2P selects for an image.
         g_prompt_length (`int`, defaults to 6): Tokens of a G-prompt of DualPrompt.
         g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
         ortho_weight (`float`, defaults to 0.0): Weight of CODA-Prompt's orthogonality loss.
         ema_decay (`float`, defaults to 0.7): Decay of APT's moving average over the prompts of the tasks.
+        lora_rank (`int`, defaults to 8): Rank of the update of each task and weight.
+        lora_alpha (`float`, defaults to 8): Updates are multiplied by `lora_alpha / lora_rank`.
+        lora_targets (`list[str]`, defaults to `["qkv", "proj", "fc1", "fc2"]`): Linear layers of a block to update.
+        lora_merging (`str`, defaults to `"average"`):
+            What is merged after task t, counted from 1: 1/t of its update (`"average"`), or all of it (`"none"`).
         head (`str`, defaults to `"linear"`):
             Classifier that predicts: the trained `"linear"` heads, or `"ncm"` or `"ranpac"`, which are computed from
             the features of all classes seen.
@@ -115,6 +126,10 @@ class PromptViTConfig(PreTrainedConfig):
     g_prompt_blocks: list[int] = field(default_factory=lambda: [0, 1])
     ortho_weight: float | int = 0.0
     ema_decay: float | int = 0.7
+    lora_rank: int = 8
+    lora_alpha: float | int = 8
+    lora_targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    lora_merging: str = "average"
     head: str = "linear"
     ranpac_width: int = 2000
     kd_branch: str = "none"
@@ -255,12 +270,28 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"ema_decay must be between 0 and 1, got {shown(self.ema_decay)}")
         if not is_number(self.ortho_weight, 0, 1e9):
             raise ValueError(f"ortho_weight must not be negative, nor above 1e9, got {shown(self.ortho_weight)}")
+        if self.prompt_method == "lora":
+            self._check_lora()
         size = self.num_tasks if self.prompt_method == "dualprompt" else self.pool_size or 1
         vectors = len(self.prompt_blocks or [0]) * size * (self.prompt_length or 1)
         if vectors > MAX_VECTORS:
             raise ValueError(
                 f"the prompts are {vectors:,} vectors, more than {MAX_VECTORS:,}: prompt_blocks, pool_size and "
                 "prompt_length are too large"
+            )
+
+    def _check_lora(self) -> None:
+        if not is_number(self.lora_alpha, 0, 1e9):
+            raise ValueError(f"lora_alpha must not be negative, nor above 1e9, got {shown(self.lora_alpha)}")
+        targets = self.lora_targets
+        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(LORA_TARGETS):
+            raise ValueError(f"lora_targets may name {', '.join(LORA_TARGETS)} once each, got {shown(targets)}")
+        if self.lora_merging not in LORA_MERGING:
+            raise ValueError(f"lora_merging is {shown(self.lora_merging)}; choose one of {', '.join(LORA_MERGING)}")
+        if self.lora_rank * self.num_tasks > MAX_RANK:
+            raise ValueError(
+                f"lora_rank ({self.lora_rank:,}) times the number of tasks ({self.num_tasks:,}) is more than "
+                f"{MAX_RANK:,}"
             )
 
     def _check_head(self) -> None:
@@ -280,8 +311,8 @@ class PromptViTConfig(PreTrainedConfig):
         if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
             raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
         if self.kd_branch == "cdl_prompt":
-            if self.prompt_method in ("apt", "none"):
-                has = "APT has neither" if self.prompt_method == "apt" else "there are none"
+            if self.prompt_method in ("apt", "lora", "none"):
+                has = {"apt": "APT has neither", "lora": "LoRA has none"}.get(self.prompt_method, "there are none")
                 raise ValueError(
                     f"kd_branch 'cdl_prompt' maps prompt tokens selected by the query of the image, and {has}: "
                     "choose another kd_branch or prompt_method"

@@ -20,6 +20,7 @@ from .classifiers import CLASSIFIERS, Classifier
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
+from .low_rank import LowRankUpdate
 from .prefix_attention import cls_features, embed, final_norm
 from .prompt_pools import POOLS, PromptPool
 
@@ -86,6 +87,7 @@ class PromptViTForImageClassification(PreTrainedModel):
             self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
         query_dim = (self.query_backbone or self.backbone).embed_dim
         self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, embed_dim, query_dim, depth)
+        self.prompt_pool.add_updates(self.backbone.blocks)
         head = self.prompt_pool.head_class
         self.head = head(embed_dim, config.num_classes)
         self.kd_branch: KDBranch | None = None
@@ -206,7 +208,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (PromptPool, LinearHead, Classifier, KDBranch)):
+        if isinstance(module, (PromptPool, LowRankUpdate, LinearHead, Classifier, KDBranch)):
             module.init_weights()
         elif isinstance(module, VisionTransformer):
             for parameter in (module.cls_token, module.reg_token, module.pos_embed):
@@ -250,7 +252,7 @@ class PromptViTForImageClassification(PreTrainedModel):
         self._in_task = True
 
     def end_task(self) -> None:
-        """Ends the training of the current task: APT merges its prompts."""
+        """Ends the training of the current task: APT and LoRA merge what they have trained."""
         self.prompt_pool.end_task(self.config.tasks_seen - 1)
         self._in_task = False
 
@@ -376,7 +378,7 @@ class PromptViTForImageClassification(PreTrainedModel):
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             last = i == len(vit.blocks) - 1
             rows = read if last and not output_hidden_states else None
-            x = block(x, prefix, suffix, cls_index, rows)
+            x = block(x, prefix, suffix, cls_index, rows, self.prompt_pool.updates_of(i))
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:

@@ -1,14 +1,19 @@
 """Blocks of timm Vision Transformers with prefix keys and values, added CLS vectors and extra tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from timm.layers import Attention, HybridEmbed, PatchEmbed
+from timm.layers import Attention, HybridEmbed, Mlp, PatchEmbed
 from timm.models import get_model_input_config
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .low_rank import LowRankUpdate
+
+NO_UPDATES: Mapping[str, LowRankUpdate] = {}
 
 
 @dataclass
@@ -111,6 +116,7 @@ def run_block(
     suffix: Prefix | None = None,
     cls_index: int = 0,
     rows: list[int] | None = None,
+    updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
 ) -> Tensor:
     """One transformer block.
 
@@ -120,13 +126,14 @@ def run_block(
         suffix: Keys and values after those of the tokens.
         cls_index: Position of the CLS token.
         rows: Positions of the output tokens; all if `None`. Queries, projection and MLP are computed only for these.
+        updates: Those of the weights of its linear layers: `qkv`, `proj`, `fc1` or `fc2`.
 
     Returns:
         (B, n or len(rows), D)
     """
-    attended = _attention(cast(Attention, block.attn), block.norm1(x), prefix, suffix, cls_index, rows)
+    attended = _attention(cast(Attention, block.attn), block.norm1(x), prefix, suffix, cls_index, rows, updates)
     x = (x if rows is None else x[:, rows]) + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return x + block.drop_path2(block.ls2(_mlp(block.mlp, block.norm2(x), updates)))
 
 
 class PrefixBlock(Block):
@@ -146,12 +153,43 @@ def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
     return final_norm(vit, vit.blocks[-1](x, rows=[0])[:, 0])
 
 
+def linear_layers(block: Block) -> dict[str, nn.Linear]:
+    """The linear layers of a block whose weights can be updated, by name."""
+    attn = cast(Attention, block.attn)
+    layers = {"qkv": attn.qkv, "proj": attn.proj}
+    if type(block.mlp) is Mlp:
+        layers |= {"fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+
+
+def _linear(layer: nn.Linear, x: Tensor, update: LowRankUpdate | None) -> Tensor:
+    return layer(x) if update is None else update(layer, x)
+
+
+def _mlp(mlp: nn.Module, x: Tensor, updates: Mapping[str, LowRankUpdate]) -> Tensor:
+    fc1, fc2 = updates.get("fc1"), updates.get("fc2")
+    if fc1 is None and fc2 is None:
+        return mlp(x)
+    assert isinstance(mlp, Mlp) and isinstance(mlp.fc1, nn.Linear) and isinstance(mlp.fc2, nn.Linear)
+    x = mlp.norm(mlp.drop1(mlp.act(_linear(mlp.fc1, x, fc1))))
+    return mlp.drop2(_linear(mlp.fc2, x, fc2))
+
+
 def _attention(
-    attn: Attention, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int, rows: list[int] | None
+    attn: Attention,
+    x: Tensor,
+    prefix: Prefix | None,
+    suffix: Prefix | None,
+    cls_index: int,
+    rows: list[int] | None,
+    updates: Mapping[str, LowRankUpdate],
 ) -> Tensor:
-    split = attn.attn_dim
+    split, qkv = attn.attn_dim, updates.get("qkv")
     if rows is None:
-        query, key, value = attn.qkv(x).split(split, dim=-1)
+        query, key, value = _linear(attn.qkv, x, qkv).split(split, dim=-1)
+    elif qkv is not None:
+        query = qkv(attn.qkv, x[:, rows], slice(split))
+        key, value = qkv(attn.qkv, x, slice(split, None)).chunk(2, dim=-1)
     else:
         weight, bias = attn.qkv.weight, attn.qkv.bias
         query_bias, key_value_bias = (None, None) if bias is None else (bias[:split], bias[split:])
@@ -176,7 +214,7 @@ def _attention(
         key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
     out = _attend(query, key, value, attn.scale).transpose(1, 2).flatten(2)
-    return attn.proj(attn.norm(out))
+    return _linear(attn.proj, attn.norm(out), updates.get("proj"))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

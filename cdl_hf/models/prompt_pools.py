@@ -5,17 +5,25 @@ the loss is a scalar for this block; the model adds those of all blocks. In trai
 in evaluation mode only the query and the number of tasks seen. `start_task` and `end_task` enclose the training of a
 task; `init_weights` initializes all parameters for a new stream. Prompts are selected per sample, so a prediction does
 not depend on the size or order of the batch.
+
+A pool may also update the weights of the transformer's linear layers: `pool.updates_of(block)` returns the updates of
+a block by the layer's name. They depend on no image.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import cast
+
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
+from .low_rank import LowRankUpdate
 from .precision import in_full_precision, to_float64
-from .prefix_attention import Prefix
+from .prefix_attention import NO_UPDATES, Prefix, linear_layers
 
 
 class PromptPool(nn.Module):
@@ -55,6 +63,13 @@ class PromptPool(nn.Module):
     def init_weights(self) -> None:
         """Initializes all parameters for a new stream."""
         raise NotImplementedError
+
+    def add_updates(self, blocks: Iterable[nn.Module]) -> None:
+        """Called once with the transformer's blocks, for a pool that updates their weights."""
+
+    def updates_of(self, block: int) -> Mapping[str, LowRankUpdate]:
+        """Updates of the weights of a block, by the names of [`linear_layers`]."""
+        return NO_UPDATES
 
     def start_task(self, task_id: int) -> None:
         """Called before a task is trained."""
@@ -235,6 +250,62 @@ class APT(PromptPool):
         return Prefix(cls_key=key, cls_value=value), None
 
 
+class LoRA(PromptPool):
+    """Low-rank weight updates (LoRA, arXiv 2106.09685) in place of prompts, merged after each task; no query.
+
+    Task t, counted from 1, trains an update of the merged weights. With `lora_merging` "average", 1/t of it is merged,
+    so that the weights are the mean of those after each task (arXiv 2505.22389, section 4); with "none", all of it.
+
+    Raises:
+        ValueError: The transformer has no linear layer of a name in `lora_targets`.
+    """
+
+    needs_query = False
+
+    def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
+        super().__init__(config, embed_dim, query_dim, depth)
+        self.rank, self.scale = config.lora_rank, config.lora_alpha / config.lora_rank
+        self.targets, self.num_tasks = config.lora_targets, config.num_tasks
+        self.averages = config.lora_merging == "average"
+        self.updates = nn.ModuleDict()
+
+    def add_updates(self, blocks: Iterable[nn.Module]) -> None:
+        for i, block in enumerate(blocks):
+            if i not in self.blocks:
+                continue
+            layers = linear_layers(cast(Block, block))
+            for name in self.targets:
+                if name not in layers:
+                    raise ValueError(
+                        f"lora_targets names {name!r}, but block {i} of the backbone only has the linear layers "
+                        f"{', '.join(layers)}"
+                    )
+            args = (self.rank, self.scale, self.num_tasks)
+            self.updates[str(i)] = nn.ModuleDict({name: LowRankUpdate(layers[name], *args) for name in self.targets})
+
+    def init_weights(self) -> None:
+        """Each update initializes its own."""
+
+    def start_task(self, task_id: int) -> None:
+        for update in self._each_update():
+            update.start()
+
+    def end_task(self, task_id: int) -> None:
+        for update in self._each_update():
+            update.merge(task_id, 1 / (task_id + 1) if self.averages else 1.0)
+
+    def updates_of(self, block: int) -> Mapping[str, LowRankUpdate]:
+        if block not in self.blocks:
+            return NO_UPDATES
+        return dict(cast(nn.ModuleDict, self.updates[str(block)]).items())  # type: ignore[arg-type]
+
+    def forward(self, query: Tensor | None, block: int, task_id: int) -> tuple[None, None]:
+        return None, None
+
+    def _each_update(self) -> Iterable[LowRankUpdate]:
+        return (update for update in self.modules() if isinstance(update, LowRankUpdate))
+
+
 class NoPrompts(PromptPool):
     """No prompts: the frozen transformer, a baseline for the prompt methods."""
 
@@ -252,6 +323,7 @@ POOLS: dict[str, type[PromptPool]] = {
     "dualprompt": DualPrompt,
     "coda_prompt": CodaPrompt,
     "apt": APT,
+    "lora": LoRA,
     "none": NoPrompts,
 }
 

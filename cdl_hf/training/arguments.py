@@ -168,13 +168,21 @@ class ModelArguments:
     prompt_length: int | None = _argument(
         None, "Tokens of a prompt, half of them keys, half values", unset="the prompt method's", min=2
     )
-    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks", unset="the prompt method's")
+    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks, or updated ones", unset="the prompt method's")
     top_k: int = _argument(5, "L2P: number of prompts selected for an image", min=1)
     g_prompt_length: int = _argument(6, "DualPrompt: tokens of a G-prompt", min=2)
     g_prompt_blocks: list[int] = _argument([0, 1], "DualPrompt: blocks with a G-prompt")
     ortho_weight: float = _argument(0.0, "CODA-Prompt: weight of the orthogonality loss", min=0)
     ema_decay: float = _argument(
         0.7, "APT: share of the merged prompts that is kept when a task is merged", min=0, max=1
+    )
+    lora_rank: int = _argument(8, "LoRA: rank of the update of each task and weight", min=1)
+    lora_alpha: float = _argument(8.0, "LoRA: updates are multiplied by lora_alpha / lora_rank", min=0)
+    lora_targets: list[str] = _argument(
+        ["qkv", "proj", "fc1", "fc2"], "LoRA: linear layers of a block whose weights are updated"
+    )
+    lora_merging: Literal["average", "none"] = _argument(
+        "average", "LoRA: what is merged after the t-th task: 1/t of its update, or all of it (none)"
     )
     query: Literal["student", "own"] = _argument(
         "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"
@@ -232,7 +240,7 @@ class CDLConfig:
     )
     teacher_merge: Literal["own_stage", "after_student"] = _argument(
         "own_stage",
-        "APT: when the teacher's prompts are merged where both are trained; after_student is the authors' order",
+        "APT, LoRA: when the teacher's training is merged where both are trained; after_student is the authors' order",
     )
     stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train", planned=True)
     teacher_run: str | None = _argument(

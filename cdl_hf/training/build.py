@@ -133,7 +133,7 @@ def build_models(
         raise ValueError(
             f"num_train_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none"
         )
-    if model_args.prompt_method == "apt" and training_args.teacher_merge == "after_student":
+    if model_args.prompt_method in ("apt", "lora") and training_args.teacher_merge == "after_student":
         if training_args.teacher_run is not None:
             raise ValueError("teacher_run brings a teacher that is merged already: take teacher_merge=own_stage")
         if training_args.cache_teacher_outputs and stages == "both":

@@ -110,8 +110,8 @@ def randomize(model: PromptViTForImageClassification) -> None:
     with torch.no_grad():
         for module in (model.prompt_pool, model.kd_branch):
             if module is not None:
-                for tensor in module.state_dict().values():
-                    tensor.normal_()
+                for name, tensor in module.state_dict().items():
+                    tensor.normal_(std=0.1 if name.startswith("updates.") else 1)  # of weights, not prompts
 
 
 @every_pair

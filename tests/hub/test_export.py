@@ -26,6 +26,7 @@ PAIRS = [
     ("coda_prompt", "kdp", "ranpac"),
     ("apt", "deit", "linear"),
     ("apt", "kdp", "linear"),
+    ("lora", "kdp", "ncm"),
     ("none", "none", "ncm"),
 ]
 QUICK = PAIRS[2]  # selection, all tasks' prompts, and joined prefixes

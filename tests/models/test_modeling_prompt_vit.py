@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
+from cdl_hf.models.configuration_prompt_vit import LORA_TARGETS
 
 every_prompt_method = pytest.mark.parametrize("prompt_method", PROMPTS)
 
@@ -25,6 +26,10 @@ def test_only_prompts_and_head_are_trained(prompt_method):
     model = tiny_model(prompt_method)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     pools = {"l2p": "prompts keys", "dualprompt": "prompts keys g_prompts", "coda_prompt": "prompts keys attention"}
+    updates = [
+        f"updates.{b}.{layer}.{factor}" for b in range(2) for layer in LORA_TARGETS for factor in ("down", "up")
+    ]
+    pools["lora"] = " ".join(updates)
     expected = {f"prompt_pool.{name}" for name in pools.get(prompt_method, "prompts").split()}
     assert trained == expected | {"head.weight", "head.bias"}
     model.train()

@@ -21,7 +21,7 @@ def at_once(pair, drawings, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("prompt_method", ["coda_prompt", "dualprompt", "apt"])
+@pytest.mark.parametrize("prompt_method", ["coda_prompt", "dualprompt", "apt", "lora"])
 def test_it_stays_as_it_is(train, command, at_once, tmp_path, capsys, prompt_method):
     command = [*command, "--prompt_method", prompt_method, "--num_train_epochs", "1"]
     if prompt_method != "coda_prompt":

@@ -71,7 +71,7 @@ def test_a_run_from_python_leaves_what_the_command_line_leaves(train, command, p
     assert len(cards[0].splitlines()) == len(cards[1].splitlines()) and "kdp" in cards[1]
 
 
-@pytest.mark.parametrize("prompt_method", ["l2p", "dualprompt", "coda_prompt", "apt"])
+@pytest.mark.parametrize("prompt_method", ["l2p", "dualprompt", "coda_prompt", "apt", "lora"])
 def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt_method, capsys):
     train(*command, "--prompt_method", prompt_method, "--output_dir", tmp_path / "run")
 
