@@ -75,6 +75,9 @@ class PromptViTConfig(PreTrainedConfig):
             loads them from their sources.
         classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
         tasks_seen (`int`, defaults to 0): Number of tasks started; logits cover their `seen_classes` classes.
+        train_tasks (`int`, *optional*):
+            Number of first tasks in which prompts, weight updates and heads are trained; all by default. Later tasks
+            only change the classifier that is computed (RanPAC's first-session adaptation).
         prompt_method (`str`, defaults to `"coda_prompt"`): `"l2p"`, `"dualprompt"`, `"coda_prompt"`, `"apt"`,
             `"lora"` (low-rank weight updates in place of prompts) or `"none"` (the frozen transformer).
         pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
@@ -117,6 +120,7 @@ class PromptViTConfig(PreTrainedConfig):
     left_out: list[str] = field(default_factory=list)
     classes_per_task: list[int] = field(default_factory=lambda: [10] * 10)
     tasks_seen: int = 0
+    train_tasks: int | None = None
     prompt_method: str = "coda_prompt"
     pool_size: int | None = None
     prompt_length: int | None = None
@@ -179,6 +183,11 @@ class PromptViTConfig(PreTrainedConfig):
     @property
     def num_tasks(self) -> int:
         return len(self.classes_per_task)
+
+    @property
+    def num_trained_tasks(self) -> int:
+        """Number of tasks in which prompts, weight updates and heads are trained."""
+        return self.num_tasks if self.train_tasks is None else self.train_tasks
 
     @property
     def num_classes(self) -> int:
@@ -246,6 +255,11 @@ class PromptViTConfig(PreTrainedConfig):
             )
         if self.num_classes > MAX_CLASSES:
             raise ValueError(f"classes_per_task adds up to {shown(self.num_classes)}, more than {MAX_CLASSES:,}")
+        if self.train_tasks is not None and not 1 <= self.train_tasks <= self.num_tasks:
+            raise ValueError(
+                f"train_tasks must be between 1 and the number of tasks ({self.num_tasks}), got "
+                f"{shown(self.train_tasks)}"
+            )
         if not 0 <= self.tasks_seen <= self.num_tasks:
             raise ValueError(f"tasks_seen is {shown(self.tasks_seen)}, but the stream has {self.num_tasks} tasks")
 
@@ -259,10 +273,10 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
         if self.prompt_method == "l2p" and not 1 <= self.top_k <= (self.pool_size or 0):
             raise ValueError(f"top_k must be between 1 and pool_size ({self.pool_size}), got {self.top_k}")
-        if self.prompt_method == "coda_prompt" and (not self.pool_size or self.pool_size % self.num_tasks):
+        if self.prompt_method == "coda_prompt" and (not self.pool_size or self.pool_size % self.num_trained_tasks):
             raise ValueError(
                 f"CODA-Prompt gives each task an equal share of its pool: pool_size ({self.pool_size}) must be a "
-                f"multiple of the number of tasks ({self.num_tasks})"
+                f"multiple of the number of tasks ({self.num_trained_tasks})"
             )
         if self.prompt_method == "dualprompt" and (self.g_prompt_length < 2 or self.g_prompt_length % 2):
             raise ValueError(f"g_prompt_length must be even (half keys, half values), got {self.g_prompt_length}")
@@ -272,7 +286,7 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"ortho_weight must not be negative, nor above 1e9, got {shown(self.ortho_weight)}")
         if self.prompt_method == "lora":
             self._check_lora()
-        size = self.num_tasks if self.prompt_method == "dualprompt" else self.pool_size or 1
+        size = self.num_trained_tasks if self.prompt_method == "dualprompt" else self.pool_size or 1
         vectors = len(self.prompt_blocks or [0]) * size * (self.prompt_length or 1)
         if vectors > MAX_VECTORS:
             raise ValueError(
@@ -288,9 +302,9 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"lora_targets may name {', '.join(LORA_TARGETS)} once each, got {shown(targets)}")
         if self.lora_merging not in LORA_MERGING:
             raise ValueError(f"lora_merging is {shown(self.lora_merging)}; choose one of {', '.join(LORA_MERGING)}")
-        if self.lora_rank * self.num_tasks > MAX_RANK:
+        if self.lora_rank * self.num_trained_tasks > MAX_RANK:
             raise ValueError(
-                f"lora_rank ({self.lora_rank:,}) times the number of tasks ({self.num_tasks:,}) is more than "
+                f"lora_rank ({self.lora_rank:,}) times the number of tasks ({self.num_trained_tasks:,}) is more than "
                 f"{MAX_RANK:,}"
             )
 

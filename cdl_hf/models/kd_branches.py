@@ -130,7 +130,7 @@ class PromptMap(KDBranch):
                 "takes no query: take another kd_branch or prompt_method"
             )
         self.blocks = self.teacher_pool.prompted_blocks
-        size = max((config.pool_size or config.num_tasks) // config.num_tasks, 1)
+        size = max((config.pool_size or config.num_trained_tasks) // config.num_trained_tasks, 1)
         if size > teacher_dim:
             raise ValueError(f"{size} components of a prompt map cannot be orthogonal in {teacher_dim} dimensions")
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, teacher_dim))

@@ -248,12 +248,15 @@ class PromptViTForImageClassification(PreTrainedModel):
         config.tasks_seen += 1
         config.id2label = dict(enumerate([*known, *class_names]))
         config.label2id = {name: i for i, name in config.id2label.items()}
-        self.prompt_pool.start_task(task_id)
+        if task_id < config.num_trained_tasks:
+            self.prompt_pool.start_task(task_id)
         self._in_task = True
 
     def end_task(self) -> None:
         """Ends the training of the current task: APT and LoRA merge what they have trained."""
-        self.prompt_pool.end_task(self.config.tasks_seen - 1)
+        task_id = self.config.tasks_seen - 1
+        if task_id < self.config.num_trained_tasks:
+            self.prompt_pool.end_task(task_id)
         self._in_task = False
 
     @torch.no_grad()
@@ -363,6 +366,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...] | None]:
         """Features (B, D) for the head and the KD head, the prompt loss, and all tokens if requested."""
         vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
+        task_id = min(task_id, self.config.num_trained_tasks - 1)
         with torch.no_grad():
             x = embed(vit, pixel_values)
         cls_index, read = 0, [0]

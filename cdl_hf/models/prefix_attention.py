@@ -156,7 +156,7 @@ def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
 def linear_layers(block: Block) -> dict[str, nn.Linear]:
     """The linear layers of a block whose weights can be updated, by name."""
     attn = cast(Attention, block.attn)
-    layers = {"qkv": attn.qkv, "proj": attn.proj}
+    layers: dict[str, nn.Module] = {"qkv": attn.qkv, "proj": attn.proj}
     if type(block.mlp) is Mlp:
         layers |= {"fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}

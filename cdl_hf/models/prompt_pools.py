@@ -3,8 +3,9 @@
 All pools share one contract, `pool(query, block, task_id) -> (Prefix | None, loss | None)`. The query is (B, Dq), and
 the loss is a scalar for this block; the model adds those of all blocks. In training mode a pool may use the task id,
 in evaluation mode only the query and the number of tasks seen. `start_task` and `end_task` enclose the training of a
-task; `init_weights` initializes all parameters for a new stream. Prompts are selected per sample, so a prediction does
-not depend on the size or order of the batch.
+task; `init_weights` initializes all parameters for a new stream. Tasks after `config.train_tasks` are not trained: a
+pool sees none of them, and its `task_id` stays that of the last trained one. Prompts are selected per sample, so a
+prediction does not depend on the size or order of the batch.
 
 A pool may also update the weights of the transformer's linear layers: `pool.updates_of(block)` returns the updates of
 a block by the layer's name. They depend on no image.
@@ -123,8 +124,10 @@ class DualPrompt(PromptPool):
         assert config.prompt_length is not None  # the configuration sets the paper's
         self.g_blocks = config.g_prompt_blocks
         self.g_prompts = nn.Parameter(torch.empty(len(self.g_blocks), config.g_prompt_length, embed_dim))
-        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, config.prompt_length, embed_dim))
-        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_tasks, query_dim))
+        self.prompts = nn.Parameter(
+            torch.empty(len(self.blocks), config.num_trained_tasks, config.prompt_length, embed_dim)
+        )
+        self.keys = nn.Parameter(torch.empty(len(self.blocks), config.num_trained_tasks, query_dim))
 
     @staticmethod
     def further_blocks(config: PromptViTConfig) -> list[int]:
@@ -165,13 +168,13 @@ class CodaPrompt(PromptPool):
         super().__init__(config, embed_dim, query_dim, depth)
         size, length = config.pool_size, config.prompt_length
         assert size is not None and length is not None  # the configuration sets the paper's
-        smallest = min(query_dim, length * embed_dim)
+        smallest, num_tasks = min(query_dim, length * embed_dim), config.num_trained_tasks
         if size > smallest:
             raise ValueError(
                 f"CODA-Prompt's pool of {size} components cannot be orthogonal in {smallest} dimensions (embed_dim of "
-                f"the query network): set pool_size to at most {smallest // config.num_tasks * config.num_tasks}"
+                f"the query network): set pool_size to at most {smallest // num_tasks * num_tasks}"
             )
-        self.components_per_task = size // config.num_tasks
+        self.components_per_task = size // num_tasks
         self.ortho_weight = config.ortho_weight
         self.prompts = nn.Parameter(torch.empty(len(self.blocks), size, length, embed_dim))
         self.keys = nn.Parameter(torch.empty(len(self.blocks), size, query_dim))
@@ -265,7 +268,7 @@ class LoRA(PromptPool):
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
         super().__init__(config, embed_dim, query_dim, depth)
         self.rank, self.scale = config.lora_rank, config.lora_alpha / config.lora_rank
-        self.targets, self.num_tasks = config.lora_targets, config.num_tasks
+        self.targets, self.num_tasks = config.lora_targets, config.num_trained_tasks
         self.averages = config.lora_merging == "average"
         self.updates = nn.ModuleDict()
 

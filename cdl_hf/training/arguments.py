@@ -154,6 +154,13 @@ class ModelArguments:
     prompt_method: str = _argument(
         "coda_prompt", "Prompt method of teacher and student", choices=PROMPT_METHODS, in_label=True
     )
+    train_tasks: int | None = _argument(
+        None,
+        "Number of first tasks in which the models are trained; later ones only change a computed classifier or "
+        "aligned heads",
+        unset="all",
+        min=1,
+    )
     classifier: str = _argument(
         "linear",
         "What predicts: the trained heads, or a classifier computed from the features of all classes",

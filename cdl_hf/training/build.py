@@ -155,7 +155,9 @@ def build_models(
         is_joint = run is not None and TaskCheckpoints(Path(run), "teacher").is_joint(describe_stream(stream))
         tasks = [len(stream.class_names)] if is_joint else stream.classes_per_task
         teacher = PromptViTForImageClassification.from_backbone(
-            teacher_backbone, query, **{**prompts, "classes_per_task": tasks}
+            teacher_backbone,
+            query,
+            **{**prompts, "classes_per_task": tasks, "train_tasks": None if is_joint else model_args.train_tasks},
         )
         if is_joint:
             teacher.start_task(stream.class_names)
@@ -180,6 +182,7 @@ def build_models(
     else:
         assert teacher is not None
         objective = TrainingObjective(teacher)
+    check_heads(objective.model, training_args)
     side = student_backbone.module.patch_embed.img_size[0]
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     if model_args.crop_pct is not None:
@@ -241,6 +244,19 @@ def arguments_of(
     return ParsedArguments(instances, command_line=sys.argv[1:], config_file=None, config=None)
 
 
+def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None:
+    """
+    Raises:
+        ValueError: The model predicts with heads that some tasks do not train.
+    """
+    config = model.config
+    if config.num_trained_tasks < config.num_tasks and model.classifier is None and not args.classifier_alignment:
+        raise ValueError(
+            f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "
+            "classifier=ncm or ranpac, which are computed, or classifier_alignment"
+        )
+
+
 def check_fit(
     stream: TaskStream, objective: TrainingObjective, image_processor: CLIPImageProcessor, args: CDLConfig
 ) -> None:
@@ -259,6 +275,7 @@ def check_fit(
         )
     if args.schedule == "same_step" and teacher is None:
         raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")
+    check_heads(objective.model, args)
     side = image_processor.crop_size["height"]
     models = {"teacher" if args.stages == "teacher" else "student": objective.model}
     if teacher is not None:

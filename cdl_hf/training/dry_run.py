@@ -64,16 +64,16 @@ def describe_run(
     trained = [role for role in objectives if runs[role] is None]
     stages: list[tuple[str, ...]] = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     models = {role: objective.model for role, objective in objectives.items()}
-    side = pair.image_processor.crop_size["height"]
+    side, trained_tasks = pair.image_processor.crop_size["height"], pair.objective.model.config.num_trained_tasks
     costs = _Costs.of(stream, objectives, stages, args, side, accelerator)
     return "\n".join(
         [
             str(stream),
             describe_models(models, pair.image_processor),
-            _steps(stream, args, trained),
+            _steps(stream, args, trained, trained_tasks),
             *_files(stream, objectives, folder),
             *_memory(costs, accelerator),
-            _time(costs, stream, args, pair.image_processor, objectives, accelerator),
+            _time(costs, stream, trained_tasks, args, pair.image_processor, objectives, accelerator),
         ]
     )
 
@@ -116,8 +116,9 @@ class _Costs:
         return cls(batch, eval_batch, training, steps.evaluation(eval_batch))
 
 
-def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
-    epoch = sum(EpochSampler(len(task.train), args.batch_size, 0).steps for task in stream)
+def _steps(stream: TaskStream, args: CDLConfig, trained: list[str], trained_tasks: int) -> str:
+    epoch = sum(EpochSampler(len(task.train), args.batch_size, 0).steps for task in stream[:trained_tasks])
+    which = "each task" if trained_tasks == len(stream) else f"each of the first {trained_tasks} tasks"
     tested = [len(task.test if task.validation is None else task.validation) for task in stream]
     evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
     evaluations = f"{evaluated:,} test images in {len(tested)} evaluations"
@@ -125,7 +126,7 @@ def _steps(stream: TaskStream, args: CDLConfig, trained: list[str]) -> str:
         return f"steps: none, no model is trained; {evaluations}"
     return (
         f"steps: {args.num_train_epochs * epoch:,} of {args.batch_size} images for the "
-        f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of each task; {evaluations}"
+        f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of {which}; {evaluations}"
     )
 
 
@@ -133,7 +134,7 @@ def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Pa
     trained = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
     students = [module.model for module in modules.values()]
     classifiers = [c for model in students for c in (model.classifier, model.kd_classifier) if c is not None]
-    predicting = sum(_bytes(classifier.buffers()) for classifier in classifiers)
+    predicting = sum(_bytes(module.buffers()) for module in [*classifiers, *(each.prompt_pool for each in students)])
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
     models = predicting + sum(_bytes(model.parameters()) for model in students)
     statistics = sum(4 * classifier.num_statistics for classifier in classifiers)
@@ -159,6 +160,7 @@ def _memory(costs: _Costs, accelerator: Accelerator) -> list[str]:
 def _time(
     costs: _Costs,
     stream: TaskStream,
+    trained_tasks: int,
     args: CDLConfig,
     image_processor: CLIPImageProcessor,
     objectives: dict[str, TrainingObjective],
@@ -175,7 +177,7 @@ def _time(
     loading = (time.perf_counter() - began) / len(some) / max(args.dataloader_num_workers, 1)  # seconds an image
     speed = {role: _flops_per_second(each.model, costs.batch, accelerator) for role, each in objectives.items()}
     trained = args.num_train_epochs * sum(
-        EpochSampler(len(task.train), args.batch_size, 0).steps * args.batch_size for task in stream
+        EpochSampler(len(task.train), args.batch_size, 0).steps * args.batch_size for task in stream[:trained_tasks]
     )
     tested = [len(task.test if task.validation is None else task.validation) for task in stream]
     evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))

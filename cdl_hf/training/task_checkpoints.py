@@ -170,6 +170,11 @@ class TaskCheckpointReplay:
                 f"the {role} of {run} was trained with other backbone weights or another query network: pass the same "
                 "--teacher and --student"
             )
+        if not self.is_joint and theirs.get("train_tasks") != metadata["train_tasks"]:
+            raise ValueError(
+                f"the {role} of {run} was trained in other tasks: pass its --train_tasks, "
+                f"{theirs.get('train_tasks') or 'which is unset'}"
+            )
         self.reuses_predictions = theirs["head"] == metadata["head"]
         if not self.reuses_predictions and theirs["head"]["aligned"]:
             raise ValueError(
@@ -234,6 +239,7 @@ def describe(
     networks = (model.backbone, model.query_backbone or model.backbone)
     metadata = {
         "stream": describe_stream(stream),
+        "train_tasks": model.config.train_tasks,
         "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
         "head": {
             "head": model.config.head,

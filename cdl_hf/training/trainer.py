@@ -110,7 +110,9 @@ class ContinualDistillationTrainer:
         self.accumulation_steps = dict.fromkeys(names, args.gradient_accumulation_steps)
         self.steps = 0  # optimizer steps of the whole run, of so many
         trained = sum(stage[0].is_trained for stage in self.stages)
-        per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in task_sizes)
+        self._trained_tasks = objective.model.config.num_trained_tasks
+        trained_sizes = task_sizes[: self._trained_tasks]
+        per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in trained_sizes)
         self.total_steps = args.num_train_epochs * per_epoch * trained
         self._stop_request = StopRequest(self.accelerator)
         self._after_batch = self._stop_request.raise_if_requested
@@ -205,7 +207,7 @@ class ContinualDistillationTrainer:
         first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
             for number in range(first_stage, len(self.stages) + 1):
-                if number and TEACHER in roles(self.stages[number - 1]):
+                if number and TEACHER in roles(self.stages[number - 1]) and self._is_trained(task):
                     self._cache_teacher_outputs(task)
                 if number < len(self.stages):
                     self._run_stage(task, number, state)
@@ -228,7 +230,8 @@ class ContinualDistillationTrainer:
                 learner.begin_task(task)
         replay = learners[0].replay
         if replay is None:
-            self._train_stage(task, number, state)
+            if self._is_trained(task):
+                self._train_stage(task, number, state)
             self._end_task(learners)
         else:
             replay.load(task.index)
@@ -238,6 +241,9 @@ class ContinualDistillationTrainer:
         for callback in self.callbacks:
             callback.on_stage_end(self, task, tuple(roles(learners)))
         self._checkpoint(task.index, number + 1, None)
+
+    def _is_trained(self, task: Task) -> bool:
+        return task.index < self._trained_tasks
 
     def _train_stage(self, task: Task, number: int, state: StageState | None) -> None:
         learners, name = self.stages[number], stage_name(self.stages[number])
