@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cdl_hf.cli import argument, cli_error, parse
-from cdl_hf.comparison.experiments import group_by_seed
+from cdl_hf.comparison.experiments import group_runs
 from cdl_hf.comparison.reported import REPORTED
 from cdl_hf.comparison.results import (
     RUNS,
@@ -50,7 +50,7 @@ def main() -> None:
         runs = [run.portable() for run in read_runs(source)]
         if (output / RUNS).is_file():
             runs = merge_runs(read_runs(output / RUNS), runs)
-        experiments = group_by_seed(complete_results(runs))
+        experiments = group_runs(complete_results(runs))
         if args.measure_latency:
             from cdl_hf.hub.saved_models import load_saved_model  # torch takes seconds
 

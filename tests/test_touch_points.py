@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from cdl_hf import catalogue
 from cdl_hf.catalogue import Method
-from cdl_hf.comparison.experiments import group_by_seed
+from cdl_hf.comparison.experiments import group_runs
 from cdl_hf.comparison.rendering import as_csv
 from cdl_hf.comparison.results import complete_results, read_runs
 from cdl_hf.distillation import logit_methods, methods
@@ -168,7 +168,7 @@ def test_toy_methods_are_trained_saved_and_described(run):
 
 
 def test_reports_read_toy_methods(run):
-    (teacher, student) = group_by_seed(complete_results(read_runs(run.parent)))
+    (teacher, student) = group_runs(complete_results(read_runs(run.parent)))
     header, *rows = as_csv([teacher, student], {}).splitlines()
     assert "worst_task" in header.split(",")
     assert all("toy_prompt" in row and "toy_sums" in row for row in rows) and "toy_kd" in rows[1]

@@ -1,12 +1,11 @@
-"""Experiments: finished runs grouped so that those of one experiment differ in nothing but the seed."""
+"""Experiments: finished runs grouped so that those of one experiment differ in class order and seed alone."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from ..catalogue import ALIGNED_HEAD, CLASSIFIERS
-from ..evaluation.accuracy_matrix import AccuracyMatrix
+from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of
 from ..training.arguments import DistillationArguments, affecting, names_of, not_of_the_run, planned, shown_in_labels
 from .statistics import Scores
 
@@ -16,12 +15,23 @@ CLASSIFIER_TITLES |= {name: method.title for name, method in CLASSIFIERS.items()
 JOINT_TEACHER = "joint teacher"  # trained on all classes before the student's first task
 
 
+class Unit(NamedTuple):
+    """What runs of one experiment differ in, and what runs of two share to be compared in pairs.
+
+    Args:
+        order: Seed of the stream: of a drawn class order, and of the images held out or kept.
+        seed: Seed of the training: of the initial weights, and of the order and augmentation of the images.
+    """
+
+    order: int
+    seed: int
+
+
 class Benchmark(NamedTuple):
-    """What experiments must share to be compared: data, class order, backbones and the images tested on."""
+    """What experiments must share to be compared: data, kind of class order, backbones and the images tested on."""
 
     source: str
     class_order: str
-    stream_seed: int
     teacher: str
     student: str
     tested_on: str
@@ -29,20 +39,20 @@ class Benchmark(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One model, teacher or student, of runs that differ in nothing but the seed.
+    """One model, teacher or student, of runs that differ in class order and seed alone.
 
     Args:
-        name: Name of the runs, without the seed.
+        name: Name of the runs, of the first class order, without the seed.
         role: `"teacher"` or `"student"`, the model in question.
-        runs: Name of the run by seed.
-        results: Content of `results.json` by seed.
+        runs: Name of the run by class order and seed.
+        results: Content of `results.json` by class order and seed.
         note: The arguments that distinguish it from experiments with the same label.
     """
 
     name: str
     role: str
-    runs: Mapping[int, str]
-    results: Mapping[int, dict[str, Any]]
+    runs: Mapping[Unit, str]
+    results: Mapping[Unit, dict[str, Any]]
     note: str = ""
 
     @property
@@ -52,11 +62,6 @@ class Experiment:
     @property
     def stream(self) -> dict[str, Any]:
         return self._first["stream"]
-
-    @property
-    def seeds(self) -> str:
-        """The seeds, separated by spaces."""
-        return " ".join(map(str, self.results))
 
     @property
     def prompt_method(self) -> str:
@@ -80,14 +85,23 @@ class Experiment:
 
     @property
     def prompts(self) -> str:
-        """The prompt method, or `frozen`."""
-        return "frozen" if self.prompt_method == "none" else self.prompt_method
+        """Title of the prompt method, or `frozen`."""
+        return "frozen" if self.prompt_method == "none" else method_of(PROMPT_METHODS, self.prompt_method).title
+
+    @property
+    def technique(self) -> str:
+        """Title of the distillation method, or `alone`; in brackets what distinguishes it from others."""
+        name = self.args["distillation"]
+        return self._noted("alone" if name == "none" else method_of(DISTILLATION_METHODS, name).title)
 
     @property
     def learner(self) -> str:
-        """Teacher, student alone, or student with its method; in brackets what distinguishes it."""
-        label = "student, " + self.args["distillation"] if self.role == "student" else "teacher"
-        label = "student alone" if label == "student, none" else label
+        """Teacher, student alone, or student with its method; in brackets what distinguishes it from others."""
+        if self.role == "teacher":
+            return self._noted("teacher")
+        return f"student {self.technique}" if self.distillation == "none" else f"student, {self.technique}"
+
+    def _noted(self, label: str) -> str:
         notes = ", ".join(note for note in (JOINT_TEACHER if self.has_joint_teacher else "", self.note) if note)
         return f"{label} ({notes})" if notes else label
 
@@ -114,7 +128,6 @@ class Experiment:
         return Benchmark(
             source=PurePath(self.stream["source"] or "images").name,
             class_order=order if isinstance(order, str) else ", ".join(order),
-            stream_seed=self.args["stream_seed"],
             teacher=self.args["teacher"],
             student=self.args["student"],
             tested_on=self._first["tested_on"],
@@ -145,26 +158,19 @@ class Experiment:
         """Seconds of the model's own training."""
         return self._scores(lambda result: result["seconds"][self.role])
 
-    def accuracy_matrix(self) -> AccuracyMatrix:
-        """The predictions of all seeds counted together."""
-        matrix = AccuracyMatrix(self.stream["num_tasks"])
-        for result in self.results.values():
-            totals = result["stream"][result["tested_on"]]
-            for after, row in enumerate(result[self.role]["accuracy_matrix"]):
-                for task, accuracy in enumerate(row):
-                    matrix.update(after, task, round(accuracy * totals[task] / 100), totals[task])
-        return matrix
-
     @property
     def _first(self) -> dict[str, Any]:
         return next(iter(self.results.values()))
 
     def _scores(self, of_result: Callable[[dict[str, Any]], float]) -> Scores:
-        return {seed: of_result(result) for seed, result in self.results.items()}
+        return {unit: of_result(result) for unit, result in self.results.items()}
 
 
-def group_by_seed(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
+def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
     """Groups runs into experiments; a run that trains both models belongs to two.
+
+    Runs of one name differ in the seed. Runs of two names that differ in the seed of the stream alone, such as those
+    of several class orders, are one experiment too.
 
     Args:
         runs: Content of `results.json`, its `args` complete, by the name of the run, which ends in `-seed<seed>` where
@@ -173,24 +179,41 @@ def group_by_seed(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
     Raises:
         ValueError: Runs of one name differ in more than the seed.
     """
-    grouped: dict[tuple[str, str], dict[int, str]] = {}
+    grouped: dict[tuple[str, str], dict[Unit, str]] = {}
     for name, result in runs.items():
         args = result["args"]
         roles = ("teacher", "student") if args["stages"] == "both" else (args["stages"],)
         for role in roles:
             of_name = grouped.setdefault((name.removesuffix(f"-seed{args['seed']}"), role), {})
-            of_name[args["seed"]] = name
+            of_name[Unit(args["stream_seed"], args["seed"])] = name
     experiments = []
     for (name, role), names in grouped.items():
-        results = {seed: runs[names[seed]] for seed in sorted(names)}
+        results = {unit: runs[names[unit]] for unit in sorted(names)}
         if len({_fixed(result["args"]) for result in results.values()}) > 1:
             raise ValueError(f"the runs {name!r} differ in more than their seeds: give them different names")
-        experiments.append(Experiment(name, role, {seed: names[seed] for seed in results}, results))
+        experiments.append(Experiment(name, role, {unit: names[unit] for unit in results}, results))
     alike: dict[tuple, list[Experiment]] = {}
-    for e in experiments:
+    for e in _with_all_orders(experiments):
         key = e.benchmark, e.stream["num_tasks"], e.prompt_method, e.learner, e.classifier
         alike.setdefault(key, []).append(e)
     return [noted for group in alike.values() for noted in _disambiguate(group)]
+
+
+def _with_all_orders(experiments: Iterable[Experiment]) -> Iterable[Experiment]:
+    """Experiments that differ in the seed of the stream alone, made one."""
+    alike: dict[tuple, list[Experiment]] = {}
+    for e in experiments:
+        fixed = {name: value for name, value in e.args.items() if name != "stream_seed"}
+        alike.setdefault((e.role, e.has_joint_teacher, _fixed(fixed)), []).append(e)
+    for group in alike.values():
+        results = {unit: result for e in group for unit, result in e.results.items()}
+        if len(results) < sum(len(e.results) for e in group):  # two names for the same runs
+            yield from group
+        else:
+            names = {unit: name for e in group for unit, name in e.runs.items()}
+            units = sorted(results)
+            runs, ordered = {unit: names[unit] for unit in units}, {unit: results[unit] for unit in units}
+            yield replace(group[0], runs=runs, results=ordered)
 
 
 def _execution() -> frozenset[str]:

@@ -1,32 +1,33 @@
-"""Sections of a report in Markdown, with their pictures: introduction, one chapter a benchmark, how it was made."""
+"""Sections of a report in Markdown, with their pictures: in brief, one chapter a benchmark, how it was made."""
 
-import json
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..escaping import markdown_name
 from ..evaluation.pareto import pareto_front
-from ..evaluation.plots import plot_accuracy_against_cost, plot_accuracy_over_tasks
+from ..evaluation.plots import plot_accuracy_against_cost, plot_differences
+from .brief import how_to_read, mixture, versions_table, what_was_compared, who_won
+from .effects import (
+    Effects,
+    best_student,
+    effects_by_prompts,
+    effects_over_prompts,
+    finding,
+    grouped,
+    of_the_stream,
+)
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
-from .statistics import MeanStd, Scores, paired_difference, significantly_best
+from .statistics import MeanStd, best_of, compare
 
 Latencies = Mapping[tuple[str, str], dict[str, Any]]
 
-INTRODUCTION = (
-    "A_N is the accuracy on all classes after the last task, the mean over the tasks; models predict without the task "
-    "id. Forgetting is in points, by the definition `cdl`. ± is the standard deviation over the seeds. Brackets give "
-    "the 95% confidence interval of a difference: Student's t over the differences of runs with the same seed, not "
-    "corrected for the number of comparisons. **Bold** marks the best result of its kind if the interval of its "
-    "difference to every other excludes zero; with three seeds this takes a difference of 2.5 times the differences' "
-    "standard deviation."
-)
-FILES = "All figures are in [results.csv](results.csv), arguments and results of each run in [runs.jsonl](runs.jsonl)."
+NUM_NEXT = 9  # students in the picture of those after the best
 OVERVIEW = (
     "A_N in %, and below it the difference to the same backbone, frozen and without prompts. The last column is the "
-    "difference to the student alone, for each seed the mean over the prompt methods in the row."
+    "difference to the student alone, for each run the mean over the prompt methods in the row."
 )
 CLASSIFIERS_TEXT = (
     "The prompts are those of the models with trained heads above. An aligned head is the trained head after "
@@ -42,30 +43,36 @@ PAPERS = (
     "runs in this report."
 )
 TRAINING_COST = (
-    "Seconds of wall-clock time for the model's own stages, the mean over the seeds. They are noisy: runs may have "
+    "Seconds of wall-clock time for the model's own stages, the mean over the runs. They are noisy: runs may have "
     "shared their machine with others, and a student reuses the outputs that its teacher's run has cached."
 )
 
 
-def introduction(experiments: Iterable[Experiment]) -> str:
-    """Title, notation and files."""
+def in_brief(chapters: list["BenchmarkChapter"]) -> list[str]:
+    """Title, and what was compared and found, with a picture of each benchmark."""
+    experiments = [e for chapter in chapters for e in chapter.experiments]
     runs = {name for e in experiments for name in e.runs.values()}
-    return "\n\n".join([f"# Report of {len(runs)} runs", INTRODUCTION, FILES])
+    sources = dict.fromkeys(chapter.benchmark.source for chapter in chapters)
+    parts = [f"# {markdown_name(', '.join(sources))}: report of {len(runs)} runs", "## In brief"]
+    for chapter in chapters:
+        if len(chapters) > 1:
+            parts.append(f"### In brief: {markdown_name(chapter.title)}")
+        sentences = [*who_won(chapter.experiments), *what_was_compared(chapter.experiments)]
+        sentences += mixture(chapter.experiments)
+        parts += ["\n".join(f"- {markdown_name(sentence)}" for sentence in sentences), *chapter.pictures_in_brief()]
+    return [*parts, how_to_read(experiments)]
 
 
 def how_it_was_made(experiments: Iterable[Experiment], measured: Latencies) -> str:
-    """Commands and versions."""
-    texts = {json.dumps(result["versions"], sort_keys=True) for e in experiments for result in e.results.values()}
-    versions = [
-        ", ".join(f"{name} {number}" for name, number in json.loads(text).items() if number) for text in sorted(texts)
-    ]
+    """Commands, commits and versions."""
     return "\n\n".join(
         [
             "## How it was made",
             "```\npython recipes/compare.py GRID.yaml --output_dir RUNS\n"
             f"python recipes/report.py RUNS --output_dir REPORT{' --measure_latency' if measured else ''}\n```",
-            "`python recipes/report.py REPORT --output_dir REPORT` rebuilds the report from its runs.jsonl. Versions: "
-            f"{markdown_name('; '.join(versions))}.",
+            "`python recipes/report.py REPORT --output_dir REPORT` rebuilds the report from its runs.jsonl. The code "
+            "of the runs:",
+            table(["commit", "versions", "runs"], versions_table(experiments), numbers_from=2),
         ]
     )
 
@@ -92,60 +99,117 @@ class BenchmarkChapter:
         self.experiments, self.measured, self.output, self.suffix = experiments, measured, output, suffix
         self.benchmark = b = experiments[0].benchmark
         self.reported = reported_pairs(reported, b.source, b.teacher, b.student)
-        order = "" if b.class_order == "natural" else f", class order {b.class_order} {b.stream_seed}"
+        order = "" if b.class_order == "natural" else f", class order {b.class_order}"
         split = "" if b.tested_on == "test" else f", tested on {b.tested_on} images"
         self.title = f"{b.source}: {b.teacher} teaches {b.student}{order}{split}"
 
     def sections(self) -> list[str]:
         parts = [f"## {markdown_name(self.title)}"]
         for num_tasks in self._stream_lengths:
-            members = [e for e in self.experiments if e.stream["num_tasks"] == num_tasks]
-            suffix = f", {num_tasks} tasks" if len(self._stream_lengths) > 1 else ""
+            members, suffix = self._members(num_tasks), self._suffix(num_tasks)
             parts += [self._methods(members, suffix), self._classifiers(members, suffix)]
         parts += [self._baselines(), self._papers(), self._cost_and_accuracy(), self._training_cost()]
         return parts
+
+    def pictures_in_brief(self) -> list[str]:
+        """What distillation adds, or else how far the other students are from the best one."""
+        pictures = []
+        for num_tasks in self._stream_lengths:
+            members, name = self._members(num_tasks), f"differences-{num_tasks}{self.suffix}.svg"
+            trained = [e for e in members if e.classifier == "linear" and e.prompt_method != "none"]
+            if effects := effects_over_prompts(trained):
+                prompts = {e.learner: self._coverage(e.learner, trained) for e in trained}
+                title = finding(effects, {e.learner: e.technique for e in trained})
+                pictures.append(self._picture(name, effects, prompts, title))
+            elif len(students := {e.label: e.accuracy for e in of_the_stream(members)}) > 1:
+                best, _ = best_of(students)
+                others = {label: (scores, students[best]) for label, scores in students.items() if label != best}
+                effects = dict(sorted(compare(others).items(), key=lambda item: -item[1].difference.mean)[:NUM_NEXT])
+                title = f"Best student: {best}; below it the next {len(effects)}"
+                pictures += [self._picture(name, effects, {}, title, "difference to the best student (points)")]
+        return pictures
 
     @property
     def _stream_lengths(self) -> list[int]:
         return sorted({e.stream["num_tasks"] for e in self.experiments if not e.is_joint})
 
+    def _members(self, num_tasks: int) -> list[Experiment]:
+        return [e for e in self.experiments if e.stream["num_tasks"] == num_tasks]
+
+    def _suffix(self, num_tasks: int) -> str:
+        return f", {num_tasks} tasks" if len(self._stream_lengths) > 1 else ""
+
+    @property
+    def _runs_differ(self) -> bool:
+        return len({len(e.results) for e in self.experiments}) > 1
+
+    @staticmethod
+    def _coverage(learner: str, experiments: list[Experiment]) -> str:
+        """The technique of a learner, with the prompt methods that it has where these are not all."""
+        own = [e for e in experiments if e.learner == learner]
+        every = {e.prompts for e in experiments}
+        few = f", {own[0].prompts} only" if len(own) == 1 else f", {len(own)} of {len(every)} prompt methods"
+        return own[0].technique + (few if len(own) < len(every) else "")
+
+    def _picture(
+        self,
+        name: str,
+        effects: Effects,
+        names: Mapping[str, str],
+        title: str,
+        axis: str = "difference to the student alone (points)",
+    ) -> str:
+        """Draws a forest plot, the largest difference on top; returns the Markdown that shows it."""
+        ordered = sorted(effects.items(), key=lambda item: -item[1].difference.mean)
+        rows = {
+            names.get(key, key): (effect.difference.mean, effect.difference.half_width, effect.is_significant)
+            for key, effect in ordered
+        }
+        plot_differences(rows, self.output / name, title, axis, self._limits if names else limits([effects]))
+        return f"![{markdown_name(title)}]({name})"
+
+    @cached_property
+    def _limits(self) -> tuple[float, float]:
+        """Axis of all pictures of differences to the student alone."""
+        every: list[Effects] = []
+        for num_tasks in self._stream_lengths:
+            trained = [e for e in self._members(num_tasks) if e.classifier == "linear" and e.prompt_method != "none"]
+            every += [effects_over_prompts(trained), *effects_by_prompts(trained, lambda e: e.accuracy).values()]
+        return limits(every)
+
     def _methods(self, members: list[Experiment], suffix: str) -> str:
-        """A_N and forgetting of each distillation method, and the curves over the tasks."""
+        """A_N and forgetting of each distillation method, with the differences to the student alone."""
         linear = [e for e in members if e.classifier == "linear"]
-        by_prompts = grouped([e for e in linear if e.prompt_method != "none"], lambda e: e.prompt_method)
+        trained = [e for e in linear if e.prompt_method != "none"]
+        by_prompts = grouped(trained, lambda e: e.prompts)
+        accuracies = effects_by_prompts(trained, lambda e: e.accuracy)
+        forgettings = effects_by_prompts(trained, lambda e: e.forgetting)
         parts = [f"### Distillation methods{suffix}"] if by_prompts else []
         if len(by_prompts) > 1:
             parts += [OVERVIEW, overview(linear)]
-        for prompt_method, learners in by_prompts.items():
-            students = [e for e in learners if e.role == "student"]
-            alone = next((e for e in students if e.distillation == "none"), None)
-            best = best_student(students)
-            rows = []
-            for e in learners:
-                differences = ["", ""]
-                if e.role == "student" and alone is not None and e is not alone:
-                    accuracy = paired_difference(e.accuracy, alone.accuracy)
-                    forgetting = paired_difference(e.forgetting, alone.forgetting)
-                    differences = [str(accuracy or ""), str(forgetting or "")]
-                scores = [bold(str(MeanStd.of(e.accuracy)), e.learner == best), str(MeanStd.of(e.forgetting))]
-                pairs = zip(scores, differences, strict=True)
-                rows.append([markdown_name(e.learner), *(cell for pair in pairs for cell in pair), e.seeds])
-            header = ["learner", "A_N (%)", "vs. student alone", "forgetting (points)", "vs. student alone", "seeds"]
-            name = f"curves-{prompt_method}-{learners[0].stream['num_tasks']}{self.suffix}.svg"
-            self._draw_curves(learners, members, name)
-            picture = f"![Accuracy over the tasks: {prompt_method}]({name})"
-            parts += [f"#### {prompt_method}", table(header, rows), picture]
+        for prompts, learners in by_prompts.items():
+            best = best_student(learners)
+            effects, forgetting = accuracies[prompts], forgettings[prompts]
+            rows = [
+                [
+                    markdown_name(e.learner),
+                    bold(str(MeanStd.of(e.accuracy)), e.learner == best),
+                    str(effects.get(e.learner, "")) if e.role == "student" else "",
+                    str(MeanStd.of(e.forgetting)),
+                    str(forgetting.get(e.learner, "")) if e.role == "student" else "",
+                    *([str(len(e.results))] if self._runs_differ else []),
+                ]
+                for e in learners
+            ]
+            header = ["learner", "A_N (%)", "A_N, vs. alone", "forgetting (points)", "forgetting, vs. alone"]
+            header += ["runs"] if self._runs_differ else []
+            parts += [f"#### {markdown_name(prompts)}{suffix}", table(header, rows)]
+            if effects:
+                techniques = {e.learner: e.technique for e in learners}
+                title = f"{prompts}: {finding(effects, techniques)}"
+                name = f"differences-{learners[0].prompt_method}-{learners[0].stream['num_tasks']}{self.suffix}.svg"
+                parts.append(self._picture(name, effects, techniques, title))
         return "\n\n".join(parts)
-
-    def _draw_curves(self, learners: list[Experiment], members: list[Experiment], name: str) -> None:
-        frozen = {e.role: e for e in members if e.prompt_method == "none" and e.classifier == "ncm"}
-        plot_accuracy_over_tasks(
-            {e.learner: e.accuracy_matrix() for e in learners},
-            self.output / name,
-            f"{self.benchmark.source}: {learners[0].prompt_method}, seeds {learners[0].seeds}",
-            classes_per_task=learners[0].stream["classes_per_task"],
-            references={f"class means, {role}": MeanStd.of(e.accuracy).mean for role, e in frozen.items()},
-        )
 
     def _classifiers(self, members: list[Experiment], suffix: str) -> str:
         """Other classifiers on the same prompts, and on the frozen backbones."""
@@ -153,7 +217,7 @@ class BenchmarkChapter:
         others = sorted(members, key=lambda e: place_in(CLASSIFIER_TITLES, e.classifier))
         for title, experiments in grouped(others, lambda e: e.classifier_title).items():
             if experiments[0].classifier != "linear" and any(e.prompt_method != "none" for e in experiments):
-                parts += [f"#### {title}", overview(experiments)]
+                parts += [f"#### {title}{suffix}", overview(experiments)]
         return "\n\n".join([f"### Classifiers{suffix}", CLASSIFIERS_TEXT, *parts]) if parts else ""
 
     def _baselines(self) -> str:
@@ -173,7 +237,7 @@ class BenchmarkChapter:
             ]
             for name, of in lines.items()
         ]
-        header = ["", markdown_name(self.benchmark.teacher), markdown_name(self.benchmark.student)]
+        header = ["model", markdown_name(self.benchmark.teacher), markdown_name(self.benchmark.student)]
         return "\n\n".join(["### Baselines", BASELINES, table(header, cells)])
 
     def _papers(self) -> str:
@@ -184,10 +248,12 @@ class BenchmarkChapter:
             if (e.prompt_method, e.distillation) in self.reported and not differs:
                 reported = self.reported[e.prompt_method, e.distillation]
                 measured = f"{MeanStd.of(e.accuracy)} / {MeanStd.of(e.forgetting)}"
-                rows.append([e.prompt_method, markdown_name(e.learner), reported, measured, e.seeds])
+                rows.append(
+                    [markdown_name(e.prompts), markdown_name(e.learner), reported, measured, f"{len(e.results)}"]
+                )
         if not rows:
             return ""
-        header = ["prompts", "learner", "reported by the papers", "measured here", "seeds"]
+        header = ["prompts", "learner", "reported by the papers", "measured here", "runs"]
         return "\n\n".join(["### Comparison with the papers", PAPERS, table(header, rows, numbers_from=2)])
 
     def _cost_and_accuracy(self) -> str:
@@ -206,17 +272,21 @@ class BenchmarkChapter:
                 point = costs_by_label[e.label], MeanStd.of(e.accuracy).mean
                 groups.setdefault((e.prompts, e.role), {})[e.label] = point
             name = f"pareto-{kind}{self.suffix}.svg"
-            plot_accuracy_against_cost(groups, self.output / name, self.title, titles[kind])
             points = {label: point for members in groups.values() for label, point in members.items()}
+            ahead = pareto_front(points)
+            shared = {e.prompts for e in continual if e.label in ahead}
+            which = f"{len(ahead)} of {len(points)} models" + (f", all {shared.pop()}," if len(shared) == 1 else "")
+            title = f"{which} are not beaten by one with less {kind}" if kind == "latency" else ""
+            title = title or f"{which} are not beaten by one with fewer {kind}"
+            plot_accuracy_against_cost(groups, self.output / name, title, titles[kind])
             unit, digits = ("parameters", 0) if kind == "parameters" else ("ms", 2)
             front = [
-                [markdown_name(label), f"{points[label][0]:,.{digits}f}", f"{points[label][1]:.2f}"]
-                for label in pareto_front(points)
+                [markdown_name(label), f"{points[label][0]:,.{digits}f}", f"{points[label][1]:.2f}"] for label in ahead
             ]
             parts += [
-                f"![Accuracy against {kind}]({name})",
-                f"No other experiment has at most their {kind} and a higher mean accuracy:",
-                table(["experiment", unit, "A_N (%)"], front),
+                f"![Accuracy against {kind}: {markdown_name(title)}]({name})",
+                f"No other model has at most their {kind} and a higher mean accuracy:",
+                table(["model", unit, "A_N (%)"], front),
             ]
         if "latency" in costs:
             devices = sorted({self.measured[e.name, e.role]["device"] for e in continual})
@@ -228,7 +298,7 @@ class BenchmarkChapter:
         rows = []
         for e in self.experiments:
             if e.classifier == "linear":
-                prompts = f"{e.prompts}, joint" if e.is_joint else e.prompts
+                prompts = markdown_name(f"{e.prompts}, joint" if e.is_joint else e.prompts)
                 sizes = [f"{e.num_parameters:,}", f"{e.num_trainable_parameters:,}"]
                 rows.append([prompts, markdown_name(e.learner), *sizes, f"{MeanStd.of(e.seconds).mean:,.0f}"])
         header = ["prompts", "learner", "parameters", "trainable", "seconds (noisy)"]
@@ -238,9 +308,11 @@ class BenchmarkChapter:
 def overview(experiments: list[Experiment]) -> str:
     """A_N of every learner with every prompt method, what prompts add to it and what distillation adds."""
     by_prompts = grouped(experiments, lambda e: e.prompts)
-    alone = {name: e for name, members in by_prompts.items() for e in members if e.distillation == "none"}
     frozen = {e.learner: e for e in by_prompts.get("frozen", [])}
     best = {name: best_student(members) for name, members in by_prompts.items()}
+    prompted = [e for e in experiments if e.prompt_method != "none" and e.learner in frozen]
+    added = compare({(e.prompts, e.learner): (e.accuracy, frozen[e.learner].accuracy) for e in prompted})
+    effects = effects_over_prompts(experiments)
     rows = []
     for learner, members in grouped(experiments, lambda e: e.learner).items():
         found = {e.prompts: e for e in members}
@@ -249,15 +321,20 @@ def overview(experiments: list[Experiment]) -> str:
             cell = ""
             if name in found:
                 cell = bold(str(MeanStd.of(found[name].accuracy)), learner == best[name])
-                if learner in frozen and name != "frozen":
-                    cell += f"<br>{paired_difference(found[name].accuracy, frozen[learner].accuracy) or ''}"
+                if (name, learner) in added:
+                    cell += f"<br>{lines(added[name, learner])}"
             cells.append(cell)
-        references = [alone[name] for name in found if name in alone]
-        difference = None
-        if members[0].distillation not in (None, "none") and len(references) == len(members):
-            difference = paired_difference(mean_accuracy(members), mean_accuracy(references))
-        rows.append([markdown_name(learner), *cells, str(difference or "")])
-    return table(["learner", *by_prompts, "vs. student alone"], rows)
+        rows.append([markdown_name(learner), *cells, lines(effects.get(learner, ""))])
+    return table(["learner", *map(markdown_name, by_prompts), "vs. student alone"], rows)
+
+
+def limits(every: Iterable[Effects]) -> tuple[float, float]:
+    """Ends of an axis on which all differences, their intervals and zero have room."""
+    differences = [effect.difference for effects in every for effect in effects.values()]
+    reach = [(d.mean - (d.half_width or 0), d.mean + (d.half_width or 0)) for d in differences]
+    low, high = min(0.0, *(ends[0] for ends in reach)), max(0.0, *(ends[1] for ends in reach))
+    margin = 0.06 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def baseline_label(e: Experiment) -> str:
@@ -272,25 +349,6 @@ def baseline_label(e: Experiment) -> str:
     return ", ".join([e.prompts, how] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
 
 
-def best_student(experiments: Iterable[Experiment]) -> str | None:
-    """Learner that is significantly best; students of joint teachers do not count, as these do not learn a stream."""
-    students = [e for e in experiments if e.role == "student" and not e.has_joint_teacher]
-    return significantly_best({e.learner: e.accuracy for e in students})
-
-
-def mean_accuracy(experiments: list[Experiment]) -> Scores:
-    """Mean A_N of the experiments, for each seed that all have."""
-    seeds = set.intersection(*(set(e.accuracy) for e in experiments))
-    return {seed: statistics.fmean(e.accuracy[seed] for e in experiments) for seed in sorted(seeds)}
-
-
-def grouped(experiments: Iterable[Experiment], key: Callable[[Experiment], Any]) -> dict[Any, list[Experiment]]:
-    groups: dict[Any, list[Experiment]] = {}
-    for experiment in experiments:
-        groups.setdefault(key(experiment), []).append(experiment)
-    return groups
-
-
 def place_in(names: Iterable[str], name: str) -> tuple[int, str]:
     """Key that sorts by the order of `names`; others, such as methods of a user's own, come last."""
     order = list(names)
@@ -301,6 +359,11 @@ def table(header: list[str], rows: list[list[str]], numbers_from: int = 1) -> st
     """Markdown; the columns from `numbers_from` on are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
+
+
+def lines(comparison: object) -> str:
+    """A comparison with its p value on a line of its own."""
+    return str(comparison).replace(", p", "<br>p")
 
 
 def bold(text: str, is_bold: bool) -> str:

@@ -120,16 +120,46 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     return corrected
 
 
-def corrected(differences: Mapping[Key, PairedDifference | None]) -> dict[Key, float]:
-    """Holm's p values of the differences that have one."""
-    return holm({key: d.p_value for key, d in differences.items() if d is not None and d.p_value is not None})
+@dataclass(frozen=True)
+class Comparison:
+    """A difference as one of several that were looked at together; `p_value` is corrected for their number."""
+
+    difference: PairedDifference
+    p_value: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the corrected p value is below 5%."""
+        return self.p_value is not None and self.p_value < LEVEL
+
+    def __str__(self) -> str:
+        if self.p_value is None:
+            return str(self.difference)
+        return f"{self.difference}, p {'< 0.001' if self.p_value < 0.001 else f'= {self.p_value:.3f}'}"
+
+
+def compare(pairs: Mapping[Key, tuple[Scores, Scores]]) -> dict[Key, Comparison]:
+    """Differences of the first to the second scores, with Holm's correction; pairs without common runs are ignored."""
+    found = {key: paired_difference(*pair) for key, pair in pairs.items()}
+    differences = {key: difference for key, difference in found.items() if difference is not None}
+    p_values = holm({key: d.p_value for key, d in differences.items() if d.p_value is not None})
+    return {key: Comparison(difference, p_values.get(key)) for key, difference in differences.items()}
+
+
+def best_of(scores: Mapping[Key, Scores]) -> tuple[Key, dict[Key, Comparison]]:
+    """The name with the highest mean, and its comparisons to all others.
+
+    Raises:
+        ValueError: There are no scores.
+    """
+    best = max(scores, key=lambda name: statistics.fmean(scores[name].values()))
+    return best, compare({name: (scores[best], other) for name, other in scores.items() if name != best})
 
 
 def significantly_best(scores: Mapping[Key, Scores]) -> Key | None:
-    """The name with the highest mean, if its differences to all others are significant after Holm's correction."""
+    """The name with the highest mean, if it is significantly better than each of the others."""
     if len(scores) < 2:
         return None
-    best = max(scores, key=lambda name: statistics.fmean(scores[name].values()))
-    others = {name: paired_difference(scores[best], other) for name, other in scores.items() if name != best}
-    p_values = corrected(others)
-    return best if len(p_values) == len(others) and all(p < LEVEL for p in p_values.values()) else None
+    best, others = best_of(scores)
+    is_clear = len(others) == len(scores) - 1 and all(other.is_significant for other in others.values())
+    return best if is_clear else None

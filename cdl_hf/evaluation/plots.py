@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ..utils import atomic_write
 from .accuracy_matrix import AccuracyMatrix
@@ -33,8 +33,7 @@ LINES = ("-", "--", "-.", ":")
 LITERAL: Any = {
     **{"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "cdl_hf", "svg.fonttype": "none"},
 }
-REFERENCE_COLOR = "#666666"
-REFERENCE_DASHES = ((5, 3), (2, 2), (8, 3, 2, 3))
+GRAY = "#666666"
 NARROW = 4.6  # inches: on a phone, 10 points are still 10 pixels
 
 
@@ -45,7 +44,6 @@ def plot_accuracy_over_tasks(
     title: str | None = None,
     *,
     classes_per_task: Sequence[int] | None = None,
-    references: Mapping[str, float] | None = None,
 ) -> None:
     """Plot the average accuracy over the tasks seen so far, after every task.
 
@@ -54,9 +52,7 @@ def plot_accuracy_over_tasks(
         path: file to write; its suffix sets the format.
         title: title of the plot.
         classes_per_task: if given, the horizontal axis shows the number of classes seen, not of tasks.
-        references: name -> accuracy (%) of horizontal lines.
     """
-    references = references or {}
     averages = {name: matrix.average_accuracies for name, matrix in curves.items()}
     num_tasks = max(map(len, averages.values()))
     steps = np.arange(1, num_tasks + 1) if classes_per_task is None else np.cumsum(classes_per_task)[:num_tasks]
@@ -70,12 +66,7 @@ def plot_accuracy_over_tasks(
         axes.plot(steps[: len(values)], values, line, color=color, marker=marker, markersize=5, linewidth=1.8)
         ends.append((steps[len(values) - 1], values[-1], name, color))
     margin = 0.03 * (steps[-1] - steps[0]) or 0.5
-    for index, (name, value) in enumerate(references.items()):
-        dashes = (0, REFERENCE_DASHES[index % len(REFERENCE_DASHES)])
-        axes.axhline(value, color=REFERENCE_COLOR, linewidth=1.2, linestyle=dashes, zorder=1)
-        ends.append((steps[-1] + margin, value, name, REFERENCE_COLOR))
-
-    shown = [*references.values(), *(value for values in averages.values() for value in values)]
+    shown = [value for values in averages.values() for value in values]
     axes.set_ylim(max(math.floor(min(shown) / 10 - 0.2) * 10, 0), min(math.ceil(max(shown) / 10 + 0.2) * 10, 101))
     axes.set_xlim(steps[0] - margin, steps[-1] + margin)
     axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
@@ -166,12 +157,11 @@ def plot_differences(
         fill = COLORS[0] if is_significant else "white"
         axes.plot([mean], [row], "o", markersize=7, markeredgewidth=1.6, color=COLORS[0], markerfacecolor=fill)
         across = axes.get_yaxis_transform()
-        weight = "bold" if is_significant else "normal"
-        axes.text(0.01, row - 0.42, _shown(name), transform=across, va="center", fontsize=10, weight=weight)
-        axes.text(0.99, row - 0.42, value, transform=across, va="center", ha="right", fontsize=10, weight=weight)
+        axes.text(0.01, row - 0.42, _shown(name), transform=across, va="center", fontsize=10)
+        axes.text(0.99, row - 0.42, value, transform=across, va="center", ha="right", fontsize=10)
         if row:
             axes.axhline(row - 0.68, color="#E4E4E4", linewidth=0.8, zorder=0)
-    axes.axvline(0, color=REFERENCE_COLOR, linewidth=1.2, linestyle="--", zorder=1)
+    axes.axvline(0, color=GRAY, linewidth=1.2, linestyle="--", zorder=1)
     axes.set_xlim(*limits)
     axes.set_ylim(count - 0.62, -0.72)
     axes.set_yticks([])
@@ -185,7 +175,7 @@ def plot_differences(
 def plot_accuracy_against_cost(
     points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
 ) -> None:
-    """Plot accuracy against cost. Points on the Pareto front are numbered in order of cost.
+    """Plot accuracy against cost. Points on the Pareto front are numbered in order of cost, and named below.
 
     Args:
         points: group -> name -> (cost, accuracy in %). A group is a pair of words: the first sets the color, the
@@ -195,7 +185,10 @@ def plot_accuracy_against_cost(
         cost: name of the costs with their unit; the axis is logarithmic.
     """
     lines = textwrap.wrap(_shown(title), 52)
-    figure = Figure(figsize=(NARROW, 4.6 + 0.2 * math.ceil(len(points) / 2)), layout="constrained")
+    every = {name: point for members in points.values() for name, point in members.items()}
+    front = pareto_front(every)
+    height = 4.4 + 0.2 * (len(lines) + math.ceil(len(points) / 2) + len(front))
+    figure = Figure(figsize=(NARROW, height), layout="constrained")
     axes = figure.add_subplot()
     hues, shapes = ({words[i]: None for words in points} for i in (0, 1))
     titles: dict[str, str] = {}
@@ -208,24 +201,26 @@ def plot_accuracy_against_cost(
             gid = f"point-{len(titles) + 1}"
             titles[gid] = f"{name}: {y:.1f}%"
             axes.plot([x], [y], markersize=6, gid=gid, **style)
-    every = {name: point for members in points.values() for name, point in members.items()}
-    front = pareto_front(every)
     costs, accuracies = zip(*(every[name] for name in front), strict=True)
-    axes.step(costs, accuracies, where="post", color=REFERENCE_COLOR, linewidth=1.2, linestyle="--", zorder=1)
+    axes.step(costs, accuracies, where="post", color=GRAY, linewidth=1.2, linestyle="--", zorder=1)
     for number, name in enumerate(front, 1):
         offset: dict[str, Any] = {"xytext": (-4, 5), "textcoords": "offset points", "ha": "right"}
         axes.annotate(f"{number}", xy=every[name], fontsize=10, weight="bold", **offset)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_in_words))
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter(FuncFormatter(_in_words))
     axes.tick_params(axis="x", which="both", labelsize=9)
     axes.set_xlabel(_shown(cost))
     axes.set_ylabel("Average accuracy after the last task (%)")
-    axes.set_title("\n".join(lines), fontsize=11, loc="left")
+    figure.suptitle("\n".join(lines), fontsize=11, x=0.01, ha="left")
+    numbered = [f"{number}  {_shown(name)}  {every[name][1]:.1f}%" for number, name in enumerate(front, 1)]
+    figure.supxlabel("\n".join(numbered), fontsize=10, x=0.02, ha="left")
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=2, fontsize=10, frameon=False)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.14, 1), "ncols": 2}
+    axes.legend(**place, fontsize=10, frameon=False, handletextpad=0.1, columnspacing=1)
     _save(figure, path, titles)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdl_hf.comparison.experiments import group_by_seed
+from cdl_hf.comparison.experiments import Unit, group_runs
 from cdl_hf.evaluation.pareto import pareto_front
 
 
@@ -27,20 +27,36 @@ def run(seed=0, **args):
 
 
 def test_runs_are_grouped_by_seed():
-    (experiment,) = group_by_seed({"x-seed1": run(1), "x-seed0": run(0), "x-seed10": run(10)})
-    assert experiment.accuracy == {0: 50.0, 1: 51.0, 10: 60.0}
-    assert experiment.runs == {0: "x-seed0", 1: "x-seed1", 10: "x-seed10"}
+    (experiment,) = group_runs({"x-seed1": run(1), "x-seed0": run(0), "x-seed10": run(10)})
+    assert experiment.accuracy == {Unit(0, 0): 50.0, Unit(0, 1): 51.0, Unit(0, 10): 60.0}
+    assert experiment.runs == {Unit(0, 0): "x-seed0", Unit(0, 1): "x-seed1", Unit(0, 10): "x-seed10"}
     assert (experiment.learner, experiment.classifier, experiment.benchmark.source) == (
-        "student, kdp",
+        "student, KDP",
         "linear",
         "drawings",
     )
-    matrix = experiment.accuracy_matrix()
-    assert matrix.counts(1) == [(12, 30), (15, 24)]
+
+
+def test_runs_of_several_class_orders_are_one_experiment():
+    runs = {
+        f"order{order}-x-seed{seed}": run(seed, class_order="seeded", stream_seed=order)
+        for order in (7, 8)
+        for seed in (0, 1)
+    }
+    joint = run(0, class_order="seeded", stream_seed=9)
+    joint["teacher"] = {**joint["teacher"], "num_tasks": 1}  # else the same arguments
+    one, other = group_runs({**runs, "order9-x-joint-seed0": joint})
+    assert one.accuracy == {Unit(7, 0): 50.0, Unit(7, 1): 51.0, Unit(8, 0): 50.0, Unit(8, 1): 51.0}
+    assert one.runs[Unit(8, 1)] == "order8-x-seed1"
+    assert other.accuracy == {Unit(9, 0): 50.0} and one.benchmark == other.benchmark
+
+
+def test_runs_made_twice_stay_two_experiments():
+    assert [e.name for e in group_runs({"a-seed0": run(), "b-seed0": run()})] == ["a", "b"]
 
 
 def test_a_run_of_both_models_is_two_experiments():
-    experiments = group_by_seed({"mine": run(stages="both", distillation="none", classifier_alignment=True)})
+    experiments = group_runs({"mine": run(stages="both", distillation="none", classifier_alignment=True)})
     assert [(s.role, s.learner, s.classifier) for s in experiments] == [
         ("teacher", "teacher", "aligned"),
         ("student", "student alone", "aligned"),
@@ -48,31 +64,31 @@ def test_a_run_of_both_models_is_two_experiments():
 
 
 def test_experiments_with_the_same_label_are_told_apart_by_their_arguments():
-    experiments = group_by_seed(
+    experiments = group_runs(
         {"a-seed0": run(), "b-seed0": run(kd_alpha=0.7), "c-seed0": run(classifier="ncm", kd_alpha=0.7)}
     )
     assert [s.learner for s in experiments] == [
-        "student, kdp (kd alpha 0.5)",
-        "student, kdp (kd alpha 0.7)",
-        "student, kdp",
+        "student, KDP (kd alpha 0.5)",
+        "student, KDP (kd alpha 0.7)",
+        "student, KDP",
     ]
 
 
 def test_a_joint_teacher_is_in_the_label():
     along, joint = run(), run()
     joint["teacher"] = {**joint["teacher"], "num_tasks": 1}
-    experiments = group_by_seed({"a-seed0": along, "b-seed0": joint})
+    experiments = group_runs({"a-seed0": along, "b-seed0": joint})
     assert [(s.has_joint_teacher, s.learner) for s in experiments] == [
-        (False, "student, kdp"),
-        (True, "student, kdp (joint teacher)"),
+        (False, "student, KDP"),
+        (True, "student, KDP (joint teacher)"),
     ]
-    varied = group_by_seed({"a-seed0": joint, "b-seed0": {**joint, "args": {**joint["args"], "kd_alpha": 0.7}}})
-    assert varied[1].learner == "student, kdp (joint teacher, kd alpha 0.7)"
+    varied = group_runs({"a-seed0": joint, "b-seed0": {**joint, "args": {**joint["args"], "kd_alpha": 0.7}}})
+    assert varied[1].learner == "student, KDP (joint teacher, kd alpha 0.7)"
 
 
 def test_runs_of_a_name_that_differ_are_refused():
     with pytest.raises(ValueError, match="the runs 'x' differ in more than their seeds"):
-        group_by_seed({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
+        group_runs({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
 
 
 def test_front():

@@ -61,9 +61,7 @@ def boxes(figure, texts):
 @pytest.mark.parametrize(("num_tasks", "seen"), [(1, 1), (2, 2), (10, 10), (20, 20), (20, 7)])
 def test_curves(tmp_path, drawn, num_tasks, seen):
     curves = {"teacher": matrix(num_tasks, 90, 1, seen), "student": matrix(num_tasks, 60, 3, seen)}
-    plot_accuracy_over_tasks(
-        curves, tmp_path / "curves.png", "Title", classes_per_task=[5] * num_tasks, references={"nearest mean": 42}
-    )
+    plot_accuracy_over_tasks(curves, tmp_path / "curves.png", "Title", classes_per_task=[5] * num_tasks)
     assert colors_in(tmp_path / "curves.png") > 10
     (axes,) = drawn[0].axes
     for line, made in zip(axes.lines, curves.values(), strict=False):
@@ -72,7 +70,6 @@ def test_curves(tmp_path, drawn, num_tasks, seen):
     assert {text.get_text() for text in axes.texts} == {
         f"teacher  {curves['teacher'].average_accuracy:.1f}%",
         f"student  {curves['student'].average_accuracy:.1f}%",
-        "nearest mean  42.0%",
     }
     low, high = axes.get_ylim()
     assert all(low <= value <= high for line in axes.lines for value in line.get_ydata())
@@ -249,7 +246,7 @@ def test_names_are_shown_as_they_are(tmp_path, drawn, recwarn):
     """Whatever is in them, and whatever a user's own matplotlibrc says."""
     kinds = {name: matrix(2) for name in NAMES}
     with matplotlib.rc_context({"text.parse_math": True}):
-        plot_accuracy_over_tasks(kinds, tmp_path / "a.png", "my $data$ in_$x_{", references={"$r$": 30})
+        plot_accuracy_over_tasks(kinds, tmp_path / "a.png", "my $data$ in_$x_{")
         plot_accuracy_matrices(kinds, tmp_path / "b.png")
         counts, parts = np.eye(len(NAMES)), [len(NAMES)]
         plot_confusion(counts, tmp_path / "c.png", "$t$", class_names=NAMES, classes_per_task=parts)
