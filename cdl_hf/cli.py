@@ -92,7 +92,8 @@ def parse(
         earlier = _read_yaml(path, arguments, header="")
         if not any(f.name in earlier for f in fields(argument_classes[-1])):
             cli_error(f"{path} is empty or cut off: put back a copy of it, or delete it and give all arguments")
-        values = {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
+        newer = {name: a.before for name, a in arguments.items() if a.before is not MISSING}
+        values = newer | {name: _convert(entry, arguments[name]) for name, entry in earlier.items()} | values
 
     instances = []
     for argument_class in argument_classes:

@@ -20,6 +20,7 @@ def argument(
     positional: bool = False,
     of_call: bool = False,
     aliases: tuple[str, ...] = (),
+    before: Any = MISSING,
     role: Any = None,
 ) -> Any:
     """A field of an argument dataclass.
@@ -34,10 +35,11 @@ def argument(
         positional: Whether its value may come without its name, before all arguments with one; a list takes the rest.
         of_call: Whether it is about this call only, so that a record of the arguments leaves it out.
         aliases: Earlier names, still read on the command line and in files.
+        before: The value that a record means which is older than the argument; the default without.
         role: For the module of the argument class.
     """
     metadata = {"help": help, "unset": unset, "choices": choices, "min": min, "max": max, "positional": positional}
-    metadata |= {"of_call": of_call, "aliases": aliases, "role": role}
+    metadata |= {"of_call": of_call, "aliases": aliases, "before": before, "role": role}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -60,6 +62,7 @@ class Argument:
     positional: bool
     of_call: bool
     aliases: tuple[str, ...]
+    before: Any
 
     @property
     def is_switch(self) -> bool:

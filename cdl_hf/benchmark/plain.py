@@ -13,7 +13,9 @@ from torch import Tensor, cat, nn, no_grad
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
 from ..models import PromptViTForImageClassification
+from ..models.modeling_prompt_vit import Encoded
 from ..models.prefix_attention import Prefix, embed, final_norm
+from ..models.readout import Readout
 
 
 class PlainPromptViT(PromptViTForImageClassification):
@@ -40,7 +42,9 @@ class PlainPromptViT(PromptViTForImageClassification):
             x = _run_block(block, x, None, None, 0)
         return final_norm(vit, x)[:, 0]
 
-    def _encode(self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None):
+    def _encode(
+        self, pixel_values: Tensor, query: Tensor | None, readout: Readout, output_hidden_states: bool | None = None
+    ) -> Encoded:
         branch, task_id = self.kd_branch, self.config.tasks_seen - 1
         x, cls_index = _embed(self.backbone, pixel_values), 0
         if branch is not None:
@@ -55,9 +59,9 @@ class PlainPromptViT(PromptViTForImageClassification):
             hidden_states.append(x)
             losses += [] if loss is None else [loss]
         tokens = final_norm(self.backbone, x)
-        kd_features = None if branch is None else tokens[:, branch.kd_index]
-        total = sum(losses) if losses else None
-        return tokens[:, cls_index], kd_features, total, tuple(hidden_states) if output_hidden_states else None
+        read = [cls_index] if branch is None else [cls_index, branch.kd_index]
+        total = cast(Tensor, sum(losses)) if losses else None
+        return Encoded(tokens[:, read], total, tuple(hidden_states) if output_hidden_states else None)
 
 
 def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: PlainPromptViT) -> TrainingObjective:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import parse, to_dict
 from ..escaping import portable, portable_arguments
-from ..training.arguments import RUN, paths, with_present_names
+from ..training.arguments import paths, recorded_defaults, with_present_names
 from ..utils import write_text
 from .experiments import Experiment
 
@@ -100,7 +99,7 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: A run does not say how large its classifier is, or names a method as none can be named.
     """
-    defaults, complete = to_dict(parse(RUN, [])), {}
+    defaults, complete = recorded_defaults(), {}
     for run in runs:
         args = defaults | with_present_names(run.results["args"])
         for name in ("prompt_method", "distillation", "classifier"):  # also one of a user's own, which is registered

@@ -17,7 +17,15 @@ from typing import Any
 
 from ..cli import parse, to_dict
 from ..escaping import markdown_name
-from ..training.arguments import RUN, affecting, not_of_the_run, paths, planned, with_present_names
+from ..training.arguments import (
+    RUN,
+    affecting,
+    not_of_the_run,
+    paths,
+    planned,
+    recorded_defaults,
+    with_present_names,
+)
 from ..training.interruptions import EX_TEMPFAIL
 from ..training.run_lock import RunLock
 from ..utils import write_text
@@ -267,15 +275,17 @@ def is_finished(run: PlannedRun, folder: Path) -> bool:
 def changed_arguments(run: PlannedRun, folder: Path) -> str:
     """How a run's arguments differ from those of the grid, as a phrase; empty if they do not.
 
-    An argument that is newer than the run counts with its default.
+    An argument that is newer than the run has the value that the run had without it.
     """
     from ..training.fingerprint import changes  # seconds to import
 
     ignored = affecting("rounding", "files", "nothing") | not_of_the_run() | (paths() & planned())
     results = read_results(run, folder)
-    record = str(folder / run.name / "args.yaml")
-    before = to_dict(parse(RUN, ["--config", record])) if results is None else with_present_names(results["args"])
-    changed = changes(to_dict(parse(RUN, [])) | before, run.resolved(folder))
+    if results is None:
+        before = to_dict(parse(RUN, [], record=lambda given: str(folder / run.name / "args.yaml")))
+    else:
+        before = recorded_defaults() | with_present_names(results["args"])
+    changed = changes(before, run.resolved(folder))
     return "; ".join(words for name, words in changed.items() if name not in ignored)
 
 

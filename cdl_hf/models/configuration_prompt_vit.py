@@ -23,6 +23,7 @@ LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
 LORA_MERGING = ("average", "none")
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 HEADS = ("linear", "ncm", "ranpac")
+RIDGE_RULES = ("accuracy", "error")
 # Bounds far above any use, but low enough to refuse a wrong configuration before it allocates memory: a million prompt
 # vectors of ViT-B take 3 GB.
 BOUNDS = {
@@ -32,6 +33,7 @@ BOUNDS = {
     "g_prompt_length": (1, 10_000),
     "lora_rank": (1, 10_000),
     "ranpac_width": (1, 100_000),
+    "ranpac_layers": (1, MAX_DEPTH),
     "kd_prompt_length": (1, 10_000),
     "kd_prompt_blocks": (1, MAX_DEPTH),
     "teacher_width": (1, MAX_EMBED_DIM),
@@ -98,6 +100,11 @@ class PromptViTConfig(PreTrainedConfig):
             Classifier that predicts: the trained `"linear"` heads, or `"ncm"` or `"ranpac"`, which are computed from
             the features of all classes seen.
         ranpac_width (`int`, defaults to 2000): Number of random features of RanPAC.
+        ranpac_ridge (`str`, defaults to `"accuracy"`):
+            What RanPAC's ridge is chosen by: the right predictions of all images held out so far (`"accuracy"`), or
+            the squared error on those of the newest task (`"error"`, as in the paper).
+        ranpac_layers (`int`, defaults to 1): Number of last blocks whose class tokens RanPAC reads.
+        ranpac_patch_means (`bool`, defaults to `False`): Whether RanPAC also reads the means of their patch tokens.
         kd_branch (`str`, defaults to `"none"`):
             KD branch of a student: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
         kd_alpha (`float`, defaults to 0.5):
@@ -136,6 +143,9 @@ class PromptViTConfig(PreTrainedConfig):
     lora_merging: str = "average"
     head: str = "linear"
     ranpac_width: int = 2000
+    ranpac_ridge: str = "accuracy"
+    ranpac_layers: int = 1
+    ranpac_patch_means: bool = False
     kd_branch: str = "none"
     kd_alpha: float | int = 0.5
     kd_prompt_length: int = 6
@@ -311,6 +321,8 @@ class PromptViTConfig(PreTrainedConfig):
     def _check_head(self) -> None:
         if self.head not in HEADS:
             raise ValueError(f"head is {shown(self.head)}; choose one of {', '.join(HEADS)}")
+        if self.ranpac_ridge not in RIDGE_RULES:
+            raise ValueError(f"ranpac_ridge is {shown(self.ranpac_ridge)}; choose one of {', '.join(RIDGE_RULES)}")
         if self.head == "ranpac" and self.ranpac_width * self.num_classes > MAX_WEIGHTS:
             raise ValueError(
                 f"ranpac_width ({self.ranpac_width:,}) times the number of classes ({self.num_classes:,}) is more "

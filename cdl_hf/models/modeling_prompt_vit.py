@@ -16,13 +16,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, restore_backbones
-from .classifiers import CLASSIFIERS, Classifier
+from .classifiers import CLASSIFIERS, Classifier, calibration_factor
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
 from .low_rank import LowRankUpdate
-from .prefix_attention import cls_features, embed, final_norm
+from .prefix_attention import cls_features, embed
 from .prompt_pools import POOLS, PromptPool
+from .readout import LAST, Readout
+
+LOGIT_SCALE = "logit_scale"  # name of the buffer; earlier versions had none, which is a scale of 1
 
 
 @dataclass
@@ -52,6 +55,21 @@ class PromptViTOutput(ModelOutput):
     kd_logits: Tensor | None = None
     prompt_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Encoded:
+    """Output of the transformer.
+
+    Args:
+        features: (B, h, W), what is read for the head, and for the KD head where there is one.
+        prompt_loss: Loss of the prompt method, if it has one.
+        hidden_states: All tokens, if requested.
+    """
+
+    features: Tensor
+    prompt_loss: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
 
 
 class PromptViTForImageClassification(PreTrainedModel):
@@ -98,13 +116,19 @@ class PromptViTForImageClassification(PreTrainedModel):
         # What predicts in place of the heads, which train the prompts.
         self.classifier: Classifier | None = None
         self.kd_classifier: Classifier | None = None
+        self.readout = LAST  # what `head_features` reads
         if config.head != "linear":
-            self.classifier = CLASSIFIERS[config.head](config, embed_dim)
+            classifier = CLASSIFIERS[config.head]
+            self.readout = classifier.readout(config)
+            if self.readout.layers > depth:
+                raise ValueError(f"ranpac_layers is {self.readout.layers}, but {config.backbone} has {depth} blocks")
+            self.classifier = classifier(config, self.readout.width(embed_dim))
             if self.kd_head is not None:
-                self.kd_classifier = CLASSIFIERS[config.head](config, embed_dim)
+                self.kd_classifier = classifier(config, self.readout.width(embed_dim))
+            self.logit_scale = nn.Buffer(torch.empty(()))  # of the computed classifiers, for the probabilities
         self._in_task = False
         self._freeze()
-        self._keys_to_ignore_on_load_missing = [left_out_pattern(name) for name in config.left_out]
+        self._keys_to_ignore_on_load_missing = [LOGIT_SCALE, *map(left_out_pattern, config.left_out)]
         self.post_init()
 
     @classmethod
@@ -210,6 +234,8 @@ class PromptViTForImageClassification(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (PromptPool, LowRankUpdate, LinearHead, Classifier, KDBranch)):
             module.init_weights()
+        elif module is self and self.classifier is not None:
+            init.ones_(self.logit_scale)
         elif isinstance(module, VisionTransformer):
             for parameter in (module.cls_token, module.reg_token, module.pos_embed):
                 if parameter is not None:
@@ -261,7 +287,9 @@ class PromptViTForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def head_features(self, pixel_values: Tensor, query: Tensor | None = None) -> Tensor:
-        """Inputs of the heads: (B, 1, D) for the head, or (B, 2, D) for the head and the KD head.
+        """What the computed classifiers read (see [`Readout`]): (B, 1, W), or (B, 2, W) with a KD head.
+
+        The last D of the W values are what the heads read, and without a computed classifier there are no others.
 
         Args:
             pixel_values: (B, 3, H, W)
@@ -269,19 +297,23 @@ class PromptViTForImageClassification(PreTrainedModel):
         """
         if query is None:
             query = self.query(pixel_values)
-        features, kd_features, _, _ = self._encode(pixel_values, query, None)
-        return torch.stack([features] if kd_features is None else [features, kd_features], dim=1)
+        return self._encode(pixel_values, query, self.readout).features
 
     def fit_classifier(self, features: Tensor, labels: Tensor) -> None:
-        """Fits the images of a task to the computed classifiers, if the model has them.
+        """Fits the images of a task to the computed classifiers, if the model has them, and their probabilities.
 
         Args:
-            features: (n, 1 or 2, D), outputs of [`head_features`] in evaluation mode.
+            features: (n, 1 or 2, W), outputs of [`head_features`] in evaluation mode.
             labels: (n,), class ids.
         """
+        if self.classifier is None:
+            return
         for i, classifier in enumerate((self.classifier, self.kd_classifier)):
             if classifier is not None:
                 classifier.fit(features[:, i], labels)
+        left_out = self.classifier.held_out(labels)
+        scores = self._computed_scores(features[left_out], self.config.seen_classes, held_out=True)
+        self.logit_scale.fill_(calibration_factor(scores, labels[left_out]))
 
     @torch.no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:
@@ -337,18 +369,17 @@ class PromptViTForImageClassification(PreTrainedModel):
             raise ValueError("the model has seen no class yet: call start_task(class_names) first")
         if query is None:
             query = self.query(pixel_values)
-        features, kd_features, prompt_loss, hidden_states = self._encode(pixel_values, query, output_hidden_states)
+        is_computed = self.classifier is not None and not self.training
+        encoded = self._encode(pixel_values, query, self.readout if is_computed else LAST, output_hidden_states)
+        features, prompt_loss = encoded.features, encoded.prompt_loss
 
-        seen = self.config.seen_classes
-        logits = head_logits = self.head(features, seen)
-        kd_logits = None if self.kd_head is None else self.kd_head(kd_features, seen)
-        if not self.training:
-            kd_part = kd_logits
-            if self.classifier is not None:
-                logits = self.classifier(features, seen)
-                kd_part = None if self.kd_classifier is None else self.kd_classifier(kd_features, seen)
-            if kd_part is not None and self.kd_branch is not None:
-                logits = torch.lerp(logits, kd_part, self.kd_branch.kd_weight)
+        seen, last = self.config.seen_classes, slice(-self.backbone.embed_dim, None)
+        logits = head_logits = self.head(features[:, 0, last], seen)
+        kd_logits = None if self.kd_head is None else self.kd_head(features[:, 1, last], seen)
+        if is_computed:
+            logits = self.logit_scale * self._computed_scores(features, seen)
+        elif kd_logits is not None and self.kd_branch is not None and not self.training:
+            logits = torch.lerp(logits, kd_logits, self.kd_branch.kd_weight)
         loss = None
         if labels is not None:
             if self.training and kd_logits is not None and self.kd_branch is not None and not self._in_task:
@@ -359,38 +390,56 @@ class PromptViTForImageClassification(PreTrainedModel):
                 loss = loss + prompt_loss
         elif not self.training:
             prompt_loss = None  # pipelines split each output by images
-        return PromptViTOutput(loss, logits, head_logits, kd_logits, prompt_loss, hidden_states)
+        return PromptViTOutput(loss, logits, head_logits, kd_logits, prompt_loss, encoded.hidden_states)
 
     def _encode(
-        self, pixel_values: Tensor, query: Tensor | None, output_hidden_states: bool | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...] | None]:
-        """Features (B, D) for the head and the KD head, the prompt loss, and all tokens if requested."""
+        self, pixel_values: Tensor, query: Tensor | None, readout: Readout, output_hidden_states: bool | None = None
+    ) -> Encoded:
         vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
         task_id = min(task_id, self.config.num_trained_tasks - 1)
         with torch.no_grad():
             x = embed(vit, pixel_values)
-        cls_index, read = 0, [0]
+        cls_index, read, num_tokens = 0, [0], x.shape[1]
         if branch is not None:
             x = branch.add_token(x)
             cls_index, read = branch.cls_index, [branch.cls_index, branch.kd_index]
+        patches = slice(cls_index + vit.num_prefix_tokens, cls_index + num_tokens)
         hidden_states: tuple[Tensor, ...] = (x,) if output_hidden_states else ()
-        prompt_losses = []
+        prompt_losses, features = [], []
+        first_read = len(vit.blocks) - readout.layers
         for i, block in enumerate(vit.blocks):
             prefix, prompt_loss = self.prompt_pool(query, i, task_id)
             suffix = None
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
-            last = i == len(vit.blocks) - 1
-            rows = read if last and not output_hidden_states else None
-            x = block(x, prefix, suffix, cls_index, rows, self.prompt_pool.updates_of(i))
+            needs_only_read = i == len(vit.blocks) - 1 and not output_hidden_states and not readout.patch_means
+            x = block(x, prefix, suffix, cls_index, read if needs_only_read else None, self.prompt_pool.updates_of(i))
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:
                 hidden_states += (x,)
-        tokens = final_norm(vit, x[:, read] if output_hidden_states else x)
-        kd_features = None if branch is None else tokens[:, 1]
+            if i >= first_read:
+                features.append(readout.read(vit, x, slice(None) if needs_only_read else read, patches))
         total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None
-        return tokens[:, 0], kd_features, total, hidden_states if output_hidden_states else None
+        joined = features[0] if len(features) == 1 else torch.cat(features, dim=2)
+        return Encoded(joined.flatten(2), total, hidden_states if output_hidden_states else None)
+
+    def _computed_scores(self, features: Tensor, num_classes: int, *, held_out: bool = False) -> Tensor:
+        """Scores (B, num_classes) of the computed classifiers, mixed as those of the heads.
+
+        Args:
+            features: (B, 1 or 2, W)
+            held_out: Whether they are held-out images of the newest task: see [`Classifier.held_out_scores`].
+        """
+
+        def scores_of(classifier: Classifier, features: Tensor) -> Tensor:
+            return (classifier.held_out_scores if held_out else classifier)(features, num_classes)
+
+        assert self.classifier is not None
+        scores = scores_of(self.classifier, features[:, 0])
+        if self.kd_classifier is not None and self.kd_branch is not None:
+            scores = torch.lerp(scores, scores_of(self.kd_classifier, features[:, 1]), self.kd_branch.kd_weight)
+        return scores
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of class ids (B,) over all classes seen or, in training, over those of the task."""

@@ -5,7 +5,7 @@ Nothing heavy is imported, so that `--help` takes no time.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal
 
 from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
@@ -24,6 +24,7 @@ class Role:
         is_path: Whether it is the path of a file or folder, and nothing else.
         planned: Whether a comparison sets it for each of its runs.
         in_label: Whether the label of an experiment shows it in words of its own.
+        of_ranpac: Whether it means nothing with another classifier than RanPAC.
     """
 
     affects: Literal["result", "rounding", "files", "nothing"] = "result"
@@ -31,6 +32,7 @@ class Role:
     is_path: bool = False
     planned: bool = False
     in_label: bool = False
+    of_ranpac: bool = False
 
 
 def _argument(default: Any, help: str, **more: Any) -> Any:
@@ -168,7 +170,25 @@ class ModelArguments:
         aliases=("head",),
         in_label=True,
     )
-    ranpac_width: int = _argument(2000, "RanPAC: number of random features", min=1)
+    ranpac_width: int = _argument(
+        2000,
+        "RanPAC: number of random features; 5000 is better and takes six times the memory",
+        min=1,
+        of_ranpac=True,
+    )
+    ranpac_ridge: Literal["accuracy", "error"] = _argument(
+        "accuracy",
+        "RanPAC: what the ridge is chosen by: right predictions of the training images held out so far, or the "
+        "squared error on those of the newest task (the paper's rule)",
+        before="error",
+        of_ranpac=True,
+    )
+    ranpac_layers: int = _argument(
+        1, "RanPAC: number of last blocks whose class tokens it reads", min=1, of_ranpac=True
+    )
+    ranpac_patch_means: bool = _argument(
+        False, "RanPAC: whether it also reads the means of these blocks' patch tokens", of_ranpac=True
+    )
     pool_size: int | None = _argument(
         None, "Number of prompts or components in the pool", unset="the prompt method's", min=1
     )
@@ -390,6 +410,18 @@ _PRESENT_NAMES = {
 def with_present_names(record: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a run has recorded, under the names that they have now."""
     return {_PRESENT_NAMES.get(name, name): value for name, value in record.items()}
+
+
+def recorded_defaults() -> dict[str, Any]:
+    """The values that arguments had in a run whose record is older than they are."""
+    defaults = {name: value for argument_class in RUN for name, value in vars(argument_class()).items()}
+    before = {f.name: f.metadata["before"] for f in _run_fields() if f.metadata["before"] is not MISSING}
+    return defaults | before
+
+
+def unused(arguments: Mapping[str, Any]) -> frozenset[str]:
+    """Arguments of a classifier that a run with these arguments does not have."""
+    return frozenset() if arguments.get("classifier") == "ranpac" else _names(lambda role: role.of_ranpac)
 
 
 def record_of_resumed(given: Mapping[str, Any]) -> str | None:

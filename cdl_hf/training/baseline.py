@@ -18,6 +18,8 @@ from .classifier_fitting import head_features
 class FrozenRanPAC(nn.Module):
     """RanPAC (arXiv 2307.02251) on the class token of a model's frozen backbone, without its prompts.
 
+    It has the width and the ridge's rule of the model's configuration.
+
     Args:
         model: Its backbone is shared, not copied.
     """

@@ -12,7 +12,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..models.classifiers import Classifier
+from ..models.classifiers import Computed
+from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import atomic_folder, remove
 
 NUM_KEPT = 2
@@ -33,39 +34,41 @@ def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, T
         for name, value in module.state_dict().items()
         if not name.startswith(frozen or "\0")
     }
-    for name, classifier in _classifiers(module) if statistics else ():
-        state |= {f"{name}.{key}": value for key, value in classifier.statistics().items()}
+    for name, computed in _computed(module) if statistics else ():
+        state |= {f"{name}.{key}": value for key, value in computed.statistics().items()}
     return state
 
 
 def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Puts back what [`trained_state`] took, with statistics or without.
 
-    An objective of version 0.1.0 called its model `student`.
+    An objective of version 0.1.0 called its model `student`, and its probabilities were not scaled.
 
     Raises:
         ValueError: The state is of another module.
     """
     state = {re.sub(r"^student\.", "model.", name): value for name, value in state.items()}
     statistics = {
-        name: {key: state[f"{name}.{key}"] for key in classifier.for_further_classes if f"{name}.{key}" in state}
-        for name, classifier in _classifiers(module)
+        name: {key: state[f"{name}.{key}"] for key in computed.for_further_classes if f"{name}.{key}" in state}
+        for name, computed in _computed(module)
     }
     beside = {f"{name}.{key}" for name, kept in statistics.items() for key in kept}
     state = {name: value for name, value in state.items() if name not in beside}
     expected = trained_state(module)
+    scales = {name: torch.ones(()) for name in expected if name.endswith(LOGIT_SCALE)}
+    state = scales | state
     differing = sorted(expected.keys() ^ state.keys()) or sorted(
         name for name in expected if expected[name].shape != state[name].shape
     )
     if differing:
         raise ValueError(f"the saved state is of another model: {', '.join(differing[:5])} do not fit")
     module.load_state_dict(state, strict=False)
-    for name, classifier in _classifiers(module):
-        classifier.load_statistics(statistics[name])
+    for name, computed in _computed(module):
+        computed.load_statistics(statistics[name])
 
 
-def _classifiers(module: nn.Module) -> list[tuple[str, Classifier]]:
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, Classifier)]
+def _computed(module: nn.Module) -> list[tuple[str, Computed]]:
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, Computed)]
 
 
 def checkpoint_name(task: int, stage: int, step: int) -> str:

@@ -19,7 +19,16 @@ from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..utils import versions
-from .arguments import RUN, affecting, found_content, names_of, not_of_the_run, with_present_names
+from .arguments import (
+    RUN,
+    affecting,
+    found_content,
+    names_of,
+    not_of_the_run,
+    recorded_defaults,
+    unused,
+    with_present_names,
+)
 from .checkpointing import load_newest_checkpoint
 from .run_folder import RunFolder
 from .task_checkpoints import TaskCheckpoints
@@ -88,13 +97,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
     """Differences between two fingerprints, in words, by the name of the entry.
 
     A fingerprint of an earlier version lacks some entries: its arguments had their defaults, and other entries that it
-    lacks are not compared. Arguments do not count where what they name was found to be the same.
+    lacks are not compared. Arguments do not count where what they name was found to be the same, nor those of a
+    classifier that neither has.
     """
     before = _with_defaults(before)
+    compared = (before.keys() & now.keys()) - (unused(before) & unused(now))
     return {
         name: _difference(name, before[name], now[name])
         for name in before
-        if name in now and before[name] != now[name] and not _is_found_again(name, before, now)
+        if name in compared and before[name] != now[name] and not _is_found_again(name, before, now)
     }
 
 
@@ -176,8 +187,8 @@ def _with_defaults(before: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("loss of the teacher", "loss of the student"):
         if before.get(name, [None])[0] == "Supervised":  # as version 0.1.0 called it
             before[name] = ["TrainingObjective", *before[name][1:]]
-    recorded = [argument_class() for argument_class in RUN if names_of(argument_class) & before.keys()]
-    return to_dict(recorded) | before
+    recorded = set().union(*(names for names in map(names_of, RUN) if names & before.keys()))
+    return {name: value for name, value in recorded_defaults().items() if name in recorded} | before
 
 
 def _is_found_again(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -19,13 +19,16 @@ from ..data import TaskStream
 from ..data.views import ordered_digest, unordered_digest
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
+from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify
 from .arguments import CDLConfig
 from .checkpointing import load_trained_state, trained_state
 from .output_cache import TeacherOutputCache
 
 Counts = list[tuple[int, int]]
-_CLASSIFIER = re.compile(r"(kd_)?classifier\.")
+_CLASSIFIER = re.compile(rf"(kd_)?classifier\.|{LOGIT_SCALE}$")
+# How the classifiers of runs were computed that did not record it.
+_EARLIER_HEAD = {"ranpac_ridge": "error", "ranpac_layers": 1, "ranpac_patch_means": False}
 # What two runs must have in common for a model of one to serve in the other.
 _STREAM = ("num_tasks", "classes_per_task", "class_names", "images")
 _SPLITS = ("train", "validation", "test")
@@ -175,7 +178,7 @@ class TaskCheckpointReplay:
                 f"the {role} of {run} was trained in other tasks: pass its --train_tasks, "
                 f"{theirs.get('train_tasks') or 'which is unset'}"
             )
-        self.reuses_predictions = theirs["head"] == metadata["head"]
+        self.reuses_predictions = _what_predicts(theirs["head"]) == _what_predicts(metadata["head"])
         if not self.reuses_predictions and theirs["head"]["aligned"]:
             raise ValueError(
                 f"the heads of the {role} of {run} are aligned, and no longer as they were trained: take a run "
@@ -183,7 +186,8 @@ class TaskCheckpointReplay:
             )
         if self.is_joint and not self.reuses_predictions:
             raise ValueError(
-                f"the {role} of {run} is a joint model and cannot be given another classifier: use its --classifier"
+                f"the {role} of {run} is a joint model and cannot be given another classifier: use its --classifier "
+                "and --ranpac_ridge"
             )
         try:
             checkpoints.load(0, model, classifier=self.reuses_predictions)
@@ -243,7 +247,7 @@ def describe(
         "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
         "head": {
             "head": model.config.head,
-            "ranpac_width": model.config.ranpac_width,
+            **{name: getattr(model.config, name) for name in ("ranpac_width", *_EARLIER_HEAD)},
             "aligned": args.classifier_alignment,
         },
         "images": [
@@ -263,6 +267,13 @@ def describe_stream(stream: TaskStream) -> dict[str, Any]:
     about = stream.describe()
     del about["source"]  # the data may lie elsewhere by then
     return _as_read({**about, "images": stream.digests(unordered_digest)})
+
+
+def _what_predicts(head: Mapping[str, Any]) -> dict[str, Any]:
+    """The `head` of [`describe`], now or in an earlier version, without what the head does not have."""
+    complete = {**_EARLIER_HEAD, **head}
+    is_used = {name: head["head"] == "ranpac" or not name.startswith("ranpac_") for name in complete}
+    return {name: value for name, value in complete.items() if is_used[name]}
 
 
 def _as_read(metadata: dict[str, Any]) -> dict[str, Any]:
