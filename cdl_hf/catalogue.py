@@ -267,6 +267,9 @@ DISTILLATION_METHODS: dict[str, Method] = {
     "dist": Method("DIST", "correlations of predictions within images and within classes", _DIST),
     "fitnets": Method("FitNets", "KD and hints from the features of the last block", _FITNETS, (_KD,)),
     "reviewkd": Method("ReviewKD", "KD and a review of the features of all blocks", _REVIEWKD, (_KD,)),
+    "features": Method(
+        "frozen features", "the teacher's frozen class token, matched through a linear map by cosine", _FITNETS
+    ),
     "deit": Method("DeiT token", "KD through a distillation token with its own head", _DEIT, (_KD,)),
     "kdp": Method("KDP", "KD through knowledge distillation prompts with their own head", _CDL, (_KD,)),
     "cdl_prompt": Method("CDL-Prompt", "KD through prompts mapped from the teacher's", _CDL, (_KD,)),

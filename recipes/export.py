@@ -3,8 +3,9 @@
     python recipes/export.py runs/my_run/student --output_dir exported
     python recipes/export.py runs/my_run/student --output_dir exported --int8 --dataset quickdraw100
 
-Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx for any batch size, compares their logits with the
-model's on batches of several sizes, and prints their size and speed on the CPU. Needs the extra [export].
+Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx for any batch size, and for LoRA the folder adapter in
+PEFT's format. Compares the logits of the files with the model's on batches of several sizes, and prints their size and
+speed on the CPU. Needs the extra [export].
 """
 
 import logging
@@ -61,6 +62,7 @@ def main() -> None:
     from cdl_hf.evaluation.predictions import predict
     from cdl_hf.evaluation.speed import latency
     from cdl_hf.hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program
+    from cdl_hf.hub.peft_adapter import save_adapter
     from cdl_hf.hub.saved_models import load_saved_model
     from cdl_hf.training.run_images import run_of, unseen_images
 
@@ -84,6 +86,8 @@ def main() -> None:
     except ValueError as error:
         cli_error(str(error))
 
+    if saved.model.config.prompt_method == "lora":
+        save_adapter(saved.model, folder / "adapter")
     program = export_program(saved)  # moves the model to the CPU, for the comparison
     save_program(program, saved, folder / "model.pt2")
     save_onnx(program, saved, folder / "model.onnx")

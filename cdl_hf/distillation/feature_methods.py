@@ -1,4 +1,4 @@
-"""Distillation methods that match the tokens of the transformer blocks as well as the logits."""
+"""Distillation methods that match the tokens of the transformer blocks, with the logits or without."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import PromptViTForImageClassification
+from ..models.prefix_attention import cls_features, final_norm
 from .logit_methods import KD
+from .objective import TrainingObjective
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,50 @@ class ReviewKD(FeatureKD):
             deeper, out = fusion(ours, deeper)
             losses.append(F.mse_loss(out.float(), theirs.float()))
         return self.weight * cast(Tensor, sum(losses)) / len(losses)
+
+
+class FrozenFeatures(TrainingObjective):
+    """The class token of the teacher's frozen backbone, matched through a linear map by cosine.
+
+    The target is the same in every task, as nothing of the teacher that is trained has a part in it. The loss is
+    1 - cos plus the prompt loss, and needs no labels: these only train the head, which reads detached features.
+
+    Args:
+        student: A model without a KD branch. Only weight updates and prompts move its features.
+        teacher: The model whose backbone is the target.
+
+    Raises:
+        ValueError: The student has a KD branch, or nothing that moves its features.
+    """
+
+    def __init__(self, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification):
+        super().__init__(student, teacher.eval())
+        if student.config.kd_branch != "none":
+            raise ValueError(
+                f"FrozenFeatures needs a student with kd_branch='none', this one has {student.config.kd_branch!r}"
+            )
+        if not list(student.prompt_pool.parameters()):
+            raise ValueError(
+                f"FrozenFeatures moves the student's features, and prompt_method={student.config.prompt_method!r} "
+                "trains nothing that could: take prompt_method='lora'"
+            )
+        self.target = (teacher.backbone,)  # in a tuple: not a child
+        self.projection = nn.Linear(student.backbone.embed_dim, teacher.backbone.embed_dim)
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        model = self.model
+        query = model.query(pixel_values) if query is None else query
+        output = model(pixel_values, query=query, output_hidden_states=True)
+        features = final_norm(model.backbone, output.hidden_states[-1][:, 0])
+        with torch.no_grad():
+            target = cls_features(self.target[0], pixel_values)
+        output.logits = model.head(features.detach(), model.config.seen_classes)
+        logits, terms = self._hard_loss(output, labels)
+        similarity = F.cosine_similarity(self.projection(features).float(), target.float(), dim=-1)
+        terms["feature_loss"] = (1 - similarity).mean()
+        return self._output(terms, logits, query)
 
 
 class Fusion(nn.Module):

@@ -1,7 +1,7 @@
 """Registry of the distillation methods by name."""
 
 from .branch_methods import KDP, CDLPrompt, DeiT
-from .feature_methods import FitNets, ReviewKD
+from .feature_methods import FitNets, FrozenFeatures, ReviewKD
 from .logit_methods import DIST, DKD, KD, StandardizedKD
 from .objective import TrainingObjective
 
@@ -13,6 +13,7 @@ METHODS: dict[str, type[TrainingObjective]] = {
     "dist": DIST,
     "fitnets": FitNets,
     "reviewkd": ReviewKD,
+    "features": FrozenFeatures,
     "deit": DeiT,
     "kdp": KDP,
     "cdl_prompt": CDLPrompt,

@@ -5,6 +5,7 @@ includes the query pass and the selection of prompts for each image. The file al
 `labels`, and the configuration of the image processor, `preprocessor_config`. Requires the extra `[export]`.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -36,9 +37,11 @@ def export_program(saved: SavedModel) -> ExportedProgram:
     """The model as one graph on the CPU, for batches of any size."""
     crop = saved.image_processor.crop_size
     images = torch.zeros(2, 3, crop["height"], crop["width"])
+    model = copy.deepcopy(saved.model.cpu()).eval()
+    model.prompt_pool.fold(model.backbone.blocks)
     with torch.no_grad():
         return torch.export.export(
-            _Logits(saved.model.cpu()).eval(),
+            _Logits(model).eval(),
             (images,),
             dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}},
         )

@@ -72,6 +72,9 @@ class PromptPool(nn.Module):
         """Updates of the weights of a block, by the names of [`linear_layers`]."""
         return NO_UPDATES
 
+    def fold(self, blocks: Iterable[nn.Module]) -> None:
+        """Writes the merged updates into the weights of the transformer's blocks for good, for an exported model."""
+
     def start_task(self, task_id: int) -> None:
         """Called before a task is trained."""
 
@@ -285,6 +288,14 @@ class LoRA(PromptPool):
                     )
             args = (self.rank, self.scale, self.num_tasks)
             self.updates[str(i)] = nn.ModuleDict({name: LowRankUpdate(layers[name], *args) for name in self.targets})
+
+    @torch.no_grad()
+    def fold(self, blocks: Iterable[nn.Module]) -> None:
+        for i, block in enumerate(blocks):
+            layers = linear_layers(cast(Block, block))
+            for name, update in self.updates_of(i).items():
+                layers[name].weight.copy_(update.folded(layers[name].weight))
+        self.blocks, self.updates = [], nn.ModuleDict()
 
     def init_weights(self) -> None:
         """Each update initializes its own."""

@@ -174,10 +174,9 @@ def build_models(
         if distillation == "none" or is_given:
             objective = TrainingObjective(student, teacher)
         else:
-            options: dict[str, Any] = {
-                "kd_alpha": distillation_args.kd_alpha,
-                "temperature": distillation_args.temperature,
-            }
+            options: dict[str, Any] = {}
+            if issubclass(method_class, KD):
+                options = {"kd_alpha": distillation_args.kd_alpha, "temperature": distillation_args.temperature}
             objective = method_class(student, teacher, **options)
     else:
         assert teacher is not None

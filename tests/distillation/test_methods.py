@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from cdl_hf.distillation import METHODS
 from cdl_hf.distillation.feature_methods import Fusion, TokenGrid
 from cdl_hf.distillation.losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
+from cdl_hf.models.low_rank import LowRankUpdate
+from cdl_hf.models.prefix_attention import cls_features, final_norm
 
-DISTILLING = [name for name in METHODS if name != "none"]
+DISTILLING = [name for name in METHODS if name not in ("none", "features")]
 
 
 @pytest.mark.parametrize("name", DISTILLING)
@@ -155,7 +157,35 @@ def test_fusion_by_hand():
     assert Fusion(2, 3, deepest=True).gate is None
 
 
-@pytest.mark.parametrize("name", ["fitnets", "reviewkd"])
+def test_frozen_features_by_hand():
+    """1 - cos of the projected token and the frozen backbone's, whatever the teacher learned; labels move nothing."""
+    teacher, method = tiny_pair("lora", "features", tasks=2)
+    student, x, labels = method.model.train(), images(), labels_for(method.model)
+    for update in (module for module in student.modules() if isinstance(module, LowRankUpdate)):
+        nn.init.normal_(update.up, std=0.1)
+    output = method(x, labels)
+    token = final_norm(student.backbone, student(x, output_hidden_states=True).hidden_states[-1][:, 0])
+    frozen = cls_features(teacher.backbone, x)
+    cosine = F.cosine_similarity(method.projection(token), frozen, dim=1)
+    assert torch.allclose(output["feature_loss"], (1 - cosine).mean(), atol=1e-6)
+    for module in teacher.prompt_pool.modules():
+        if isinstance(module, LowRankUpdate):
+            nn.init.normal_(module.merged_up)
+    assert torch.equal(method(x, labels)["feature_loss"], output["feature_loss"])
+    moved = [parameter for parameter in student.prompt_pool.parameters() if parameter.requires_grad]
+    of_labels = torch.autograd.grad(output["cross_entropy"], moved, allow_unused=True, retain_graph=True)
+    assert not any(gradient is not None and gradient.any() for gradient in of_labels)
+    assert all(gradient.any() for gradient in torch.autograd.grad(output["feature_loss"], moved))
+
+
+def test_frozen_features_need_something_to_move():
+    with pytest.raises(ValueError, match="prompt_method='none' trains nothing that could: take prompt_method='lora'"):
+        METHODS["features"](tiny_model("none"), tiny_model("none"))
+    with pytest.raises(ValueError, match="needs a student with kd_branch='none', this one has 'kdp'"):
+        METHODS["features"](tiny_model("lora", "kdp"), tiny_model("none"))
+
+
+@pytest.mark.parametrize("name", ["fitnets", "reviewkd", "features"])
 @pytest.mark.parametrize(
     "teacher",
     [

@@ -162,3 +162,12 @@ def test_targets_and_blocks():
     ]:
         with pytest.raises(ValueError, match=message):
             tiny_model("lora", **fields)
+
+
+@torch.no_grad()
+def test_what_is_folded_for_good_predicts_the_same():
+    model, x = trained(tiny_model("lora", tasks=0)), images()
+    logits, frozen = model(x).logits, model.backbone.blocks[0].attn.qkv.weight.clone()
+    model.prompt_pool.fold(model.backbone.blocks)
+    assert not updates(model) and not torch.equal(model.backbone.blocks[0].attn.qkv.weight, frozen)
+    assert torch.allclose(model(x).logits, logits, atol=1e-6)
