@@ -1,0 +1,302 @@
+"""Checks of correctness, speed and memory on a GPU, each a function of a [`Workbench`] that returns its figures."""
+
+import itertools
+import statistics
+import subprocess
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .. import catalogue
+from ..cli import parse
+from ..data import TaskImages, train_transform
+from ..models import PromptViTConfig
+from ..models.classifiers import RanPAC
+from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
+from ..training.dry_run import FakeSteps
+from ..training.stage import Stage, StageSettings
+from .machine import flops_of, peak_growth
+from .pairs import MeasuredPair, build_pair
+from .steps import Step, Steps
+
+PEAK = 989e12  # dense bf16 operations a second of an H100, by its data sheet
+FLAGGED = ("flash", "fmha", "sdpa", "softmax", "cudnn", "mem_eff")  # parts of the names of attention kernels
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What the checks run on, and how large.
+
+    Args:
+        device: The GPU; in a rehearsal the CPU.
+        teacher, student: Backbones with random weights, by their timm names.
+        batch_sizes: Images of a step; the first is the one at which memory and compiled blocks are measured.
+        repeats: Timed steps, of which the median is told.
+        ranpac_widths: Numbers of random features.
+    """
+
+    device: torch.device
+    teacher: str = "vit_base_patch16_224"
+    student: str = "vit_small_patch16_224"
+    batch_sizes: tuple[int, ...] = (128, 16)
+    repeats: int = 20
+    ranpac_widths: tuple[int, ...] = (2000, 10000)
+
+    def pair(self, prompt_method: str = "coda_prompt", distillation: str = "kdp", small: bool = False) -> MeasuredPair:
+        """Teacher and student on the device, with the first task begun; `small` for the two smaller ViTs."""
+        teacher, student = (self.student, self.student) if small else (self.teacher, self.student)
+        given = ["--teacher", teacher, "--student", student, "--prompt_method", prompt_method]
+        arguments = parse(
+            (StreamArguments, ModelArguments, DistillationArguments, CDLConfig),
+            [*given, "--distillation", distillation],
+        )
+        return build_pair(tuple(arguments), self.device)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def milliseconds(self, step: Callable[[], object]) -> float:
+        """Median time of a step, after three others; on a GPU between events in its queue."""
+        for _ in range(3):
+            step()
+        times = []
+        for _ in range(self.repeats):
+            if self.device.type == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                step()
+                end.record()
+                torch.cuda.synchronize(self.device)
+                times.append(start.elapsed_time(end))
+            else:
+                began = time.perf_counter()
+                step()
+                times.append(1000 * (time.perf_counter() - began))
+        return statistics.median(times)
+
+
+def machine(bench: Workbench) -> dict[str, Any]:
+    """Device, driver, versions, and the rates of a large matrix product and of a copy."""
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if bench.device.type != "cuda":
+        return {"device": str(bench.device), **versions}
+    query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    a, b = (torch.randn(8192, 8192, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randn(2**30, device=bench.device)
+    target = torch.empty_like(source)
+    return {
+        "device": torch.cuda.get_device_name(bench.device),
+        "capability": torch.cuda.get_device_capability(bench.device),
+        "driver": driver,
+        **versions,
+        "bf16_tflops": 2 * 8192**3 / bench.milliseconds(lambda: a @ b) / 1e9,
+        "copy_tb_per_second": 2 * source.nbytes / bench.milliseconds(lambda: target.copy_(source)) / 1e9,
+    }
+
+
+def precision(bench: Workbench) -> dict[str, Any]:
+    """Every method once in bf16 and fp16: cosine of its gradients with those of float32, and its loss."""
+    figures: dict[str, Any] = {}
+    for prompts, method in itertools.product(catalogue.PROMPT_METHODS, catalogue.DISTILLATION_METHODS):
+        if prompts == "none" or (prompts, method) == ("apt", "cdl_prompt"):
+            continue
+        pair = bench.pair(prompts, method, small=True)
+        batch = pair.random_batch(8, bench.device)
+        objective = pair.objective.train()
+        gradients, losses = [], []
+        for dtype in (None, torch.bfloat16, torch.float16):
+            torch.manual_seed(0)
+            objective.zero_grad()
+            with torch.autocast(bench.device.type, dtype=dtype, enabled=dtype is not None):
+                loss = objective(**batch)["loss"]
+            (loss * (1024 if dtype == torch.float16 else 1)).backward()  # as a gradient scaler would
+            found = [p.grad.float().flatten() for p in objective.parameters() if p.grad is not None]
+            gradients.append(torch.cat(found))
+            losses.append(loss.item())
+        figures[f"{prompts}, {method}"] = {
+            "losses": losses,
+            "bf16_cosine": _cosine(gradients[1], gradients[0]),
+            "fp16_cosine": _cosine(gradients[2], gradients[0]),
+        }
+    return {"lowest_bf16_cosine": min(each["bf16_cosine"] for each in figures.values()), "methods": figures}
+
+
+def waits(bench: Workbench) -> dict[str, Any]:
+    """Places where a training step waits for the device, and how often in five steps."""
+    figures: dict[str, Any] = {}
+    for role in ("teacher", "student"):
+        pair = bench.pair()
+        images = TaskImages(
+            pair.stream[0].train, pair.stream.label_to_class_id, train_transform(pair.image_processor), seed=0
+        )
+        settings = StageSettings(role, 1, 8, 1e-3, 0, seed=0)
+        accelerator = Accelerator(mixed_precision="bf16", cpu=bench.device.type == "cpu")
+        stage = Stage(accelerator, {role: pair.objectives[role]}, images, settings)
+        with warnings.catch_warnings(record=True) as caught, _sync_warnings(bench.device) as watch:
+            warnings.simplefilter("always")
+            for step in (step for epoch in stage for step in epoch):
+                if step == 2:
+                    watch(True)
+                if step == 7:
+                    watch(False)
+                    break
+        places = Counter(
+            f"{Path(each.filename).name}:{each.lineno}" for each in caught if "ynchron" in str(each.message)
+        )
+        figures[role] = {"in_five_steps": sum(places.values()), "places": dict(places.most_common())}
+    return figures
+
+
+def kernels(bench: Workbench) -> dict[str, Any]:
+    """Names of the attention kernels of a teacher step with each prompt method, in bf16 and float32."""
+    figures = {}
+    activity = torch.profiler.ProfilerActivity
+    for prompts in ("coda_prompt", "l2p", "dualprompt", "apt"):
+        pair = bench.pair(prompts)
+        batch = pair.random_batch(bench.batch_sizes[-1], bench.device)
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", None)):
+            step = _whole(Steps(pair, batch, dtype).ours["teacher step"])
+            step()
+            activities = [activity.CUDA, activity.CPU] if bench.device.type == "cuda" else [activity.CPU]
+            with torch.profiler.profile(activities=activities) as profiler:
+                step()
+                bench.synchronize()
+            kinds = {event.key for event in profiler.key_averages() if any(f in event.key.lower() for f in FLAGGED)}
+            figures[f"{prompts}, {name}"] = sorted(kinds)
+    return figures
+
+
+def steps(bench: Workbench) -> dict[str, Any]:
+    """Steps and evaluation of both models, ours and plain, in each precision and batch size."""
+    figures = {}
+    for size in bench.batch_sizes:
+        for name, dtype, tf32 in (("bf16", torch.bfloat16, True), ("tf32", None, True), ("fp32", None, False)):
+            with _tf32(tf32):
+                pair = bench.pair()
+                made = Steps(pair, pair.random_batch(size, bench.device), dtype)
+                for step_name, ours in made.ours.items():
+                    plain = made.plain.get(step_name)
+                    figures[f"{step_name}, batch {size}, {name}"] = _compared(bench, ours, plain, size)
+                del made, pair
+                if bench.device.type == "cuda":
+                    torch.cuda.empty_cache()
+    return figures
+
+
+def compiled(bench: Workbench) -> dict[str, Any]:
+    """The same in bf16 with compiled blocks, and the seconds that compiling takes."""
+    figures = {}
+    for size in bench.batch_sizes:
+        pair = bench.pair()
+        for model in (pair.teacher, pair.student):
+            for block in model.backbone.blocks:
+                block.compile()
+        made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
+        for name in ("teacher step", "student step, stored queries and teacher's logits"):
+            step, began = _whole(made.ours[name]), time.perf_counter()
+            step()
+            bench.synchronize()
+            seconds = time.perf_counter() - began
+            figures[f"{name}, batch {size}"] = {"first_step_seconds": seconds, "ms": bench.milliseconds(step)}
+    return figures
+
+
+def memory(bench: Workbench) -> dict[str, Any]:
+    """Peak memory of a training step as computed by `--dry_run` and as measured."""
+    size, figures = bench.batch_sizes[0], {}
+    for role in ("teacher", "student"):
+        pair = bench.pair()
+        batch = pair.random_batch(size, bench.device)
+        made = Steps(pair, batch, torch.bfloat16)
+        del made.plain_teacher, made.plain_student, made.plain
+        weights = sum(t.nbytes for module in (pair.teacher, pair.objective) for t in module.state_dict().values())
+        step = _whole(made.ours[f"{role} step"])
+        step()
+        measured = peak_growth(step, bench.device)
+        fake = FakeSteps(bench.pair().objectives, pair.image_size, bench.device, "bf16").training([role], size)
+        figures[role] = {
+            "computed_bytes": fake.peak_bytes,
+            "measured_growth_bytes": measured,
+            "weights_bytes": weights,
+        }
+    return figures
+
+
+def ranpac(bench: Workbench) -> dict[str, Any]:
+    """Seconds and peak memory of fitting RanPAC to 10,000 images with features of size 768."""
+    figures = {}
+    features, labels = torch.randn(10_000, 768, device=bench.device), torch.arange(10_000, device=bench.device) % 100
+    for width in bench.ranpac_widths:
+        classifier = RanPAC(PromptViTConfig(classes_per_task=[100], head="ranpac", ranpac_width=width), 768)
+        classifier.to(bench.device).init_weights()
+        began = time.perf_counter()
+        peak = peak_growth(partial(classifier.fit, features, labels), bench.device)
+        bench.synchronize()
+        figures[str(width)] = {"seconds": time.perf_counter() - began, "peak_bytes": peak}
+    return figures
+
+
+def _compared(bench: Workbench, ours: Step, plain: Step | None, size: int) -> dict[str, float | None]:
+    step = _whole(ours)
+    milliseconds = bench.milliseconds(step)
+    row = {
+        "ms": milliseconds,
+        "images_per_second": 1000 * size / milliseconds,
+        "share_of_peak": 1000 * flops_of(step) / milliseconds / PEAK,
+        "peak_growth_bytes": peak_growth(step, bench.device),
+    }
+    if plain is not None:
+        slow = bench.milliseconds(_whole(plain))
+        row |= {"plain_ms": slow, "gain": slow / milliseconds}
+        row["plain_peak_growth_bytes"] = peak_growth(_whole(plain), bench.device)
+    return row
+
+
+def _whole(step: Step) -> Callable[[], None]:
+    """The step without a clock between its parts, for which it would wait."""
+    return lambda: step(lambda part: None)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _sync_warnings(device: torch.device) -> Iterator[Callable[[bool], None]]:
+    """A switch for torch's warnings of calls that wait for the GPU; on a CPU it does nothing."""
+
+    def watch(on: bool) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn" if on else "default")
+
+    try:
+        yield watch
+    finally:
+        watch(False)
+
+
+CHECKS: dict[str, Callable[[Workbench], dict[str, Any]]] = {
+    check.__name__: check for check in (machine, precision, waits, kernels, steps, compiled, memory, ranpac)
+}

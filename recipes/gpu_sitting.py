@@ -1,0 +1,395 @@
+"""Everything that only a GPU can show, in a sitting of minutes: checks of the package, and pre-training of a pair.
+
+    python recipes/gpu_sitting.py --output_dir runs/sitting --only checks --time_limit 400
+    python recipes/gpu_sitting.py --output_dir runs/pair --only pretrain --dataset my_photographs --time_limit 300
+    python recipes/gpu_sitting.py --output_dir /tmp/rehearsal --rehearse    # the same with tiny sizes on a CPU
+
+Checks of correctness run side by side, then those of speed one after the other; each runs in a process of its own, so
+that none ends or disturbs the others, and those that the time does not reach are left out. `sitting.json` and
+`sitting.txt` are written after each; `logs/` has what each has printed. Teacher and student of the pair are trained
+side by side: images of 32 px, 64 patches, 9.5 and 2.4 million parameters.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+# imported before the processes are forked, so that none needs seconds for it
+import cdl_hf.training.trainer  # noqa: F401
+from cdl_hf.benchmark.gpu_checks import CHECKS, Workbench
+from cdl_hf.cli import argument, cli_error, parse, to_dict
+from cdl_hf.utils import num_cores, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+# Name -> seconds that it may take
+TOGETHER = {"machine": 60, "figures": 150, "precision": 120, "runs": 120, "waits": 90, "kernels": 120}
+TOGETHER |= {"distributed": 150, "out_of_memory": 120, "gpu_tests": 150}
+IN_TURN = {"steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
+NETWORKS = {
+    "teacher": {"img_size": 32, "patch_size": 4, "embed_dim": 256, "depth": 12, "num_heads": 4},
+    "student": {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 12, "num_heads": 2},
+}
+RECIPE = "--images photographs --model vit_tiny_patch16_224 --batch_size 1024 --learning_rate 2e-3 --mixing 0.8 "
+RECIPE += "--drop_path 0.1 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 10"
+SAVING = 15  # seconds that a pre-training needs after its last step
+
+
+@dataclass
+class SittingArguments:
+    """The sitting."""
+
+    output_dir: str = argument("New folder for figures, logs and backbones")
+    only: list[str] = argument("checks, pretrain, or names of single checks", ["checks", "pretrain"])
+    dataset: str | None = argument("Photographs to pre-train on", None)
+    time_limit: float = argument("Seconds after which the sitting has ended", 840, min=10)
+    rehearse: bool = argument("Tiny sizes on a CPU, to see that all of it runs", False)
+
+
+@dataclass
+class Outcome:
+    """What came of a check: `state` is running, done, failed, late or left out."""
+
+    state: str
+    seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Sitting:
+    """Runs checks in processes of their own until the time is over, and keeps what they find.
+
+    Args:
+        output: Folder for the figures and logs.
+        deadline: `time.monotonic()` at which it ends.
+        about: Written into `sitting.json` beside the outcomes.
+    """
+
+    def __init__(self, output: Path, deadline: float, about: dict[str, Any]):
+        self.output, self.deadline, self.about = output, deadline, about
+        self.outcomes: dict[str, Outcome] = {}
+        (output / "logs").mkdir(parents=True)
+
+    def run(self, checks: dict[str, tuple[Callable[[], dict], float]]) -> None:
+        """Runs checks side by side: name -> function without arguments, and seconds that it may take."""
+        context = multiprocessing.get_context("fork")
+        running: dict[Connection, tuple[str, Any, float, float]] = {}
+        for name, (check, seconds) in checks.items():
+            left = self.deadline - time.monotonic()
+            if left < 5:
+                self.outcomes[name] = Outcome("left out", reason="no time")
+                continue
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_in_own_process, args=(check, theirs, self._log(name)))
+            began = time.monotonic()
+            process.start()
+            theirs.close()
+            running[ours] = name, process, began, began + min(seconds, left)
+            self.outcomes[name] = Outcome("running")
+        while running:
+            ready = wait(list(running), timeout=0.5)
+            for pipe, (name, process, began, end) in list(running.items()):
+                if pipe not in ready and time.monotonic() < end:
+                    continue
+                self.outcomes[name] = self._outcome(name, pipe if pipe in ready else None)
+                self.outcomes[name].seconds = round(time.monotonic() - began, 1)
+                _kill_group(process.pid)
+                process.join()
+                del running[pipe]
+                self.write()
+        self.write()
+
+    def write(self) -> None:
+        """Writes `sitting.json` and `sitting.txt`."""
+        checks = {name: vars(outcome) for name, outcome in self.outcomes.items()}
+        write_json(self.output / "sitting.json", {**self.about, "checks": checks})
+        lines = []
+        for name, outcome in self.outcomes.items():
+            lines.append(f"{name}: {outcome.state}, {outcome.seconds} s {outcome.reason}".rstrip())
+            lines += [f"    {key}: {value}" for key, value in _flat(outcome.figures)]
+        (self.output / "sitting.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _log(self, name: str) -> Path:
+        return self.output / "logs" / f"{name}.log"
+
+    def _outcome(self, name: str, pipe: Connection | None) -> Outcome:
+        if pipe is None:
+            return Outcome("late", reason=_last_line(self._log(name)))
+        try:
+            return Outcome("done", figures=pipe.recv())
+        except EOFError:  # it has ended without figures
+            return Outcome("failed", reason=_last_line(self._log(name)))
+
+
+def _in_own_process(check: Callable[[], dict], pipe: Connection, log: Path) -> None:
+    """Runs a check in a process group of its own; what it prints, its traceback too, goes to the log."""
+    os.setpgid(0, 0)
+    with log.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    pipe.send(check())
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # all have ended
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}; ")
+        else:
+            yield f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Scripts:
+    """Checks that start scripts of this repository.
+
+    Args:
+        bench: The device.
+        folder: For what they write.
+    """
+
+    def __init__(self, bench: Workbench, folder: Path, rehearse: bool):
+        self.bench, self.folder, self.rehearse = bench, folder, rehearse
+        of_class, epochs = ("2", "1") if rehearse else ("20", "2")
+        self.small = ["--num_tasks", "2", "--max_samples_per_class", of_class, "--num_train_epochs", epochs]
+        self.small += ["--save_steps", "5"]
+        self.small += ["--teacher", bench.teacher, "--student", bench.student] if rehearse else []
+        self.environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} if rehearse else {}
+
+    def start(self, command: list[str], **environment: str) -> subprocess.Popen:
+        known = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        print(shlex.join(command), environment, flush=True)
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, env={**known, **self.environment, **environment})
+
+    def train(self, name: str, *more: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+        command = [*launcher, "recipes/train.py", *self.small, *more, "--output_dir", str(self.folder / name)]
+        return self.start(command, **environment)
+
+    def figures(self) -> dict[str, Any]:
+        """The reference figures of the authors' code: how many cases pass, and their largest deviations."""
+        report = self.folder / "figures.xml"
+        cases = ["-k", "coda_prompt-kdp", "-n", "0"] if self.rehearse else ["-n", str(min(num_cores() // 2, 8))]
+        command = ["-m", "pytest", "-q", "-m", "", "tests/test_reference_figures.py", "--junitxml", str(report)]
+        self.start([*command, *cases], CDL_HF_DEVICE=str(self.bench.device)).wait()
+        return _pytest_report(report)
+
+    def gpu_tests(self) -> dict[str, Any]:
+        """The tests that need a GPU."""
+        report = self.folder / "gpu_tests.xml"
+        self.start(["-m", "pytest", "-q", "-m", "gpu", "-n", "2", "--junitxml", str(report)]).wait()
+        return _pytest_report(report)
+
+    def runs(self) -> dict[str, Any]:
+        """The same small run on CPU and GPU in each precision: losses, accuracies, and whether it repeats itself."""
+        kinds = {"cpu": "no", "fp32": "no", "bf16": "bf16", "bf16 again": "bf16", "fp16": "fp16"}
+        if self.rehearse:
+            kinds = {"cpu": "no", "bf16": "bf16", "bf16 again": "bf16"}
+        started = {}
+        for kind, precision in kinds.items():
+            cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "4"} if kind == "cpu" else {}
+            started[kind] = self.train(kind, ACCELERATE_MIXED_PRECISION=precision, **cpu)
+        figures = {kind: {"code": process.wait()} for kind, process in started.items()}
+        for kind in (kind for kind, found in figures.items() if found["code"] == 0):
+            figures[kind] |= _result(self.folder / kind)
+        one, two = (load_file(self.folder / kind / "student" / "model.safetensors") for kind in ("bf16", "bf16 again"))
+        difference = max((one[name].float() - two[name].float()).abs().max().item() for name in one)
+        return {**figures, "largest difference of weights, bf16 again": difference}
+
+    def distributed(self) -> dict[str, Any]:
+        """One process as of several (NCCL, FSDP2): exit codes; SIGTERM ends a run with 75, and it is resumed."""
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+        started = {
+            name: self.train(name, *more, launcher=launcher, **environment)
+            for name, more, environment in (
+                ("linear", ["--classifier_alignment"], {}),
+                ("ranpac", ["--classifier", "ranpac"], {}),
+                ("fsdp", [], {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+            )
+        }
+        stopped = self.train("stopped", "--num_train_epochs", "8")
+        while stopped.poll() is None and not list((self.folder / "stopped" / "checkpoints").glob("[!.]*")):
+            time.sleep(0.1)
+        stopped.terminate()
+        codes = {name: process.wait() for name, process in {**started, "stopped": stopped}.items()}
+        resumed = self.start(
+            ["recipes/train.py", "--output_dir", str(self.folder / "stopped"), "--resume_from_checkpoint"]
+        )
+        return {"exit codes": {**codes, "resumed": resumed.wait()}}
+
+    def out_of_memory(self) -> dict[str, Any]:
+        """Too large a batch in a hundredth of the GPU's memory: the message, and --auto_find_batch_size."""
+        if self.bench.device.type != "cuda":
+            return {"left out": "needs a GPU"}
+        limit = "import runpy, sys, torch; torch.cuda.set_per_process_memory_fraction(0.01); sys.argv = sys.argv[1:]; "
+        limit += "sys.path.insert(0, 'recipes'); runpy.run_path(sys.argv[0], run_name='__main__')"
+        figures = {}
+        for name, more in (("plain", []), ("found", ["--auto_find_batch_size"])):
+            output = str(self.folder / name)
+            call = [
+                "-c",
+                limit,
+                "recipes/train.py",
+                *self.small,
+                "--batch_size",
+                "1024",
+                "--output_dir",
+                output,
+                *more,
+            ]
+            done = subprocess.run([sys.executable, *call], cwd=ROOT, capture_output=True, text=True)
+            figures[name] = {"code": done.returncode, "message": done.stderr.strip().splitlines()[-1][:300]}
+        return figures
+
+    def end_to_end(self) -> dict[str, Any]:
+        """Images a second of a run with worker processes, from its second epoch."""
+        folders = [self.bench.teacher, self.bench.student]
+        if not self.rehearse:
+            folders = [save_random(self.folder / name, name) for name in folders]
+        of_class = "2" if self.rehearse else "80"
+        more = [
+            "--teacher",
+            folders[0],
+            "--student",
+            folders[1],
+            "--num_tasks",
+            "1",
+            "--max_samples_per_class",
+            of_class,
+        ]
+        more += ["--batch_size", str(self.bench.batch_sizes[0])]
+        workers = "0" if self.rehearse else str(num_cores() - 1)
+        code = self.train("run", *more, "--dataloader_num_workers", workers, ACCELERATE_MIXED_PRECISION="bf16").wait()
+        return {"code": code, **(_result(self.folder / "run") if code == 0 else {})}
+
+
+def save_random(folder: Path, name: str, **args: int) -> str:
+    """Saves a timm network with random weights, which train.py takes; its folder."""
+    network = timm.create_model(name, num_classes=0, **args)
+    save_for_hf(network, folder, model_config={"architecture": name}, safe_serialization=True)
+    return str(folder)
+
+
+def _result(run: Path) -> dict[str, Any]:
+    """Accuracies of a finished run, and losses and seconds of its epochs, by role."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    figures: dict[str, Any] = {}
+    for role in ("teacher", "student"):
+        epochs = [line for line in lines if line["event"] == "epoch" and role in line.values()]
+        figures[role] = {
+            "average_accuracy": results[role]["average_accuracy"],
+            "losses": [line["loss"] for line in epochs],
+            "seconds": [line["seconds"] for line in epochs],
+        }
+    return figures
+
+
+def _pytest_report(file: Path) -> dict[str, Any]:
+    """Counts, names of the failed tests, and the largest value of each property that tests have recorded."""
+    root = xml.etree.ElementTree.parse(file).getroot()
+    suite = root if root.tag == "testsuite" else root[0]
+    figures: dict[str, Any] = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+    figures["failed"] = [
+        f"{case.get('name')}: {(problem.get('message') or '')[:300]}"
+        for case in suite.iter("testcase")
+        for problem in (*case.findall("failure"), *case.findall("error"))
+    ]
+    for entry in suite.iter("property"):
+        name, value = entry.get("name", ""), float(entry.get("value", "nan"))
+        figures[name] = max(figures.get(name, value), value)
+    return figures
+
+
+def pretrain(name: str, dataset: str, output: Path, deadline: float, scripts: Scripts) -> dict[str, Any]:
+    """Pre-trains a network of the pair until the deadline; without compiling if that fails."""
+    network = NETWORKS[name] | ({"depth": 2, "embed_dim": 32} if scripts.rehearse else {})
+    recipe = re.sub("(?<=batch_size )[0-9]+", "8", RECIPE) if scripts.rehearse else RECIPE
+    command = ["recipes/pretrain.py", "--dataset", dataset, *recipe.split(), "--model_args", json.dumps(network)]
+    command += ["--dataloader_num_workers", "0" if scripts.rehearse else str(num_cores() // 2 - 1)]
+    for number, more in enumerate([[], ["--torch_compile"]][:: 1 if scripts.rehearse else -1]):
+        folder = output / (name if number == 0 else f"{name}_again")
+        left = deadline - SAVING - time.monotonic()
+        limit = ["--time_limit", f"{left:.0f}", "--output_dir", str(folder)]
+        if scripts.start([*command, *more, *limit], ACCELERATE_MIXED_PRECISION="bf16").wait() == 0:
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            return {"folder": folder.name, **{key: results[key] for key in ("test_accuracy", "epochs", "seconds")}}
+    raise RuntimeError("both attempts failed")
+
+
+def main() -> None:
+    (args,) = parsed = parse((SittingArguments,), description=__doc__)
+    began = time.monotonic()
+    output = Path(args.output_dir).resolve()
+    if output.exists() and any(output.iterdir()):
+        cli_error(f"output_dir {output} is not empty: give another one")
+    known = TOGETHER | IN_TURN
+    if unknown := set(args.only) - {"checks", "pretrain"} - known.keys():
+        cli_error(f"only: {', '.join(sorted(unknown))} is none of checks, pretrain, {', '.join(known)}")
+    if "pretrain" in args.only and args.dataset is None:
+        cli_error("dataset is needed to pretrain; --only checks needs none")
+
+    bench = Workbench(torch.device("cpu" if args.rehearse else "cuda"))
+    if args.rehearse:
+        tiny = {"img_size": 16, "patch_size": 8, "depth": 6, "num_heads": 2}
+        teacher, student = (
+            save_random(output / "work" / f"tiny_{name}", "vit_tiny_patch16_224", embed_dim=width, **tiny)
+            for name, width in (("teacher", 128), ("student", 112))
+        )
+        bench = Workbench(bench.device, teacher, student, batch_sizes=(4,), repeats=1, ranpac_widths=(20,))
+    about = {"arguments": to_dict(parsed), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+    sitting = Sitting(output, began + args.time_limit, about)
+
+    def check(name: str) -> Callable[[], dict]:
+        if name in CHECKS:
+            return lambda: CHECKS[name](bench)
+        folder = output / "work" / name
+        folder.mkdir(parents=True)
+        return getattr(Scripts(bench, folder, args.rehearse), name)
+
+    wanted = [name for name in known if "checks" in args.only or name in args.only]
+    patience = 10 if args.rehearse else 1
+    sitting.run({name: (check(name), patience * TOGETHER[name]) for name in wanted if name in TOGETHER})
+    first = sitting.outcomes.get("machine")
+    if first is not None and first.state != "done":
+        cli_error(f"the GPU cannot be used ({first.reason}); see {output / 'logs' / 'machine.log'}")
+    for name in wanted:
+        if name in IN_TURN:
+            sitting.run({name: (check(name), patience * IN_TURN[name])})
+    if "pretrain" in args.only:
+        scripts, deadline = Scripts(bench, output, args.rehearse), sitting.deadline - 2
+
+        def training(name: str) -> Callable[[], dict]:
+            return lambda: pretrain(name, args.dataset, output, deadline, scripts)
+
+        sitting.run({f"pretrain_{name}": (training(name), args.time_limit) for name in NETWORKS})
+    print((output / "sitting.txt").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

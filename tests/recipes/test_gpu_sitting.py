@@ -1,0 +1,100 @@
+"""recipes/gpu_sitting.py: no check ends the others; the checks themselves, as far as a CPU can run them."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_runs import load_recipe, run_recipe, save_backbone
+
+from cdl_hf.benchmark.gpu_checks import CHECKS, Workbench
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+
+
+@pytest.fixture
+def recipe():
+    return load_recipe("gpu_sitting")
+
+
+def fail():
+    raise ValueError("no such kernel")
+
+
+def hang():
+    os.fork()  # its process ends with it
+    time.sleep(60)
+
+
+def test_no_check_ends_the_others(recipe, tmp_path):
+    sitting = recipe.Sitting(tmp_path, time.monotonic() + 30, {"date": "today"})
+    began = time.monotonic()
+    sitting.run({"good": (lambda: {"a": {"b": 0.12345}}, 10), "bad": (fail, 10), "dead": (lambda: os._exit(3), 10)})
+    sitting.run({"late": (hang, 0.3)})
+    assert time.monotonic() - began < 10
+    sitting.deadline = time.monotonic() + 4
+    sitting.run({"last": (dict, 10)})
+    found = json.loads((tmp_path / "sitting.json").read_text())
+    assert found["date"] == "today"
+    assert {name: outcome["state"] for name, outcome in found["checks"].items()} == {
+        "good": "done",
+        "bad": "failed",
+        "dead": "failed",
+        "late": "late",
+        "last": "left out",
+    }
+    assert found["checks"]["bad"]["reason"] == "ValueError: no such kernel"
+    text = (tmp_path / "sitting.txt").read_text()
+    assert "    a; b: 0.1235\n" in text and "bad: failed" in text and "last: left out, 0.0 s no time" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--only", "checks", "memry"], "memry is none of checks, pretrain, machine"),
+        ([], "dataset is needed to pretrain"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit):
+        run_recipe("gpu_sitting", "--output_dir", tmp_path, *more)
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """As wide as CODA-Prompt's pool needs it."""
+    folder = tmp_path_factory.mktemp("wide")
+    teacher, student = (str(save_backbone(folder / str(width), width)) for width in (128, 112))
+    return Workbench(torch.device("cpu"), teacher, student, (2,), 1, (10,))
+
+
+@pytest.mark.parametrize("name", ["ranpac", "machine"])
+def test_checks(bench, name):
+    json.dumps(CHECKS[name](bench))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"ranpac", "machine"}))
+def test_longer_checks(bench, name, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: None)  # takes minutes
+    figures = CHECKS[name](replace(bench, batch_sizes=(2,)))
+    json.dumps(figures)
+    if name == "precision":
+        assert 0.99 < figures["lowest_bf16_cosine"] <= 1
+
+
+@pytest.mark.slow
+def test_a_rehearsal(drawings, tmp_path, capsys):
+    only = ["--only", "machine", "ranpac", "figures", "pretrain"]
+    run_recipe(
+        "gpu_sitting", "--rehearse", "--dataset", drawings, "--time_limit", "90", "--output_dir", tmp_path / "a", *only
+    )
+    checks = json.loads((tmp_path / "a" / "sitting.json").read_text())["checks"]
+    assert {name: check["state"] for name, check in checks.items()} == dict.fromkeys(checks, "done")
+    assert checks["figures"]["figures"]["tests"] == 1 and checks["figures"]["figures"]["logits and losses"] < 1e-4
+    for name in ("teacher", "student"):
+        assert (tmp_path / "a" / name / "backbone" / "model.safetensors").is_file()
