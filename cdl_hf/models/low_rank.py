@@ -1,6 +1,7 @@
 """Low-rank updates of a linear layer's weight: the current task's, and the merged ones of earlier tasks."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class LowRankUpdate(nn.Module):
         self.up = nn.Parameter(torch.empty(out_features, rank))
         self.register_buffer("merged_down", torch.empty(num_tasks, rank, in_features))
         self.register_buffer("merged_up", torch.empty(num_tasks, out_features, rank))
-        self._folded: tuple[list[tuple[Tensor, int]], Tensor] | None = None
+        self._folded: tuple[Tensor, Tensor, Tensor, int, Tensor] | None = None
 
     def init_weights(self) -> None:
         """Initializes the factors for a new stream, without any merged task."""
@@ -60,34 +61,38 @@ class LowRankUpdate(nn.Module):
         self.merged_up[task_id] = coefficient * self.scale * self.up
         self.up.zero_()
 
-    def forward(self, layer: nn.Linear, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    def forward(self, layer: nn.Linear, x: Tensor, rows: slice | None = None) -> Tensor:
         """Output of the layer with the updated weight.
 
         Args:
             x: (..., in)
-            rows: Outputs to compute.
+            rows: Outputs to compute; all if `None`.
 
         Returns:
             (..., number of rows)
         """
-        bias = None if layer.bias is None else layer.bias[rows]
-        output = F.linear(x, self.folded(layer.weight)[rows], bias)
+        weight: Tensor = self.folded(layer.weight)
+        bias: Tensor | None = layer.bias
+        if rows is not None:
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        output = F.linear(x, weight, bias)
         if self.training:
-            output = output + self.scale * F.linear(F.linear(x, self.down), self.up[rows])
+            up = self.up if rows is None else self.up[rows]
+            output = output + self.scale * F.linear(F.linear(x, self.down), up)
         return output
 
     def folded(self, weight: Tensor) -> Tensor:
         """The layer's weight (out, in) plus the merged updates; computed again only where one of them has changed."""
         if torch.compiler.is_compiling():
             return self._fold(weight)
-        sources = (weight, self.merged_down, self.merged_up)
-        if self._folded is not None:
-            versions, folded = self._folded
-            if all(new is old and new._version == seen for new, (old, seen) in zip(sources, versions, strict=True)):
-                return folded
+        buffers, kept = self._buffers, self._folded  # attributes of modules are slow: this runs for every layer
+        down, up = cast(Tensor, buffers["merged_down"]), cast(Tensor, buffers["merged_up"])
+        changes = weight._version + down._version + up._version  # none of them ever falls
+        if kept is not None and kept[0] is weight and kept[1] is down and kept[2] is up and kept[3] == changes:
+            return kept[4]
         with torch.inference_mode(False):  # an inference tensor could not be used in training
             folded = self._fold(weight)
-        self._folded = [(source, source._version) for source in sources], folded
+        self._folded = weight, down, up, changes, folded
         return folded
 
     @torch.no_grad()
