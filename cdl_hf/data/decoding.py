@@ -321,6 +321,8 @@ def decoding_problem(error: Exception) -> str:
     """Reason that an image cannot be read, from one of [`DECODING_ERRORS`]."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not an image, or in a format that is not supported"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return f"more pixels than the limit of {MAX_PIXELS:,}"
     if isinstance(error, UnreadableImageError):
         return str(error)
     return (error.strerror or str(error)) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

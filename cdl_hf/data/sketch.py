@@ -6,6 +6,7 @@ import PIL.Image
 from .decoding import as_rgb
 
 SIDE = 28
+INVERTED = "looks inverted: dark on light, but the model was trained on white lines on black"
 TOLERANCE = 2 / 255  # of the drawing's longer side, as Quick, Draw! simplified its strokes
 
 
@@ -39,7 +40,7 @@ def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
     Pixels that differ clearly from the brightness of the border are ink. Lines keep their width.
     """
     grey = np.asarray(as_rgb(image).convert("L"))
-    border = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    border = _border(grey)
     levels = np.arange(256.0)  # a table by level: floats for each pixel of a large image would take gigabytes
     ink_of = border - levels if border > 127 else levels - border
     inked = (ink_of > 0.25 * 255)[grey]
@@ -58,6 +59,19 @@ def as_drawing(image: PIL.Image.Image) -> PIL.Image.Image | None:
         ink[: part.height, : part.width] = np.asarray(part)
         ink = centre(ink) * 255 / ink.max()
     return PIL.Image.fromarray(np.rint(ink.clip(0, 255)).astype(np.uint8))
+
+
+def looks_inverted(image: PIL.Image.Image) -> bool:
+    """Whether the background of a drawing is light, unlike that of the bundled drawings.
+
+    Nothing is inverted without being asked for: a pipeline could not do the same.
+    """
+    return bool(_border(np.asarray(as_rgb(image).convert("L"))) > 127)
+
+
+def _border(grey: np.ndarray) -> float:
+    """Median brightness along the border of an image (H, W)."""
+    return float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
 
 
 def centre(drawing: np.ndarray) -> np.ndarray:

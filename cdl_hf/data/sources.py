@@ -44,6 +44,7 @@ class DatasetSpec:
         image_column, label_column: its columns, if their names or types do not tell.
         local: usual name of a local copy, if it is on the Hub.
         is_verified: whether all its images are known to be readable.
+        is_drawings: whether its images are white lines on black; see [`sketch`].
         license: license of the images and the attribution that their publishers ask for.
     """
 
@@ -52,6 +53,7 @@ class DatasetSpec:
     label_column: str | None = None
     local: str = ""
     is_verified: bool = False
+    is_drawings: bool = False
     license: str | None = None
 
     @property
@@ -67,6 +69,7 @@ DATASETS = {
     "quickdraw100": DatasetSpec(
         str(Path(__file__).parents[1] / "assets" / "quickdraw100"),
         is_verified=True,
+        is_drawings=True,
         license="drawings from [Quick, Draw!](https://github.com/googlecreativelab/quickdraw-dataset) by Google, "
         "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",
     ),

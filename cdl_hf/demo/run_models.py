@@ -1,0 +1,100 @@
+"""The models of a run, which predict as they did after any of its tasks."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from ..data import eval_transform
+from ..data.sources import dataset_spec
+from ..hub.saved_models import is_run, load_run
+from ..training.task_checkpoints import TaskCheckpoints
+
+TOP = 5
+ARGUMENTS = ("dataset", "prompt_method", "distillation")  # that the page needs
+
+Classes = list[tuple[str, float]]  # the most probable ones with their probabilities
+
+
+class RunModels:
+    """The models of a run, which predict as they did after any of its tasks.
+
+    Args:
+        run: Output folder of a finished run.
+
+    Attributes:
+        saved: The models with their image processors, by role.
+        args: Arguments of the run that the page shows.
+        num_tasks: Number of tasks of the run.
+        has_all_tasks: Whether it can go back to earlier tasks: a run of one task, a run with a jointly trained teacher
+            and a run without `states/` show only their end.
+        takes_drawings: Whether the models were trained on drawings.
+
+    Raises:
+        ValueError: The folder is not a finished run, or a model cannot be loaded.
+    """
+
+    def __init__(self, run: Path):
+        if not is_run(run):
+            raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
+        self.args = _arguments(run / "args.yaml")
+        self.saved = load_run(run)
+        longest = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)
+        self.class_names, self.classes_per_task = longest.class_names, longest.model.config.classes_per_task
+        self.transform = eval_transform(longest.image_processor)
+        self.num_tasks = longest.model.config.tasks_seen
+        self.takes_drawings = dataset_spec(self.args["dataset"]).is_drawings
+        self._states = {role: TaskCheckpoints(run, role) for role in self.saved}
+        tasks = range(self.num_tasks)
+        self.has_all_tasks = self.num_tasks > 1 and all(
+            states.path(task).is_file() for states in self._states.values() for task in tasks
+        )
+        self._lock, self._task = threading.Lock(), self.num_tasks - 1
+
+    def classes(self, task: int) -> list[str]:
+        """Names of the classes of a task."""
+        start = sum(self.classes_per_task[:task])
+        return self.class_names[start : start + self.classes_per_task[task]]
+
+    def num_seen(self, task: int) -> int:
+        """Number of classes seen after a task."""
+        return sum(self.classes_per_task[: task + 1])
+
+    def predict(self, pixels: Tensor, task: int) -> dict[str, Classes]:
+        """The most probable classes of an image for each model, as it was after `task`.
+
+        Args:
+            pixels: uint8 (3, H, W), as the transform makes them.
+
+        Raises:
+            ValueError: The checkpoint of the task is damaged or of another model.
+        """
+        names, top = self.class_names[: self.num_seen(task)], {}
+        with self._lock:  # one visitor at a time, because the models change with the task
+            self._go_to(task)
+            for role, saved in self.saved.items():
+                best = saved.logits(self.transform.normalize(pixels[None]))[0].softmax(0).topk(min(TOP, len(names)))
+                top[role] = list(zip([names[i] for i in best.indices.tolist()], best.values.tolist(), strict=True))
+        return top
+
+    def _go_to(self, task: int) -> None:
+        if task == self._task:
+            return
+        self._task = -1  # if only one of them can be loaded, both are loaded again the next time
+        for role, saved in self.saved.items():
+            self._states[role].load(task, saved.model)
+            saved.model.config.tasks_seen = task + 1
+        self._task = task
+
+
+def _arguments(path: Path) -> dict[str, str]:
+    try:
+        args: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: str(args[name]) for name in ARGUMENTS} | {
+            "classifier_alignment": str(args.get("classifier_alignment", False))
+        }
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged: {reason}, {type(error).__name__}") from error
