@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..escaping import markdown_name
-from .effects import effects_over_prompts, finding, grouped, listed, of_the_stream
+from .effects import contenders, effects_over_prompts, finding, grouped, listed, of_the_stream
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .statistics import MIN_RUNS, MeanStd, best_of
 
@@ -39,12 +39,12 @@ def what_was_compared(experiments: list[Experiment]) -> list[str]:
 def who_won(experiments: list[Experiment]) -> list[str]:
     """Sentences on the best student and on distillation, for each number of tasks of one benchmark."""
     sentences = []
-    lengths = grouped([e for e in experiments if not e.is_joint], lambda e: e.stream["num_tasks"])
+    streams = [e for e in experiments if not e.is_joint] or experiments
+    lengths = grouped(streams, lambda e: e.stream["num_tasks"])
     for num_tasks, members in lengths.items():
         where = f" of {num_tasks} tasks" if len(lengths) > 1 else ""
-        students = of_the_stream(members)
-        if students:
-            sentences.append(f"Best student{where}: {_best(students)}.")
+        role, best = contenders(members)
+        sentences.append(f"Best {role}{where}: {_best(best)}.")
         trained = [e for e in members if e.classifier == "linear" and e.prompt_method != "none"]
         effects = effects_over_prompts(trained)
         if effects:
@@ -150,6 +150,7 @@ def _runs(experiments: list[Experiment]) -> str:
     counts = sorted({len(e.results) for e in experiments})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     text = f"Runs: {len(names)}, {each} of each of {len(experiments)} models."
+    text = text if len(experiments) > 1 else f"Runs: {len(names)}."
     if len(orders) > 1:
         text += f" They have {len(orders)} class orders ({kind}, stream seeds {listed(orders)})"
         text += f" and {len(seeds)} seeds each." if len(seeds) > 1 else "."
@@ -163,14 +164,12 @@ def _runs(experiments: list[Experiment]) -> str:
     )
 
 
-def _best(students: list[Experiment]) -> str:
-    if len(students) == 1:
-        return f"{students[0].label}, A_N {MeanStd.of(students[0].accuracy)}%, and the only one"
-    names = {e.name: e for e in students}
-    best, others = best_of({e.name: e.accuracy for e in students})
+def _best(contenders: list[Experiment]) -> str:
+    names = {e.name: e for e in contenders}
+    best, others = best_of({e.name: e.accuracy for e in contenders})
     text = f"{names[best].label}, A_N {MeanStd.of(names[best].accuracy)}%"
     if not others:
-        return text
+        return f"{text}, and the only one" if len(names) == 1 else text
     nearest = min(others, key=lambda name: others[name].difference.mean)
     text += f"; next: {names[nearest].label}, at a distance of {others[nearest]}"
     if all(other.p_value is None for other in others.values()):
@@ -178,7 +177,7 @@ def _best(students: list[Experiment]) -> str:
     equal = sum(not other.is_significant for other in others.values())
     if not equal:
         return f"{text}; significantly better than each of the {len(others)} others"
-    return f"{text}; significantly better than {len(others) - equal} of the {len(others)} others"
+    return f"{text}; significantly better than {len(others) - equal or 'none'} of the {len(others)} others"
 
 
 def versions_table(experiments: Iterable[Experiment]) -> list[list[str]]:

@@ -83,6 +83,13 @@ def of_the_stream(experiments: Iterable[Experiment]) -> list[Experiment]:
     return [e for e in experiments if e.role == "student" and not e.is_joint and not e.has_joint_teacher]
 
 
+def contenders(experiments: list[Experiment]) -> tuple[str, list[Experiment]]:
+    """Role and experiments of which the best is named: students of a stream, else others, else teachers."""
+    students = [e for e in experiments if e.role == "student"]
+    best = of_the_stream(students) or students
+    return ("student", best) if best else ("teacher", experiments)
+
+
 def mean_accuracy(experiments: list[Experiment]) -> Scores:
     """Mean A_N of the experiments, for each class order and seed that all have."""
     units = set.intersection(*(set(e.accuracy) for e in experiments))

@@ -12,11 +12,11 @@ from .brief import how_to_read, mixture, versions_table, what_was_compared, who_
 from .effects import (
     Effects,
     best_student,
+    contenders,
     effects_by_prompts,
     effects_over_prompts,
     finding,
     grouped,
-    of_the_stream,
 )
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
@@ -24,10 +24,10 @@ from .statistics import MeanStd, best_of, compare
 
 Latencies = Mapping[tuple[str, str], dict[str, Any]]
 
-NUM_NEXT = 9  # students in the picture of those after the best
+NUM_NEXT = 9  # in the picture of those after the best
 OVERVIEW = (
-    "A_N in %, and below it the difference to the same backbone, frozen and without prompts. The last column is the "
-    "difference to the student alone, for each run the mean over the prompt methods in the row."
+    "A_N in %; below it the difference to the same backbone, frozen and without prompts, where there is one. "
+    "The last column is the difference to the student alone, for each run the mean over the prompt methods in the row."
 )
 CLASSIFIERS_TEXT = (
     "The prompts are those of the models with trained heads above. An aligned head is the trained head after "
@@ -53,7 +53,10 @@ def in_brief(chapters: list["BenchmarkChapter"]) -> list[str]:
     experiments = [e for chapter in chapters for e in chapter.experiments]
     runs = {name for e in experiments for name in e.runs.values()}
     sources = dict.fromkeys(chapter.benchmark.source for chapter in chapters)
-    parts = [f"# {markdown_name(', '.join(sources))}: report of {len(runs)} runs", "## In brief"]
+    parts = [
+        f"# {markdown_name(', '.join(sources))}: report of {len(runs)} run{'s' if len(runs) > 1 else ''}",
+        "## In brief",
+    ]
     for chapter in chapters:
         if len(chapters) > 1:
             parts.append(f"### In brief: {markdown_name(chapter.title)}")
@@ -114,19 +117,20 @@ class BenchmarkChapter:
     def pictures_in_brief(self) -> list[str]:
         """What distillation adds, or else how far the other students are from the best one."""
         pictures = []
-        for num_tasks in self._stream_lengths:
+        for num_tasks in self._stream_lengths or [1]:  # one task: joint training
             members, name = self._members(num_tasks), f"differences-{num_tasks}{self.suffix}.svg"
             trained = [e for e in members if e.classifier == "linear" and e.prompt_method != "none"]
             if effects := effects_over_prompts(trained):
                 prompts = {e.learner: self._coverage(e.learner, trained) for e in trained}
                 title = finding(effects, {e.learner: e.technique for e in trained})
                 pictures.append(self._picture(name, effects, prompts, title))
-            elif len(students := {e.label: e.accuracy for e in of_the_stream(members)}) > 1:
-                best, _ = best_of(students)
-                others = {label: (scores, students[best]) for label, scores in students.items() if label != best}
-                effects = dict(sorted(compare(others).items(), key=lambda item: -item[1].difference.mean)[:NUM_NEXT])
-                title = f"Best student: {best}; below it the next {len(effects)}"
-                pictures += [self._picture(name, effects, {}, title, "difference to the best student (points)")]
+                continue
+            role, others = contenders(members)
+            best, differences = best_of({e.label: e.accuracy for e in others})
+            ahead = sorted(differences.items(), key=lambda item: item[1].difference.mean)[:NUM_NEXT]
+            if ahead:
+                title = f"{best} is the best {role}; it is ahead of the next {len(ahead)} by"
+                pictures.append(self._picture(name, dict(ahead), {}, title, "points ahead"))
         return pictures
 
     @property
@@ -172,7 +176,7 @@ class BenchmarkChapter:
     def _limits(self) -> tuple[float, float]:
         """Axis of all pictures of differences to the student alone."""
         every: list[Effects] = []
-        for num_tasks in self._stream_lengths:
+        for num_tasks in self._stream_lengths or [1]:
             trained = [e for e in self._members(num_tasks) if e.classifier == "linear" and e.prompt_method != "none"]
             every += [effects_over_prompts(trained), *effects_by_prompts(trained, lambda e: e.accuracy).values()]
         return limits(every)
@@ -331,8 +335,8 @@ def overview(experiments: list[Experiment]) -> str:
 def limits(every: Iterable[Effects]) -> tuple[float, float]:
     """Ends of an axis on which all differences, their intervals and zero have room."""
     differences = [effect.difference for effects in every for effect in effects.values()]
-    reach = [(d.mean - (d.half_width or 0), d.mean + (d.half_width or 0)) for d in differences]
-    low, high = min(0.0, *(ends[0] for ends in reach)), max(0.0, *(ends[1] for ends in reach))
+    low = min([0.0, *(d.mean - (d.half_width or 0) for d in differences)])
+    high = max([0.0, *(d.mean + (d.half_width or 0) for d in differences)])
     margin = 0.06 * (high - low) or 1.0
     return low - margin, high + margin
 

@@ -66,8 +66,7 @@ def plot_accuracy_over_tasks(
         axes.plot(steps[: len(values)], values, line, color=color, marker=marker, markersize=5, linewidth=1.8)
         ends.append((steps[len(values) - 1], values[-1], name, color))
     margin = 0.03 * (steps[-1] - steps[0]) or 0.5
-    shown = [value for values in averages.values() for value in values]
-    axes.set_ylim(max(math.floor(min(shown) / 10 - 0.2) * 10, 0), min(math.ceil(max(shown) / 10 + 0.2) * 10, 101))
+    axes.set_ylim(0, 101)  # the same in the pictures of all runs
     axes.set_xlim(steps[0] - margin, steps[-1] + margin)
     axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))

@@ -155,7 +155,19 @@ def test_students_without_one_that_learns_alone_are_compared_with_the_best(repor
             student = ("--stages", "student", "--prompt_method", "l2p", "--distillation", distillation)
             write_run(tmp_path / "runs", f"l2p-{distillation}", seed, accuracy + seed, *student)
     report(tmp_path / "runs", "--output_dir", tmp_path / "report")
-    assert "![Best student: L2P, student, KD; below it the next 1](differences-10.svg)" in brief(tmp_path / "report")
+    text = brief(tmp_path / "report")
+    assert "Best student: L2P, student, KD, A_N 41.00 ± 1.00%; next: L2P, student, KDP, at a distance of +5.00" in text
+    assert "![L2P, student, KD is the best student; it is ahead of the next 1 by](differences-10.svg)" in text
+
+
+def test_teachers_alone_have_a_best_one_too(report, tmp_path):
+    for prompt_method, accuracy in (("l2p", 40), ("apt", 45)):
+        arguments = ("--stages", "teacher", "--prompt_method", prompt_method)
+        write_run(tmp_path / "runs", f"{prompt_method}-teacher", 0, accuracy, *arguments)
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")
+    text = brief(tmp_path / "report")
+    assert "Best teacher: APT, teacher, A_N 45.00%; next: L2P, teacher, at a distance of +5.00." in text
+    assert "![APT, teacher is the best teacher; it is ahead of the next 1 by](differences-10.svg)" in text
 
 
 def test_class_orders_are_runs_of_one_experiment(report, tmp_path):
