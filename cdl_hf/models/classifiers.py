@@ -10,41 +10,15 @@ needed to add classes are not part of a saved model: a run stores them in its ch
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .computed import Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .precision import in_full_precision
 from .readout import LAST, Readout
 from .ridge import NAMES, RIDGES, RidgeSums, held_out
-
-
-class Computed(nn.Module):
-    """Base class of what is computed from sums over images, without gradients."""
-
-    for_further_classes: tuple[str, ...] = ()  # names of the tensors that are needed only to add classes
-
-    @property
-    def num_values(self) -> int:
-        """Number of values that a prediction needs; they are not parameters."""
-        return sum(buffer.numel() for buffer in self.buffers())
-
-    @property
-    def num_statistics(self) -> int:
-        """Number of values that are kept only to add classes."""
-        return 0
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Tensors that are needed to add classes, on the CPU; empty before the first fit."""
-        return {}
-
-    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        """Restores the output of [`statistics`]; without it, no classes can be added."""
-
-    def init_weights(self) -> None:
-        """Forgets all images."""
-        raise NotImplementedError
 
 
 class Classifier(Computed):

@@ -20,7 +20,7 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
     "none": {"pool_size": None, "prompt_length": None, "prompt_blocks": None},
 }
 LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
-LORA_MERGING = ("average", "none")
+LORA_MERGING = ("average", "fisher", "none")
 KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
 HEADS = ("linear", "ncm", "ranpac")
 RIDGE_RULES = ("accuracy", "error")
@@ -95,7 +95,8 @@ class PromptViTConfig(PreTrainedConfig):
         lora_alpha (`float`, defaults to 8): Updates are multiplied by `lora_alpha / lora_rank`.
         lora_targets (`list[str]`, defaults to `["qkv", "proj", "fc1", "fc2"]`): Linear layers of a block to update.
         lora_merging (`str`, defaults to `"average"`):
-            What is merged after task t, counted from 1: 1/t of its update (`"average"`), or all of it (`"none"`).
+            What is merged after task t, counted from 1: 1/t of its update (`"average"`), the share that harms the
+            tasks so far least by their Fisher information (`"fisher"`), or all of it (`"none"`).
         head (`str`, defaults to `"linear"`):
             Classifier that predicts: the trained `"linear"` heads, or `"ncm"` or `"ranpac"`, which are computed from
             the features of all classes seen.

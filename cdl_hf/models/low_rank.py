@@ -1,6 +1,8 @@
 """Low-rank updates of a linear layer's weight: the current task's, and the merged ones of earlier tasks."""
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -8,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .computed import Computed
 from .precision import in_full_precision
 
 
-class LowRankUpdate(nn.Module):
+class LowRankUpdate(Computed):
     """LoRA (arXiv 2106.09685, section 4.1) of one linear layer of a frozen transformer, for a stream of tasks.
 
     In training the layer's weight is W + sum_t up_t down_t + scale * up down: the sum is over the merged tasks, and
@@ -27,8 +30,12 @@ class LowRankUpdate(nn.Module):
         down, up: (rank, in) and (out, rank), the trained factors.
         merged_down, merged_up: (num_tasks, rank, in) and (num_tasks, out, rank), those of the merged tasks, with all
             weights in `merged_up`; zero for tasks to come.
+        fisher: (out, in), diagonal of the current task's Fisher information, while it is measured and until the merge.
+        precision: (out, in), sum of those of the merged tasks; `None` where none was measured.
+        pull: (out, in), sum of each one times that task's trained change of the frozen weight.
     """
 
+    for_further_classes = ("fisher", "precision", "pull")
     merged_down: Tensor
     merged_up: Tensor
 
@@ -40,6 +47,10 @@ class LowRankUpdate(nn.Module):
         self.up = nn.Parameter(torch.empty(out_features, rank))
         self.register_buffer("merged_down", torch.empty(num_tasks, rank, in_features))
         self.register_buffer("merged_up", torch.empty(num_tasks, out_features, rank))
+        self.is_measuring = False
+        self.fisher: Tensor | None = None
+        self.precision: Tensor | None = None
+        self.pull: Tensor | None = None
         self._folded: tuple[Tensor, Tensor, Tensor, int, Tensor] | None = None
 
     def init_weights(self) -> None:
@@ -47,6 +58,16 @@ class LowRankUpdate(nn.Module):
         init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as peft does
         for tensor in (self.up, self.merged_down, self.merged_up):
             init.zeros_(tensor)
+        self.load_statistics({})
+
+    def statistics(self) -> dict[str, Tensor]:
+        """What a merge by Fisher information needs of the tasks so far, on the CPU."""
+        found = {name: getattr(self, name) for name in self.for_further_classes}
+        return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
+
+    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        for name in self.for_further_classes:
+            setattr(self, name, statistics[name].to(self.up.device) if name in statistics else None)
 
     @torch.no_grad()
     def start(self) -> None:
@@ -57,9 +78,38 @@ class LowRankUpdate(nn.Module):
     @torch.no_grad()
     def merge(self, task_id: int, coefficient: float) -> None:
         """Moves the trained update, times the coefficient, to those of the merged tasks."""
+        if self.fisher is not None:
+            change = self.fisher * (self._merged() + self._trained())
+            self.pull = change if self.pull is None else self.pull + change
+            self.precision = self.fisher if self.precision is None else self.precision + self.fisher
+            self.fisher = None
         self.merged_down[task_id] = self.down
         self.merged_up[task_id] = coefficient * self.scale * self.up
         self.up.zero_()
+
+    @torch.no_grad()
+    def merging_terms(self) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of the coefficient that adds least to the losses of all tasks; see [`LoRA`]."""
+        assert self.fisher is not None  # measured before the merge
+        trained = self._trained()
+        of_this_task = (self.fisher * trained.square()).sum()
+        if self.precision is None or self.pull is None:
+            return of_this_task, of_this_task
+        pull = (self.pull - self.precision * self._merged()) * trained
+        return of_this_task + pull.sum(), of_this_task + (self.precision * trained.square()).sum()
+
+    def _trained(self) -> Tensor:
+        return self.scale * self.up.float() @ self.down.float()
+
+    def _merged(self) -> Tensor:
+        return self.merged_up.float().transpose(0, 1).flatten(1) @ self.merged_down.float().flatten(0, 1)
+
+    @torch.no_grad()
+    def _add_fisher(self, x: Tensor, rows: slice, gradient: Tensor) -> None:
+        """Adds the squared gradient of each image's loss, from an input (B, n, in) and its output's gradient."""
+        assert self.fisher is not None
+        for inputs, outputs in zip(x.float().split(8), gradient.float().split(8), strict=True):  # dense for each image
+            self.fisher[rows] += torch.einsum("bno,bni->boi", outputs, inputs).square().sum(0)
 
     def forward(self, layer: nn.Linear, x: Tensor, rows: slice | None = None) -> Tensor:
         """Output of the layer with the updated weight.
@@ -79,6 +129,8 @@ class LowRankUpdate(nn.Module):
         if self.training:
             up = self.up if rows is None else self.up[rows]
             output = output + self.scale * F.linear(F.linear(x, self.down), up)
+            if self.is_measuring:
+                output.register_hook(partial(self._add_fisher, x.detach(), rows or slice(None)))
         return output
 
     def folded(self, weight: Tensor) -> Tensor:
@@ -98,5 +150,4 @@ class LowRankUpdate(nn.Module):
     @torch.no_grad()
     def _fold(self, weight: Tensor) -> Tensor:
         with in_full_precision(weight):
-            delta = self.merged_up.float().transpose(0, 1).flatten(1) @ self.merged_down.float().flatten(0, 1)
-            return (weight.float() + delta).to(weight.dtype)
+            return (weight.float() + self._merged()).to(weight.dtype)

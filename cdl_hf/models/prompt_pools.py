@@ -39,12 +39,14 @@ class PromptPool(nn.Module):
     Attributes:
         needs_query: Whether prompts are selected by the query of an image.
         head_class: Head that is trained with the prompts.
+        needs_fisher: Whether the Fisher information of each update is measured before `end_task`.
 
     Raises:
         ValueError: A prompted block does not exist in the transformer.
     """
 
     needs_query = True
+    needs_fisher = False
     head_class: type[LinearHead] = LinearHead
 
     def __init__(self, config: PromptViTConfig, embed_dim: int, query_dim: int, depth: int):
@@ -259,8 +261,13 @@ class APT(PromptPool):
 class LoRA(PromptPool):
     """Low-rank weight updates (LoRA, arXiv 2106.09685) in place of prompts, merged after each task; no query.
 
-    Task t, counted from 1, trains an update of the merged weights. With `lora_merging` "average", 1/t of it is merged,
-    so that the weights are the mean of those after each task (arXiv 2505.22389, section 4); with "none", all of it.
+    Task t, counted from 1, trains an update d_t of the merged weights. `lora_merging` sets the share of it that is
+    merged: with "none" all; with "average" 1/t, so that the weights are the mean of those after each task; with
+    "fisher" the one that adds least to the losses of all tasks so far (P&M, arXiv 2505.22389, without its
+    perturbation). There, the loss of task i around its trained weights w_i is taken as quadratic, with its diagonal
+    Fisher information F_i as the curvature. With w the merged weights before task t, the minimum of the sum is at
+
+        (d_t' F_t d_t + sum_{i<t} (w_i - w)' F_i d_t) / sum_{i<=t} d_t' F_i d_t,  between 0 and 1.
 
     Raises:
         ValueError: The transformer has no linear layer of a name in `lora_targets`.
@@ -272,7 +279,8 @@ class LoRA(PromptPool):
         super().__init__(config, embed_dim, query_dim, depth)
         self.rank, self.scale = config.lora_rank, config.lora_alpha / config.lora_rank
         self.targets, self.num_tasks = config.lora_targets, config.num_trained_tasks
-        self.averages = config.lora_merging == "average"
+        self.merging = config.lora_merging
+        self.needs_fisher = self.merging == "fisher"
         self.updates = nn.ModuleDict()
 
     def add_updates(self, blocks: Iterable[nn.Module]) -> None:
@@ -301,12 +309,16 @@ class LoRA(PromptPool):
         """Each update initializes its own."""
 
     def start_task(self, task_id: int) -> None:
-        for update in self._each_update():
+        for update in self.each_update():
             update.start()
 
     def end_task(self, task_id: int) -> None:
-        for update in self._each_update():
-            update.merge(task_id, 1 / (task_id + 1) if self.averages else 1.0)
+        share = {"none": 1.0, "average": 1 / (task_id + 1)}.get(self.merging)
+        if share is None:
+            numerators, denominators = zip(*(update.merging_terms() for update in self.each_update()), strict=True)
+            share = (sum(numerators) / sum(denominators).clamp_min(1e-30)).clamp(0, 1).item()
+        for update in self.each_update():
+            update.merge(task_id, share)
 
     def updates_of(self, block: int) -> Mapping[str, LowRankUpdate]:
         if block not in self.blocks:
@@ -316,7 +328,7 @@ class LoRA(PromptPool):
     def forward(self, query: Tensor | None, block: int, task_id: int) -> tuple[None, None]:
         return None, None
 
-    def _each_update(self) -> Iterable[LowRankUpdate]:
+    def each_update(self) -> Iterable[LowRankUpdate]:
         return (update for update in self.modules() if isinstance(update, LowRankUpdate))
 
 

@@ -208,8 +208,10 @@ class ModelArguments:
     lora_targets: list[str] = _argument(
         ["qkv", "proj", "fc1", "fc2"], "LoRA: linear layers of a block whose weights are updated"
     )
-    lora_merging: Literal["average", "none"] = _argument(
-        "average", "LoRA: what is merged after the t-th task: 1/t of its update, or all of it (none)"
+    lora_merging: Literal["average", "fisher", "none"] = _argument(
+        "average",
+        "LoRA: what is merged after the t-th task: 1/t of its update (average), the share that harms the tasks so far "
+        "least by their Fisher information (as P&M), or all of it (none)",
     )
     query: Literal["student", "own"] = _argument(
         "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"

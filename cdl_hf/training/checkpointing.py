@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..models.classifiers import Computed
+from ..models.computed import Computed
 from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import atomic_folder, remove
 

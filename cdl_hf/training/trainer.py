@@ -30,6 +30,7 @@ from .distributed import (
     uses_fsdp,
 )
 from .fingerprint import fingerprint, load_run_checkpoint
+from .fisher import measure_fisher
 from .interruptions import StopRequest
 from .learner import STUDENT, TEACHER, Learner
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
@@ -232,6 +233,9 @@ class ContinualDistillationTrainer:
         if replay is None:
             if self._is_trained(task):
                 self._train_stage(task, number, state)
+                options = (self.args.eval_batch_size, self.args.dataloader_num_workers, self._after_batch)
+                for learner in learners:
+                    measure_fisher(self.accelerator, learner.model, self.images_for_fitting(task), *options)
             self._end_task(learners)
         else:
             replay.load(task.index)

@@ -152,7 +152,7 @@ def test_targets_and_blocks():
             r"lora_targets may name qkv, proj, fc1, fc2 once each, got \['qkv', 'head'\]",
         ),
         ({"lora_targets": []}, "lora_targets may name"),
-        ({"lora_merging": "sum"}, "lora_merging is 'sum'; choose one of average, none"),
+        ({"lora_merging": "sum"}, "lora_merging is 'sum'; choose one of average, fisher, none"),
         ({"lora_rank": 0}, "lora_rank must be at least 1"),
         (
             {"lora_rank": 10_000, "classes_per_task": [1] * 11},

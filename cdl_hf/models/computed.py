@@ -1,0 +1,32 @@
+"""Base class of modules that are computed from sums over images."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Computed(nn.Module):
+    """Base class of what is computed from sums over images, without gradients."""
+
+    for_further_classes: tuple[str, ...] = ()  # names of the tensors that are needed only to add classes
+
+    @property
+    def num_values(self) -> int:
+        """Number of values that a prediction needs; they are not parameters."""
+        return sum(buffer.numel() for buffer in self.buffers())
+
+    @property
+    def num_statistics(self) -> int:
+        """Number of values that are kept only to add classes."""
+        return 0
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Tensors that are needed to add classes, on the CPU; empty before the first fit."""
+        return {}
+
+    def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Restores the output of [`statistics`]; without it, no classes can be added."""
+
+    def init_weights(self) -> None:
+        """Forgets all images."""
+        raise NotImplementedError

@@ -1,0 +1,51 @@
+"""Fisher information of weight updates, measured on a task's images once it is trained."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..data import Batches, TaskImages
+from ..evaluation.evaluator import divided_batch_size
+from ..models import PromptViTForImageClassification
+from ..models.prompt_pools import LoRA
+
+
+def measure_fisher(
+    accelerator: Accelerator,
+    model: PromptViTForImageClassification,
+    images: TaskImages,
+    batch_size: int,
+    workers: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Sets the `fisher` of each update of a model's LoRA: the mean over the images of the squared gradient of each
+    one's cross-entropy over the task's classes, for every weight. Call it before `end_task`; other models stay as
+    they are.
+
+    Args:
+        batch_size: Images of one step over all processes; rounded as the evaluator does.
+        after_batch: Called on every process after each step; what it raises ends the work.
+    """
+    if not isinstance(model.prompt_pool, LoRA) or not model.prompt_pool.needs_fisher:
+        return
+    updates = list(model.prompt_pool.each_update())
+    loader = DataLoader(images, batch_size=divided_batch_size(batch_size, accelerator), num_workers=workers)
+    model.train()
+    for update in updates:
+        update.is_measuring, update.fisher = (
+            True,
+            torch.zeros(len(update.up), update.down.shape[1]).to(update.up.device),
+        )
+    for batch in Batches(accelerator.prepare_data_loader(loader), images):
+        with accelerator.autocast():
+            loss = model(batch["pixel_values"], labels=batch["labels"]).loss
+        (loss * len(batch["labels"])).backward()  # the gradient of each image's own loss
+        model.zero_grad(set_to_none=True)
+        after_batch()
+    for update in updates:
+        update.is_measuring = False
+        assert update.fisher is not None
+        update.fisher = accelerator.reduce(update.fisher) / len(images)
+    model.eval()
