@@ -22,8 +22,9 @@ KINDS = 10
         (3, ["--prompt_method", "dualprompt", "--classifier_alignment"]),
         (3, ["--prompt_method", "coda_prompt"]),
         (3, ["--prompt_method", "apt", "--distillation", "kd"]),
+        (3, ["--prompt_method", "lora", "--lora_merging", "fisher", "--distillation", "features"]),
     ],
-    ids=["l2p", "dualprompt", "coda_prompt", "apt"],
+    ids=["l2p", "dualprompt", "coda_prompt", "apt", "lora"],
 )
 def test_killed_runs_end_as_the_uninterrupted_one(command, kills, more):
     extra = shlex.join([*command, *more, "--num_tasks", "2", "--num_train_epochs", "1", "--save_steps", "2"])
