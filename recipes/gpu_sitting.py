@@ -178,7 +178,7 @@ class Scripts:
         self.bench, self.folder, self.rehearse = bench, folder, rehearse
         of_class, epochs = ("2", "1") if rehearse else ("20", "2")
         self.small = ["--num_tasks", "2", "--max_samples_per_class", of_class, "--num_train_epochs", epochs]
-        self.small += ["--save_steps", "5"]
+        self.small += ["--save_steps", "5", "--ranpac_width", "200"]
         self.small += ["--teacher", bench.teacher, "--student", bench.student] if rehearse else []
         self.environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} if rehearse else {}
 

@@ -52,15 +52,17 @@ class Workbench:
     repeats: int = 20
     ranpac_widths: tuple[int, ...] = (2000, 10000)
 
-    def pair(self, prompt_method: str = "coda_prompt", distillation: str = "kdp", small: bool = False) -> MeasuredPair:
-        """Teacher and student on the device, with the first task begun; `small` for the two smaller ViTs."""
+    def pair(
+        self, prompts: str = "coda_prompt", distillation: str = "kdp", *, small: bool = False, meta: bool = False
+    ) -> MeasuredPair:
+        """Teacher and student on the device, or on `meta`, with the first task begun; `small` for two small ViTs."""
         teacher, student = (self.student, self.student) if small else (self.teacher, self.student)
-        given = ["--teacher", teacher, "--student", student, "--prompt_method", prompt_method]
+        given = ["--teacher", teacher, "--student", student, "--prompt_method", prompts]
         arguments = parse(
             (StreamArguments, ModelArguments, DistillationArguments, CDLConfig),
             [*given, "--distillation", distillation],
         )
-        return build_pair(tuple(arguments), self.device)
+        return build_pair(tuple(arguments), torch.device("meta") if meta else self.device)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -225,7 +227,9 @@ def memory(bench: Workbench) -> dict[str, Any]:
         step = _whole(made.ours[f"{role} step"])
         step()
         measured = peak_growth(step, bench.device)
-        fake = FakeSteps(bench.pair().objectives, pair.image_size, bench.device, "bf16").training([role], size)
+        fake = FakeSteps(bench.pair(meta=True).objectives, pair.image_size, bench.device, "bf16").training(
+            [role], size
+        )
         figures[role] = {
             "computed_bytes": fake.peak_bytes,
             "measured_growth_bytes": measured,
