@@ -3,8 +3,9 @@
     python recipes/predict.py runs/my_run/student drawing.png photos/ --output predictions.csv --top_k 3
 
 Folders are searched recursively. Files that cannot be read are listed and counted, and the others are classified.
-Images are opened as in training: upright, transparency on white, 16-bit gray scaled to 8 bits. In CSV, an apostrophe
-precedes a name that a spreadsheet would take for a formula, such as `=1+1`; in JSON it does not.
+Images are opened as in training: upright, transparency on white, 16-bit gray scaled to 8 bits. None is inverted unless
+asked for: models of the bundled drawings want white lines on black, and a warning counts images that look inverted.
+In CSV, an apostrophe precedes a name that a spreadsheet would take for a formula, such as `=1+1`; in JSON it does not.
 """
 
 import json
@@ -24,6 +25,9 @@ class PredictArguments:
     files: list[str] = argument("Images and folders of images", positional=True)
     output: str | None = argument("File to write, .csv or .json", None, unset="CSV on the terminal")
     top_k: int = argument("Number of classes per image, the most probable first", 5, min=1)
+    as_drawings: bool = argument(
+        "Whether to make images like the bundled drawings: white on black, cropped, centered", False
+    )
     batch_size: int = argument("Images per step", 64, min=1)
     dataloader_num_workers: int = argument("Number of processes that read images", 0, min=0, aliases=("num_workers",))
 
@@ -37,16 +41,18 @@ class PredictArguments:
 def main() -> None:
     (args,) = parse((PredictArguments,), description=__doc__)
 
-    from cdl_hf.data import eval_transform
     from cdl_hf.data.image_files import ImageFiles, find_image_files
-    from cdl_hf.hub.saved_models import load_saved_model
+    from cdl_hf.data.sketch import INVERTED
+    from cdl_hf.data.sources import dataset_spec
+    from cdl_hf.hub.saved_models import load_saved_model, trained_on
 
     try:
         files = find_image_files(args.files)
         saved = load_saved_model(args.checkpoint)
     except ValueError as error:
         cli_error(str(error))
-    predictions, unreadable = predict(saved, ImageFiles(files, eval_transform(saved.image_processor)), args)
+    look = Look(saved.image_processor, args.as_drawings, dataset_spec(trained_on(args.checkpoint)).is_drawings)
+    predictions, unreadable, inverted = predict(saved, ImageFiles(files, look), args)
     if args.output is None:
         print(as_csv(predictions), end="")
     else:
@@ -59,30 +65,51 @@ def main() -> None:
             cli_error(f"output {args.output} cannot be written: {error.strerror}")
     for file, reason in unreadable.items():
         print(f"{file}: {reason}", file=sys.stderr)
+    if inverted:
+        warning = f"{len(inverted):,} of {len(files):,} images, such as {inverted[0]}: each {INVERTED}"
+        print(f"{warning}; --as_drawings makes them like those", file=sys.stderr)
     left_out = f"; {len(unreadable):,} cannot be read" if unreadable else ""
     print(f"{len(predictions):,} of {len(files):,} images classified{left_out}", file=sys.stderr)
     sys.exit(0 if predictions else 1)
 
 
-def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str, str]]:
-    """The most probable classes of each readable file, and the reason why each other file cannot be read."""
+class Look:
+    """PIL image -> (tensor (3, H, W), whether it looks inverted to a model of drawings); a blank one stays blank."""
+
+    def __init__(self, image_processor, as_drawings: bool, wants_drawings: bool):
+        from cdl_hf.data import eval_transform
+
+        self.transform = eval_transform(image_processor)
+        self.as_drawings, self.wants_drawings = as_drawings, wants_drawings
+
+    def __call__(self, image):
+        from cdl_hf.data.sketch import as_drawing, looks_inverted
+
+        if self.as_drawings:
+            return self.transform(as_drawing(image) or image), False
+        return self.transform(image), self.wants_drawings and looks_inverted(image)
+
+
+def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str, str], list[str]]:
+    """The most probable classes of each readable file, why each other cannot be read, and which look inverted."""
     import torch
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    names, predictions, unreadable = saved.class_names, [], {}
+    names, predictions, unreadable, inverted = saved.class_names, [], {}, []
     loader = DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers, collate_fn=list)
     for batch in tqdm(loader, unit="batch", leave=False):
         unreadable |= {file: reason for file, _, reason in batch if reason is not None}
-        readable = [(file, pixels) for file, pixels, reason in batch if reason is None]
+        readable = [(file, *looked) for file, looked, reason in batch if reason is None]
+        inverted += [file for file, _, is_inverted in readable if is_inverted]
         if not readable:
             continue
-        probabilities = saved.logits(torch.stack([pixels for _, pixels in readable])).softmax(1)
+        probabilities = saved.logits(torch.stack([pixels for _, pixels, _ in readable])).softmax(1)
         top = probabilities.topk(min(args.top_k, len(names)), dim=1)
-        for (file, _), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
+        for (file, *_), columns, scores in zip(readable, top.indices.tolist(), top.values.tolist(), strict=True):
             best = [{"label": names[column], "score": score} for column, score in zip(columns, scores, strict=True)]
             predictions.append({"file": file, "classes": best})
-    return predictions, unreadable
+    return predictions, unreadable, inverted
 
 
 def as_csv(predictions: list[dict]) -> str:

@@ -58,6 +58,18 @@ def load_run(folder: str | Path) -> dict[str, SavedModel]:
     return {role: load_saved_model(Path(folder) / role) for role in roles}
 
 
+def trained_on(source: str | Path) -> str:
+    """Name of the data set that a saved model was trained on, by the results beside it; empty if it is not known."""
+    here = {"local_files_only": Path(source).is_dir() or not is_hub_reachable()}
+    try:
+        if _find(source, "results.json", optional=True, **here) is None:
+            return ""
+        stream = _read_object(source, "results.json", **here).get("stream")
+    except (OSError, ValueError):
+        return ""
+    return str(stream.get("source") or "") if isinstance(stream, dict) else ""
+
+
 def load_saved_model(source: str | Path) -> SavedModel:
     """A model from a folder or the Hub, on the accelerator if there is one.
 

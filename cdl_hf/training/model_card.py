@@ -44,6 +44,7 @@ class ModelCardContent:
             (`apache-2.0`); None if it is not known.
         data_license: License and attribution of the images, in a sentence; None if they are not known.
         base_model: The repositories on the Hub that the weights of its transformers are from.
+        is_drawings: Whether the model wants white lines on black.
         hub_dataset: The data set's repository on the Hub, if it has one.
     """
 
@@ -55,6 +56,7 @@ class ModelCardContent:
     data_license: str | None = None
     base_model: list[str] = field(default_factory=list)
     hub_dataset: str | None = None
+    is_drawings: bool = False
 
     @property
     def dataset(self) -> str:
@@ -248,4 +250,6 @@ def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 
 def _latency_row(latency: dict[str, Any], roles: Sequence[str]) -> tuple[str, list[str]]:
-    return f"Latency of one image (ms), {markdown_name(latency['device'])}", [f"{latency[role]:.1f}" for role in roles]
+    return f"Latency of one image (ms, noisy), {markdown_name(latency['device'])}", [
+        f"{latency[role]:.1f}" for role in roles
+    ]

@@ -137,13 +137,21 @@ def _write_card(trainer: Run, role: str, results: dict[str, Any]) -> None:
         role=role,
         results=results,
         backbones={role: backbone_source(trainer.learners[role].model) for role in trainer.learners},
-        command=["accelerate", "launch", sys.argv[0], *words],
+        command=_from_checkout(["accelerate", "launch", sys.argv[0], *words]),
         weights_license=pretrained_cfg(model.backbone).get("license"),
         data_license=dataset.license,
         base_model=[name for each in backbones if (name := pretrained_cfg(each).get("hf_hub_id"))],
         hub_dataset=dataset.hub_name,
+        is_drawings=dataset.is_drawings,
     )
     complete_model_folder(trainer.folder.path, card)
+
+
+def _from_checkout(words: list[str]) -> list[str]:
+    """A command as given in the root of a checkout: paths below it are relative, wherever the run was started."""
+    script = Path(sys.argv[0]).absolute()
+    root = script.parents[1] if script.parent.name == "recipes" else None
+    return [str(Path(w).relative_to(root)) if root and Path(w).is_relative_to(root) else w for w in words]
 
 
 def _latency(trainer: Run) -> dict[str, Any]:

@@ -94,3 +94,31 @@ def test_no_name_is_a_formula():
     (row,) = csv.DictReader(load_recipe("predict").as_csv([answer]).splitlines())
     assert row["file"] == "'=cmd|' /C calc'!A0.png"
     assert (row["label_1"], row["score_1"], row["label_2"]) == ("'-x", "0.500000", "-1")
+
+
+def test_what_looks_inverted_is_reported_and_inverted_only_if_asked_for(finished_run, tmp_path, capsys):
+    model = tmp_path / "student"
+    shutil.copytree(finished_run / "student", model)
+    results = json.loads((model / "results.json").read_text())
+    results["stream"]["source"] = "quickdraw100"
+    (model / "results.json").write_text(json.dumps(results))
+    paper = PIL.Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    paper.paste((0, 0, 0, 255), (20, 20, 30, 50))
+    paper.save(tmp_path / "ink.png")
+    PIL.Image.fromarray(np.pad(np.full((30, 10), 255, np.uint8), 20)).save(tmp_path / "light.png")
+
+    def scores(*options):
+        files = (tmp_path / "ink.png", tmp_path / "light.png")
+        assert predict(model, *files, *options, "--output", tmp_path / "answers.json") == 0
+        return [answer["classes"] for answer in json.loads((tmp_path / "answers.json").read_text())["answers"]]
+
+    as_it_is = scores()
+    errors = capsys.readouterr().err
+    assert "1 of 2 images, such as " in errors and "ink.png: each looks inverted: dark on light" in errors
+    assert "--as_drawings makes them like those" in errors
+    white = PIL.Image.new("L", (64, 64), 255)  # the same on white
+    white.paste(0, (20, 20, 30, 50))
+    expected = pipeline("image-classification", model=str(model), device="cpu")(white, top_k=1)[0]
+    assert as_it_is[0][0] == {"label": expected["label"], "score": pytest.approx(expected["score"], abs=1e-4)}
+    inverted = scores("--as_drawings")
+    assert "inverted" not in capsys.readouterr().err and inverted[0] != as_it_is[0]

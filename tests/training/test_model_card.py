@@ -125,7 +125,7 @@ def test_tells_the_run(card):
         "| Final accuracy A_N, mean over tasks (%) | 71.50 | 65.62 |\n",
         "| Backward transfer (points) | -18.75 | -18.75 |\n",
         "| Parameters | 9,876,543 | 1,234,567 |\n",
-        "| Latency of one image (ms), CPU, 4 threads | 31.2 | 11.0 |\n",
+        "| Latency of one image (ms, noisy), CPU, 4 threads | 31.2 | 11.0 |\n",
         "```\nrecipes/train.py --prompt_method coda_prompt\n```",
         "With cdl_hf 0.1.0, torch 2.14.1.\n`results.json`",
         "- Model and backbone weights: cc-by-4.0\n- Images: CC BY 4.0, Quick, Draw! by Google\n",
@@ -392,3 +392,30 @@ def test_the_size_of_the_weights_is_told(tmp_path):
         "The weights take 1.5 MB, of which the classifier that predicts is 12,000 numbers. It is a closed set" in card
     )
     assert "The weights take" not in write_model_card(tmp_path / "none", content()).read_text(encoding="utf-8")
+
+
+def test_drawings_are_white_on_black(tmp_path, card):
+    text = write_model_card(tmp_path, ModelCardContent(**{**vars(content()), "is_drawings": True})).read_text()
+    assert "wants white lines on black" in text and "wants white lines" not in card
+
+
+def test_the_command_is_that_of_a_checkout(monkeypatch):
+    from cdl_hf.training.results import _from_checkout
+
+    monkeypatch.setattr("sys.argv", ["/some/checkout/recipes/train.py"])
+    words = [
+        "/some/checkout/recipes/train.py",
+        "--config",
+        "/some/checkout/recipes/quickdraw100/l2p.yaml",
+        "--seed",
+        "1",
+    ]
+    expected = ["recipes/train.py", "--config", "recipes/quickdraw100/l2p.yaml", "--seed", "1"]
+    assert _from_checkout(words) == expected
+    monkeypatch.setattr("sys.argv", ["recipes/train.py"])
+    assert _from_checkout(expected) == expected
+
+
+def test_weights_can_be_read_by_whom_the_other_files_can(finished_run):
+    rights = {file.name: file.stat().st_mode for file in (finished_run / "student").glob("*.*")}
+    assert rights["model.safetensors"] == rights["config.json"] == rights["README.md"]
