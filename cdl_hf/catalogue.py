@@ -246,6 +246,17 @@ _DIST = Paper(
   note      = {arXiv:2205.10536},
 }""",
 )
+_SIMKD = Paper(
+    "2203.14001",
+    """\
+@inproceedings{chen2022simkd,
+  title     = {Knowledge Distillation with the Reused Teacher Classifier},
+  author    = {Chen, Defang and Mei, Jian-Ping and Zhang, Hailin and Wang, Can and Feng, Yan and Chen, Chun},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2022},
+  note      = {arXiv:2203.14001},
+}""",
+)
 
 PROMPT_METHODS: dict[str, Method] = {
     "l2p": Method("L2P", "the prompts of a pool nearest to the query of the image", _L2P),
@@ -273,6 +284,11 @@ DISTILLATION_METHODS: dict[str, Method] = {
     "deit": Method("DeiT token", "KD through a distillation token with its own head", _DEIT, (_KD,)),
     "kdp": Method("KDP", "KD through knowledge distillation prompts with their own head", _CDL, (_KD,)),
     "cdl_prompt": Method("CDL-Prompt", "KD through prompts mapped from the teacher's", _CDL, (_KD,)),
+    "analytic": Method(
+        "analytic distillation",
+        "the teacher's classifier on its features as predicted by ridge regression",
+        builds_on=(_SIMKD, _RANPAC),
+    ),
 }
 
 CLASSIFIERS: dict[str, Method] = {

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
 from .losses import dist_loss, dkd_loss, gather_rows, kd_loss, standardized_kd_loss
-from .objective import TrainingObjective
+from .objective import TrainingObjective, check_pair
 
 
 class KD(TrainingObjective):
@@ -37,17 +37,7 @@ class KD(TrainingObjective):
         temperature: float | None = None,
     ):
         super().__init__(student, teacher.eval())
-        if student.config.kd_branch != self.kd_branch:
-            raise ValueError(
-                f"{type(self).__name__} needs a student with kd_branch={self.kd_branch!r}, "
-                f"this one has {student.config.kd_branch!r}"
-            )
-        theirs, ours = teacher.config.classes_per_task, student.config.classes_per_task
-        if theirs not in (ours, [sum(ours)]):
-            raise ValueError(
-                "teacher and student must learn the same tasks, or the teacher all classes at once, but theirs have "
-                f"{theirs} and {ours} classes"
-            )
+        check_pair(self, student, teacher)
         self.kd_alpha = student.config.kd_alpha if kd_alpha is None else kd_alpha
         self.temperature = self.default_temperature if temperature is None else temperature
         self.shares_query = student.shares_query_with(teacher)

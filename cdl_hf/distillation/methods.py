@@ -1,5 +1,6 @@
 """Registry of the distillation methods by name."""
 
+from .analytic import Analytic
 from .branch_methods import KDP, CDLPrompt, DeiT
 from .feature_methods import FitNets, FrozenFeatures, ReviewKD
 from .logit_methods import DIST, DKD, KD, StandardizedKD
@@ -17,4 +18,5 @@ METHODS: dict[str, type[TrainingObjective]] = {
     "deit": DeiT,
     "kdp": KDP,
     "cdl_prompt": CDLPrompt,
+    "analytic": Analytic,
 }

@@ -7,12 +7,16 @@ classes, (B, C_task). Where prompts take a query, (B, Dq), it is returned as wel
 cached may be passed in, and are then not computed: `query`, and `teacher_logits` (B, C_task).
 """
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import PromptViTForImageClassification, PromptViTOutput
+
+# From a model, and whether to mirror the images, to its features of a task's images: (n, 1 or 2, W).
+FeatureReader = Callable[[PromptViTForImageClassification, bool], Tensor]
 
 
 class TrainingObjective(nn.Module):
@@ -25,6 +29,7 @@ class TrainingObjective(nn.Module):
     """
 
     kd_branch = "none"  # what the model must carry
+    trains = True  # whether it needs epochs: one that does not distils in `fit_classifier`
     needs_whole_batch = False  # whether the loss relates all images of a batch, which then cannot be split
 
     def __init__(self, model: PromptViTForImageClassification, teacher: PromptViTForImageClassification | None = None):
@@ -44,6 +49,17 @@ class TrainingObjective(nn.Module):
         logits, terms = self._hard_loss(self.model(pixel_values, query=query), labels)
         return self._output(terms, logits, query)
 
+    def fit_classifier(self, features: Tensor, labels: Tensor, read: FeatureReader, mirror: bool) -> None:
+        """Fits a task's images to the model's computed classifiers, if it has them.
+
+        Args:
+            features: (n, 1 or 2, W), of the model.
+            labels: (n,), class ids.
+            read: What gives the features of the same images, of another model or mirrored.
+            mirror: Whether training mirrors images.
+        """
+        self.model.fit_classifier(features, labels)
+
     def _output(self, terms: dict[str, Tensor], logits: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         loss = cast(Tensor, sum(terms.values()))
         return {"loss": loss, "logits": logits, **terms, **({} if query is None else {"query": query})}
@@ -55,3 +71,23 @@ class TrainingObjective(nn.Module):
         if output.prompt_loss is not None:
             terms["prompt_loss"] = output.prompt_loss
         return logits, terms
+
+
+def check_pair(
+    objective: TrainingObjective, student: PromptViTForImageClassification, teacher: PromptViTForImageClassification
+) -> None:
+    """
+    Raises:
+        ValueError: The student lacks the KD branch of the objective, or the models do not share their classes.
+    """
+    if student.config.kd_branch != objective.kd_branch:
+        raise ValueError(
+            f"{type(objective).__name__} needs a student with kd_branch={objective.kd_branch!r}, "
+            f"this one has {student.config.kd_branch!r}"
+        )
+    theirs, ours = teacher.config.classes_per_task, student.config.classes_per_task
+    if theirs not in (ours, [sum(ours)]):
+        raise ValueError(
+            "teacher and student must learn the same tasks, or the teacher all classes at once, but theirs have "
+            f"{theirs} and {ours} classes"
+        )

@@ -34,6 +34,9 @@ class Classifier(Computed):
         """Which tokens it reads."""
         return LAST
 
+    def share_random(self, other: "Classifier") -> None:
+        """Takes over what another one of its kind has drawn at random, so that both compute the same."""
+
     def fit(self, features: Tensor, labels: Tensor) -> None:
         raise NotImplementedError
 
@@ -123,6 +126,11 @@ class RanPAC(Classifier):
         init.normal_(self.projection)
         init.zeros_(self.weight)
         self.sums = None
+
+    @torch.no_grad()
+    def share_random(self, other: Classifier) -> None:
+        assert isinstance(other, RanPAC)
+        self.projection.copy_(other.projection)
 
     @property
     def num_statistics(self) -> int:

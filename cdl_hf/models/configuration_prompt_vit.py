@@ -21,7 +21,8 @@ PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # the linear layers of a block
 LORA_MERGING = ("average", "fisher", "none")
-KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt")
+KD_BRANCHES = ("none", "deit", "kdp", "cdl_prompt", "analytic")
+SCORES = ("teacher", "own", "both")  # that a student of closed-form distillation can predict with
 HEADS = ("linear", "ncm", "ranpac")
 RIDGE_RULES = ("accuracy", "error")
 # Bounds far above any use, but low enough to refuse a wrong configuration before it allocates memory: a million prompt
@@ -36,7 +37,8 @@ BOUNDS = {
     "ranpac_layers": (1, MAX_DEPTH),
     "kd_prompt_length": (1, 10_000),
     "kd_prompt_blocks": (1, MAX_DEPTH),
-    "teacher_width": (1, MAX_EMBED_DIM),
+    "teacher_width": (1, MAX_EMBED_DIM * MAX_DEPTH * 2),
+    "analytic_width": (1, 100_000),
 }
 MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
 MAX_RANK = 100_000
@@ -107,12 +109,18 @@ class PromptViTConfig(PreTrainedConfig):
         ranpac_layers (`int`, defaults to 1): Number of last blocks whose class tokens RanPAC reads.
         ranpac_patch_means (`bool`, defaults to `False`): Whether RanPAC also reads the means of their patch tokens.
         kd_branch (`str`, defaults to `"none"`):
-            KD branch of a student: `"none"`, `"deit"`, `"kdp"` or `"cdl_prompt"`.
+            KD branch of a student: `"none"`, `"deit"`, `"kdp"`, `"cdl_prompt"` or `"analytic"`.
         kd_alpha (`float`, defaults to 0.5):
             Weight of the KD head in a prediction, against the student's head (CDL-Prompt: always the mean).
         kd_prompt_length (`int`, defaults to 6): KDP vectors per block; the first half are keys, the second values.
         kd_prompt_blocks (`int`, *optional*): Leading blocks with KDP vectors; all by default.
-        teacher_width (`int`, *optional*): embed_dim of the teacher whose prompts a CDL-Prompt student maps.
+        teacher_width (`int`, *optional*): embed_dim of the teacher whose prompts a CDL-Prompt student maps, or size of
+            the teacher's features that an analytic student predicts.
+        analytic_width (`int`, defaults to 2000): Number of random features by which an analytic student predicts them.
+        analytic_scores (`str`, *optional*):
+            What an analytic student predicts with: the `"teacher"`'s classifier on the predicted features, its
+            `"own"` classifier, or the sum of the scores of `"both"`; by default what makes held-out training images
+            the most likely.
     """
 
     model_type = "prompt_vit"
@@ -152,6 +160,8 @@ class PromptViTConfig(PreTrainedConfig):
     kd_prompt_length: int = 6
     kd_prompt_blocks: int | None = None
     teacher_width: int | None = None
+    analytic_width: int = 2000
+    analytic_scores: str | None = None
 
     def __post_init__(self, **kwargs):
         for name, value in PROMPT_DEFAULTS.get(self.prompt_method, {}).items():
@@ -337,15 +347,30 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(f"kd_alpha must be between 0 and 1, got {shown(self.kd_alpha)}")
         if self.kd_branch == "kdp" and (self.kd_prompt_length < 2 or self.kd_prompt_length % 2):
             raise ValueError(f"kd_prompt_length must be even (half keys, half values), got {self.kd_prompt_length}")
-        if self.kd_branch == "cdl_prompt":
-            if self.prompt_method in ("apt", "lora", "none"):
-                has = {"apt": "APT has neither", "lora": "LoRA has none"}.get(self.prompt_method, "there are none")
+        if self.kd_branch == "cdl_prompt" and self.prompt_method in ("apt", "lora", "none"):
+            has = {"apt": "APT has neither", "lora": "LoRA has none"}.get(self.prompt_method, "there are none")
+            raise ValueError(
+                f"kd_branch 'cdl_prompt' maps prompt tokens selected by the query of the image, and {has}: "
+                "choose another kd_branch or prompt_method"
+            )
+        if self.kd_branch == "analytic":
+            if self.head == "linear":
                 raise ValueError(
-                    f"kd_branch 'cdl_prompt' maps prompt tokens selected by the query of the image, and {has}: "
-                    "choose another kd_branch or prompt_method"
+                    "kd_branch 'analytic' takes over the classifier computed of the teacher's features: choose the "
+                    "head ncm or ranpac, got linear"
                 )
-            if self.teacher_width is None:
-                raise ValueError(f"kd_branch 'cdl_prompt' needs teacher_width, got {self.teacher_width}")
+            if self.prompt_method != "none" and self.num_trained_tasks > 1:
+                raise ValueError(
+                    "kd_branch 'analytic' adds up features over the tasks, but prompts that are trained in each task "
+                    f"change them: choose prompt_method none or train_tasks 1, got {self.prompt_method} and "
+                    f"{shown(self.train_tasks)}"
+                )
+            if self.analytic_scores not in (None, *SCORES):
+                raise ValueError(
+                    f"analytic_scores is {shown(self.analytic_scores)}; choose one of {', '.join(SCORES)}"
+                )
+        if self.kd_branch in ("cdl_prompt", "analytic") and self.teacher_width is None:
+            raise ValueError(f"kd_branch {self.kd_branch!r} needs teacher_width, got {self.teacher_width}")
 
 
 def _check_inherited(config: dict[str, Any]) -> None:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .analytic import AnalyticHead
 from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, restore_backbones
-from .classifiers import CLASSIFIERS, Classifier, calibration_factor
+from .classifiers import CLASSIFIERS, Classifier, Computed, calibration_factor
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
@@ -88,7 +89,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     accepts_loss_kwargs = False
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
     _no_split_modules = ["PrefixBlock"]
-    _keep_in_fp32_modules_strict = ["head", "kd_head", "classifier", "kd_classifier"]
+    _keep_in_fp32_modules_strict = ["head", "kd_head", "classifier", "kd_classifier", "analytic"]
     # Statistics of RanPAC in checkpoints of earlier versions, needed only to add classes.
     _keys_to_ignore_on_load_unexpected = [r"^(kd_)?classifier\.(gram|sums)$"]
     _supports_sdpa = True
@@ -110,21 +111,25 @@ class PromptViTForImageClassification(PreTrainedModel):
         self.head = head(embed_dim, config.num_classes)
         self.kd_branch: KDBranch | None = None
         self.kd_head: LinearHead | None = None
-        if config.kd_branch != "none":
+        if config.kd_branch not in ("none", "analytic"):
             self.kd_branch = BRANCHES[config.kd_branch](config, embed_dim, query_dim, depth)
             self.kd_head = head(embed_dim, config.num_classes)
         # What predicts in place of the heads, which train the prompts.
         self.classifier: Classifier | None = None
         self.kd_classifier: Classifier | None = None
-        self.readout = LAST  # what `head_features` reads
+        self.analytic: AnalyticHead | None = None
+        self.readout = self.readout_of_classifier = LAST  # what `head_features` reads
         if config.head != "linear":
             classifier = CLASSIFIERS[config.head]
-            self.readout = classifier.readout(config)
-            if self.readout.layers > depth:
-                raise ValueError(f"ranpac_layers is {self.readout.layers}, but {config.backbone} has {depth} blocks")
-            self.classifier = classifier(config, self.readout.width(embed_dim))
+            own = self.readout = self.readout_of_classifier = classifier.readout(config)
+            if own.layers > depth:
+                raise ValueError(f"ranpac_layers is {own.layers}, but {config.backbone} has {depth} blocks")
+            self.classifier = classifier(config, own.width(embed_dim))
             if self.kd_head is not None:
-                self.kd_classifier = classifier(config, self.readout.width(embed_dim))
+                self.kd_classifier = classifier(config, own.width(embed_dim))
+            if config.kd_branch == "analytic":
+                self.readout = Readout(depth, patch_means=True)
+                self.analytic = AnalyticHead(config, self.readout.width(embed_dim))
             self.logit_scale = nn.Buffer(torch.empty(()))  # of the computed classifiers, for the probabilities
         self._in_task = False
         self._freeze()
@@ -232,7 +237,7 @@ class PromptViTForImageClassification(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (PromptPool, LowRankUpdate, LinearHead, Classifier, KDBranch)):
+        if isinstance(module, (PromptPool, LowRankUpdate, LinearHead, Computed, AnalyticHead, KDBranch)):
             module.init_weights()
         elif module is self and self.classifier is not None:
             init.ones_(self.logit_scale)
@@ -299,19 +304,35 @@ class PromptViTForImageClassification(PreTrainedModel):
             query = self.query(pixel_values)
         return self._encode(pixel_values, query, self.readout).features
 
-    def fit_classifier(self, features: Tensor, labels: Tensor) -> None:
+    def fit_classifier(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        teacher_features: Tensor | None = None,
+        mirrored: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Fits the images of a task to the computed classifiers, if the model has them, and their probabilities.
 
         Args:
             features: (n, 1 or 2, W), outputs of [`head_features`] in evaluation mode.
             labels: (n,), class ids.
+            teacher_features: (n, W_t), what the classifier of an analytic student's teacher reads of the same images.
+            mirrored: Features (n, W) and teacher's features (n, W_t) of the mirrored images, for an analytic student.
         """
         if self.classifier is None:
             return
+        own = self.readout_of_classifier.select(features, self.readout)
         for i, classifier in enumerate((self.classifier, self.kd_classifier)):
             if classifier is not None:
-                classifier.fit(features[:, i], labels)
+                classifier.fit(own[:, i], labels)
         left_out = self.classifier.held_out(labels)
+        if self.analytic is not None:
+            assert teacher_features is not None
+            self.analytic.fit(features[:, 0], teacher_features, labels, mirrored)
+            own_scores = self.classifier.held_out_scores(own[left_out, 0], self.config.seen_classes)
+            self.analytic.choose_scores(
+                features[left_out, 0], teacher_features[left_out], labels[left_out], own_scores
+            )
         scores = self._computed_scores(features[left_out], self.config.seen_classes, held_out=True)
         self.logit_scale.fill_(calibration_factor(scores, labels[left_out]))
 
@@ -436,9 +457,12 @@ class PromptViTForImageClassification(PreTrainedModel):
             return (classifier.held_out_scores if held_out else classifier)(features, num_classes)
 
         assert self.classifier is not None
-        scores = scores_of(self.classifier, features[:, 0])
+        own = self.readout_of_classifier.select(features, self.readout)
+        scores = scores_of(self.classifier, own[:, 0])
         if self.kd_classifier is not None and self.kd_branch is not None:
-            scores = torch.lerp(scores, scores_of(self.kd_classifier, features[:, 1]), self.kd_branch.kd_weight)
+            scores = torch.lerp(scores, scores_of(self.kd_classifier, own[:, 1]), self.kd_branch.kd_weight)
+        if self.analytic is not None:
+            scores = self.analytic(features[:, 0], scores, held_out=held_out)
         return scores
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -235,6 +235,14 @@ class DistillationArguments:
     )
     kd_prompt_length: int = _argument(6, "KDP: vectors of a block, half of them keys, half values", min=2)
     kd_prompt_blocks: int | None = _argument(None, "KDP: number of leading blocks with vectors", unset="all", min=1)
+    analytic_width: int = _argument(
+        2000, "Analytic: number of random features that predict the teacher's features", min=1
+    )
+    analytic_scores: Literal["teacher", "own", "both"] | None = _argument(
+        None,
+        "Analytic: whether the teacher's classifier, the student's own, or both predict",
+        unset="chosen by held-out training images",
+    )
 
 
 @dataclass

@@ -124,12 +124,14 @@ def build_models(
             backbones do not fit; the message says why.
     """
     stages, distillation = training_args.stages, distillation_args.distillation
-    is_given = training_args.student_run is not None
+    method_class = METHODS[distillation]
+    is_given = training_args.student_run is not None and method_class.trains
     if stages == "student" and distillation != "none" and training_args.teacher_run is None and not is_given:
         raise ValueError(
             f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_run"
         )
-    if training_args.num_train_epochs == 0 and stages != "teacher" and distillation != "none" and not is_given:
+    trains_student = stages != "teacher" and distillation != "none" and method_class.trains and not is_given
+    if training_args.num_train_epochs == 0 and trains_student:
         raise ValueError(
             f"num_train_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none"
         )
@@ -163,13 +165,12 @@ def build_models(
             teacher.start_task(stream.class_names)
     if stages != "teacher":
         set_seed(derive_seed(training_args.seed, "student"))
-        method_class = METHODS[distillation]
         student = PromptViTForImageClassification.from_backbone(
             student_backbone,
             **prompts,
             kd_branch=method_class.kd_branch,
             **{name: getattr(distillation_args, name) for name in _config_fields(DistillationArguments)},
-            teacher_width=teacher_backbone.module.embed_dim if method_class.kd_branch == "cdl_prompt" else None,
+            teacher_width=_teacher_width(method_class.kd_branch, teacher),
         )
         if distillation == "none" or is_given:
             objective = TrainingObjective(student, teacher)
@@ -190,6 +191,14 @@ def build_models(
         data_config["interpolation"] = model_args.interpolation
     processor = image_processor_for(data_config, normalization=model_args.normalization)
     return ModelPair(objective, processor)
+
+
+def _teacher_width(kd_branch: str, teacher: PromptViTForImageClassification | None) -> int | None:
+    """What a student's configuration must know of its teacher."""
+    if teacher is None or kd_branch not in ("cdl_prompt", "analytic"):
+        return None
+    embed_dim = teacher.backbone.embed_dim
+    return embed_dim if kd_branch == "cdl_prompt" else teacher.readout.width(embed_dim)
 
 
 def _config_fields(argument_class: type) -> list[str]:
@@ -226,9 +235,7 @@ def arguments_of(
         distillation=next(
             (name for name, method in METHODS.items() if method is type(objective)), type(objective).__name__
         ),
-        kd_alpha=student.config.kd_alpha,
-        kd_prompt_length=student.config.kd_prompt_length,
-        kd_prompt_blocks=student.config.kd_prompt_blocks,
+        **{name: getattr(student.config, name) for name in _config_fields(DistillationArguments)},
     )
     if isinstance(objective, KD):
         distillation_args.kd_alpha, distillation_args.temperature = objective.kd_alpha, objective.temperature

@@ -41,12 +41,14 @@ def head_features(
     batch_size: int,
     workers: int,
     after_batch: Callable[[], None] = lambda: None,
+    mirrored: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What a model's heads read of images, (n, 1 or 2, D), and the images' columns, (n,), on every process.
+    """What a model's classifiers read of images, (n, 1 or 2, W), and the images' columns, (n,), on every process.
 
     Args:
         batch_size: Images of one step over all processes; rounded as the evaluator does.
         after_batch: Called on every process after each step; what it raises ends the work.
+        mirrored: Whether to read their mirror images instead.
 
     Raises:
         FloatingPointError: A feature is not finite.
@@ -57,7 +59,7 @@ def head_features(
     all_features, all_labels = [], []
     for batch in Batches(loader, images):
         with accelerator.autocast():
-            found = model.head_features(batch["pixel_values"])
+            found = model.head_features(batch["pixel_values"].flip(-1) if mirrored else batch["pixel_values"])
         found, columns = accelerator.gather_for_metrics((found.float(), batch["labels"]))
         all_features.append(found)
         all_labels.append(columns)

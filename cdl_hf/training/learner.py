@@ -13,6 +13,7 @@ from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..models import PromptViTForImageClassification
+from ..models.classifiers import Computed
 from ..utils import DamagedFile, derive_seed, verify
 from .arguments import CDLConfig
 from .checkpointing import load_trained_state, trained_state
@@ -96,15 +97,21 @@ class Learner:
         return {**self.checkpoints.cached_outputs(task.index).read(args.num_train_epochs, len(task.train))}
 
     def fit_classifier(
-        self, task: Task, features: Tensor, labels: Tensor, after_batch: Callable[[], None] = lambda: None
+        self,
+        task: Task,
+        read: Callable[[PromptViTForImageClassification, bool], tuple[Tensor, Tensor]],
+        mirror: bool,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> None:
         """Adds a task to the classifier that is computed, and aligns the heads where they are.
 
         Args:
-            features, labels: Output of [`head_features`].
+            read: From a model, and whether to mirror the task's images, to the output of [`head_features`].
+            mirror: Whether training mirrors images.
             after_batch: Called on every process after each step of the alignment.
         """
-        self.model.fit_classifier(features, labels)
+        features, labels = read(self.model, False)
+        self.objective.fit_classifier(features, labels, lambda model, mirrored: read(model, mirrored)[0], mirror)
         if self.alignment is not None:
             self.alignment.add(features, labels)
             self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
@@ -131,14 +138,16 @@ class Learner:
         """Metrics and sizes."""
         model = self.model
         self.objective.train()
-        classifiers = [c for c in (model.classifier, model.kd_classifier) if c is not None]
+        computed = [module for module in model.modules() if isinstance(module, Computed)]
         results = {
             **self.matrix.summary(),
             "num_tasks": model.config.num_tasks,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "classifier_values": sum(classifier.num_values for classifier in classifiers),
+            "classifier_values": sum(module.num_values for module in computed),
         }
+        if model.analytic is not None:
+            results["analytic"] = model.analytic.report()
         self.objective.eval()
         return results
 

@@ -26,7 +26,7 @@ from .checkpointing import load_trained_state, trained_state
 from .output_cache import TeacherOutputCache
 
 Counts = list[tuple[int, int]]
-_CLASSIFIER = re.compile(rf"(kd_)?classifier\.|{LOGIT_SCALE}$")
+_CLASSIFIER = re.compile(rf"(kd_)?classifier\.|analytic\.|{LOGIT_SCALE}$")
 # How the classifiers of runs were computed that did not record it.
 _EARLIER_HEAD = {"ranpac_ridge": "error", "ranpac_layers": 1, "ranpac_patch_means": False}
 # What two runs must have in common for a model of one to serve in the other.

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from ..cli import ParsedArguments, to_dict, to_yaml
@@ -360,17 +361,19 @@ class ContinualDistillationTrainer:
         """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
         args = self.args
         smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, or a smaller --ranpac_width"
+        images = self.images_for_fitting(task)
+
+        def read(model: PromptViTForImageClassification, mirrored: bool) -> tuple[Tensor, Tensor]:
+            options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
+            return head_features(self.accelerator, model, images, *options, mirrored)
+
         for role, model in self.models.items():
             learner, began = self.learners[role], time.perf_counter()
             if not learner.fits_classifier or (model.classifier is None and learner.alignment is None):
                 continue
             where = f"the {role}'s classifier after task {task.index + 1}"
             with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
-                options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
-                images = self.images_for_fitting(task)
-                learner.fit_classifier(
-                    task, *head_features(self.accelerator, model, images, *options), self._after_batch
-                )
+                learner.fit_classifier(task, read, args.horizontal_flip > 0, self._after_batch)
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
 
     def _evaluate(self, task: Task) -> None:
