@@ -18,8 +18,8 @@ def test_every_registered_method_is_in_the_catalogue():
     assert PROMPT_METHODS.keys() == POOLS.keys() == configuration_prompt_vit.PROMPT_DEFAULTS.keys()
     assert DISTILLATION_METHODS.keys() == METHODS.keys()
     assert CLASSIFIERS.keys() == {"linear", *classifiers.CLASSIFIERS} == set(configuration_prompt_vit.HEADS)
-    assert {"none", *BRANCHES} == set(configuration_prompt_vit.KD_BRANCHES)
-    assert {method.kd_branch for method in METHODS.values()} == {"none", *BRANCHES}
+    assert {"none", *BRANCHES, "analytic"} == set(configuration_prompt_vit.KD_BRANCHES)
+    assert {method.kd_branch for method in METHODS.values()} == set(configuration_prompt_vit.KD_BRANCHES)
 
 
 def test_titles_tell_the_methods_apart():
@@ -38,4 +38,4 @@ def test_papers_are_whole(paper):
 
 def test_each_paper_is_one_entry():
     keys = [re.match(r"@\w+{(\w+),", paper.bibtex)[1] for paper in PAPERS]
-    assert len(set(keys)) == len({paper.arxiv for paper in PAPERS}) == len(PAPERS) == 17
+    assert len(set(keys)) == len({paper.arxiv for paper in PAPERS}) == len(PAPERS) == 18

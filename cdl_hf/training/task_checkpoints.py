@@ -241,6 +241,7 @@ def describe(
     the model fits, `images` (which they are, their order and augmentation) whether its cached outputs do.
     """
     networks = (model.backbone, model.query_backbone or model.backbone)
+    analytic = [model.config.analytic_width, model.config.analytic_scores]
     metadata = {
         "stream": describe_stream(stream),
         "train_tasks": model.config.train_tasks,
@@ -249,6 +250,7 @@ def describe(
             "head": model.config.head,
             **{name: getattr(model.config, name) for name in ("ranpac_width", *_EARLIER_HEAD)},
             "aligned": args.classifier_alignment,
+            **({"analytic": analytic} if model.config.kd_branch == "analytic" else {}),
         },
         "images": [
             *(args.seed, args.num_train_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()),

@@ -151,7 +151,7 @@ HEADS = {
     # on the same features: its regression makes much of the rounding of trained prompts
     "ranpac": [
         *("--classifier", "ranpac", "--ranpac_width", "24", "--prompt_method", "none"),
-        *("--distillation", "none", "--num_train_epochs", "0"),
+        *("--distillation", "analytic", "--analytic_width", "16", "--num_train_epochs", "0"),
     ],
     "aligned": ["--classifier_alignment"],
 }

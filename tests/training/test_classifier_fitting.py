@@ -12,6 +12,7 @@ from tiny_models import tiny_model
 from cdl_hf import TaskStream, load_image_dataset
 from cdl_hf.data import Batches, TaskImages, eval_transform, image_processor_for
 from cdl_hf.models import PromptViTForImageClassification, load_backbone
+from cdl_hf.training import ContinualDistillationTrainer
 from cdl_hf.training.classifier_fitting import RANK, SHRINKAGE, ClassifierAlignment, head_features
 
 
@@ -171,6 +172,68 @@ def test_a_kept_teacher_is_neither_fitted_nor_evaluated_again(train, command, tm
         assert results_of(tmp_path / "both", role) == results_of(tmp_path / "student", role)
     teachers = (weights_of(tmp_path / name, "teacher") for name in ("both", "student"))
     assert all(torch.equal(*tensors) for tensors in zip(*(t.values() for t in teachers), strict=True))
+
+
+ANALYTIC = ["--prompt_method", "none", "--classifier", "ranpac", "--ranpac_width", "24", "--num_train_epochs", "0"]
+ANALYTIC += ["--distillation", "analytic", "--analytic_width", "16", "--horizontal_flip", "0.5"]
+
+
+@pytest.fixture
+def analytic_run(train, command, tmp_path):
+    train(*command, *ANALYTIC, "--output_dir", tmp_path / "both")
+    return tmp_path / "both"
+
+
+def assert_equal_students(one, other):
+    results = ({**results_of(folder, "student")} for folder in (one, other))
+    assert next(results) == next(results)
+    ours, theirs = (weights_of(folder) for folder in (one, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_closed_form_distils_with_a_teacher_of_the_run_or_of_another(train, command, tmp_path, analytic_run):
+    """The same student, to the bit; a student that was trained alone gets it as well."""
+    report = results_of(analytic_run, "student")["analytic"]
+    assert report["scores"] in ("teacher", "own", "both") and -1 <= report["cosine"] <= 1
+    given = ("--stages", "student", "--teacher_run", analytic_run)
+    train(*command, *ANALYTIC, *given, "--output_dir", tmp_path / "given")
+    assert_equal_students(tmp_path / "given", analytic_run)
+    train(*command, *ANALYTIC, "--distillation", "none", "--output_dir", tmp_path / "alone")
+    given = ("--stages", "student", "--teacher_run", tmp_path / "alone", "--student_run", tmp_path / "alone")
+    train(*command, *ANALYTIC, *given, "--output_dir", tmp_path / "later")
+    assert results_of(tmp_path / "later", "student")["analytic"].keys() == report.keys()
+
+
+def test_closed_form_goes_on_after_it_was_killed(train, command, tmp_path, analytic_run, monkeypatch):
+    evaluate, killed = ContinualDistillationTrainer._evaluate, []
+
+    def kill(trainer, task):
+        if task.index == 1:
+            killed.append(task)
+            raise KeyboardInterrupt
+        evaluate(trainer, task)
+
+    monkeypatch.setattr(ContinualDistillationTrainer, "_evaluate", kill)
+    with pytest.raises(BaseException):  # noqa: B017  # however the process ends
+        train(*command, *ANALYTIC, "--output_dir", tmp_path / "resumed")
+    assert killed
+    monkeypatch.undo()
+    train("--output_dir", tmp_path / "resumed", "--resume_from_checkpoint")
+    assert_equal_students(tmp_path / "resumed", analytic_run)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--classifier", "linear"], "head ncm or ranpac"),
+        (["--prompt_method", "apt"], "prompts that are trained in each task"),
+        (["--stages", "student"], "needs a teacher"),
+    ],
+)
+def test_what_closed_form_cannot_do_is_refused(train, command, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        train(*command, *ANALYTIC, *more, "--output_dir", tmp_path / "run")
+    assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_aligned_heads_cannot_be_taken_back(train, command, tmp_path, capsys):
