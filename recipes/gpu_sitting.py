@@ -12,7 +12,6 @@ side by side: images of 32 px, 64 patches, 9.5 and 2.4 million parameters.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import platform
 import re
@@ -22,9 +21,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-# imported before the processes are forked, so that none needs seconds for it
-import cdl_hf.training.trainer  # noqa: F401
 from cdl_hf.benchmark.gpu_checks import CHECKS, Workbench
 from cdl_hf.cli import argument, cli_error, parse, to_dict
 from cdl_hf.utils import num_cores, write_json
@@ -50,7 +46,7 @@ NETWORKS = {
 }
 RECIPE = "--images photographs --model vit_tiny_patch16_224 --batch_size 1024 --learning_rate 2e-3 --mixing 0.8 "
 RECIPE += "--drop_path 0.1 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 10"
-SAVING = 15  # seconds that a pre-training needs after its last step
+SAVING = 20  # seconds that a pre-training needs after its last step, and this script to start
 
 
 @dataclass
@@ -61,6 +57,7 @@ class SittingArguments:
     only: list[str] = argument("checks, pretrain, or names of single checks", ["checks", "pretrain"])
     dataset: str | None = argument("Photographs to pre-train on", None)
     time_limit: float = argument("Seconds after which the sitting has ended", 840, min=10)
+    check: str | None = argument("Instead: this check alone, in this process, as the sitting starts it", None)
     rehearse: bool = argument("Tiny sizes on a CPU, to see that all of it runs", False)
 
 
@@ -87,33 +84,36 @@ class Sitting:
         self.output, self.deadline, self.about = output, deadline, about
         self.outcomes: dict[str, Outcome] = {}
         (output / "logs").mkdir(parents=True)
+        (output / "figures").mkdir()
 
-    def run(self, checks: dict[str, tuple[Callable[[], dict], float]]) -> None:
-        """Runs checks side by side: name -> function without arguments, and seconds that it may take."""
-        context = multiprocessing.get_context("fork")
-        running: dict[Connection, tuple[str, Any, float, float]] = {}
-        for name, (check, seconds) in checks.items():
-            left = self.deadline - time.monotonic()
+    def run(self, checks: dict[str, tuple[list[str], float]]) -> None:
+        """Runs checks side by side: name -> command, and seconds that it may take.
+
+        A command writes its figures to `<output>/figures/<name>.json`. Processes are not forked from this one: a fork
+        of a process that has asked for the GPU cannot use it.
+        """
+        running: dict[str, tuple[subprocess.Popen, float, float]] = {}
+        for name, (command, seconds) in checks.items():
+            began = time.monotonic()
+            left = self.deadline - began
             if left < 5:
                 self.outcomes[name] = Outcome("left out", reason="no time")
                 continue
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_in_own_process, args=(check, theirs, self._log(name)))
-            began = time.monotonic()
-            process.start()
-            theirs.close()
-            running[ours] = name, process, began, began + min(seconds, left)
+            with self._log(name).open("w") as log:  # a session of its own, so that all its processes can be ended
+                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            running[name] = process, began, began + min(seconds, left)
             self.outcomes[name] = Outcome("running")
         while running:
-            ready = wait(list(running), timeout=0.5)
-            for pipe, (name, process, began, end) in list(running.items()):
-                if pipe not in ready and time.monotonic() < end:
+            time.sleep(0.2)
+            for name, (process, began, end) in list(running.items()):
+                if process.poll() is None and time.monotonic() < end:
                     continue
-                self.outcomes[name] = self._outcome(name, pipe if pipe in ready else None)
+                self.outcomes[name] = self._outcome(name, process.poll())
                 self.outcomes[name].seconds = round(time.monotonic() - began, 1)
-                _kill_group(process.pid)
-                process.join()
-                del running[pipe]
+                with contextlib.suppress(ProcessLookupError):  # all have ended
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                del running[name]
                 self.write()
         self.write()
 
@@ -130,27 +130,11 @@ class Sitting:
     def _log(self, name: str) -> Path:
         return self.output / "logs" / f"{name}.log"
 
-    def _outcome(self, name: str, pipe: Connection | None) -> Outcome:
-        if pipe is None:
-            return Outcome("late", reason=_last_line(self._log(name)))
-        try:
-            return Outcome("done", figures=pipe.recv())
-        except EOFError:  # it has ended without figures
-            return Outcome("failed", reason=_last_line(self._log(name)))
-
-
-def _in_own_process(check: Callable[[], dict], pipe: Connection, log: Path) -> None:
-    """Runs a check in a process group of its own; what it prints, its traceback too, goes to the log."""
-    os.setpgid(0, 0)
-    with log.open("w") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-    pipe.send(check())
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all have ended
-        os.killpg(pid, signal.SIGKILL)
+    def _outcome(self, name: str, code: int | None) -> Outcome:
+        if code == 0:
+            file = self.output / "figures" / f"{name}.json"
+            return Outcome("done", figures=json.loads(file.read_text(encoding="utf-8")))
+        return Outcome("late" if code is None else "failed", reason=_last_line(self._log(name)))
 
 
 def _last_line(log: Path) -> str:
@@ -346,6 +330,11 @@ def main() -> None:
     (args,) = parsed = parse((SittingArguments,), description=__doc__)
     began = time.monotonic()
     output = Path(args.output_dir).resolve()
+    if args.check is not None:
+        write_json(
+            output / "figures" / f"{args.check}.json", run_check(args.check, args, output, began + args.time_limit)
+        )
+        return
     if output.exists() and any(output.iterdir()):
         cli_error(f"output_dir {output} is not empty: give another one")
     known = TOGETHER | IN_TURN
@@ -354,41 +343,54 @@ def main() -> None:
     if "pretrain" in args.only and args.dataset is None:
         cli_error("dataset is needed to pretrain; --only checks needs none")
 
-    bench = Workbench(torch.device("cpu" if args.rehearse else "cuda"))
-    if args.rehearse:
-        tiny = {"img_size": 16, "patch_size": 8, "depth": 6, "num_heads": 2}
-        teacher, student = (
-            save_random(output / "work" / f"tiny_{name}", "vit_tiny_patch16_224", embed_dim=width, **tiny)
-            for name, width in (("teacher", 128), ("student", 112))
-        )
-        bench = Workbench(bench.device, teacher, student, batch_sizes=(4,), repeats=1, ranpac_widths=(20,))
     about = {"arguments": to_dict(parsed), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
     sitting = Sitting(output, began + args.time_limit, about)
+    patience = 10 if args.rehearse else 1
 
-    def check(name: str) -> Callable[[], dict]:
-        if name in CHECKS:
-            return lambda: CHECKS[name](bench)
-        folder = output / "work" / name
-        folder.mkdir(parents=True)
-        return getattr(Scripts(bench, folder, args.rehearse), name)
+    def command(name: str) -> list[str]:
+        call = [sys.executable, str(Path(__file__).resolve()), "--check", name, "--output_dir", str(output)]
+        call += ["--dataset", args.dataset] if args.dataset else []
+        return [*call, "--time_limit", str(sitting.deadline - time.monotonic()), *["--rehearse"] * args.rehearse]
+
+    def run(names: Iterable[str], seconds: dict[str, float]) -> None:
+        sitting.run({name: (command(name), patience * seconds[name]) for name in names})
 
     wanted = [name for name in known if "checks" in args.only or name in args.only]
-    patience = 10 if args.rehearse else 1
-    sitting.run({name: (check(name), patience * TOGETHER[name]) for name in wanted if name in TOGETHER})
+    run([name for name in wanted if name == "machine"], TOGETHER)
     first = sitting.outcomes.get("machine")
     if first is not None and first.state != "done":
         cli_error(f"the GPU cannot be used ({first.reason}); see {output / 'logs' / 'machine.log'}")
+    run([name for name in wanted if name in TOGETHER and name != "machine"], TOGETHER)
     for name in wanted:
         if name in IN_TURN:
-            sitting.run({name: (check(name), patience * IN_TURN[name])})
+            run([name], IN_TURN)
     if "pretrain" in args.only:
-        scripts, deadline = Scripts(bench, output, args.rehearse), sitting.deadline - 2
-
-        def training(name: str) -> Callable[[], dict]:
-            return lambda: pretrain(name, args.dataset, output, deadline, scripts)
-
-        sitting.run({f"pretrain_{name}": (training(name), args.time_limit) for name in NETWORKS})
+        run([f"pretrain_{name}" for name in NETWORKS], {f"pretrain_{name}": args.time_limit for name in NETWORKS})
     print((output / "sitting.txt").read_text(encoding="utf-8"))
+
+
+def run_check(name: str, args: SittingArguments, output: Path, deadline: float) -> dict[str, Any]:
+    """The figures of a check, computed in this process."""
+    work = output / "work" / name
+    work.mkdir(parents=True)
+    bench = Workbench(torch.device("cuda"))
+    if args.rehearse:
+        tiny = {"img_size": 16, "patch_size": 8, "depth": 6, "num_heads": 2}
+        teacher, student = (
+            save_random(work / f"tiny_{role}", "vit_tiny_patch16_224", embed_dim=width, **tiny)
+            for role, width in (("teacher", 128), ("student", 112))
+        )
+        bench = Workbench(torch.device("cpu"), teacher, student, batch_sizes=(4,), repeats=1, ranpac_widths=(20,))
+    if name in CHECKS:
+        return CHECKS[name](bench)
+    scripts = Scripts(bench, work, args.rehearse)
+    role = name.removeprefix("pretrain_")
+    if role in NETWORKS:
+        assert args.dataset is not None
+        return pretrain(role, args.dataset, output, deadline, scripts)
+    checks = {check.__name__: check for check in (scripts.figures, scripts.gpu_tests, scripts.runs)}
+    checks |= {check.__name__: check for check in (scripts.distributed, scripts.out_of_memory, scripts.end_to_end)}
+    return checks[name]()
 
 
 if __name__ == "__main__":

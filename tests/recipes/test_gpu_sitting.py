@@ -1,10 +1,10 @@
 """recipes/gpu_sitting.py: no check ends the others; the checks themselves, as far as a CPU can run them."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,24 +20,28 @@ def recipe():
     return load_recipe("gpu_sitting")
 
 
-def fail():
-    raise ValueError("no such kernel")
-
-
-def hang():
-    os.fork()  # its process ends with it
-    time.sleep(60)
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, time; {code}"]
 
 
 def test_no_check_ends_the_others(recipe, tmp_path):
-    sitting = recipe.Sitting(tmp_path, time.monotonic() + 30, {"date": "today"})
+    output = tmp_path / "sitting"
+    sitting = recipe.Sitting(output, time.monotonic() + 30, {"date": "today"})
     began = time.monotonic()
-    sitting.run({"good": (lambda: {"a": {"b": 0.12345}}, 10), "bad": (fail, 10), "dead": (lambda: os._exit(3), 10)})
-    sitting.run({"late": (hang, 0.3)})
+    figures = output / "figures" / "good.json"
+    good = python(f"open({str(figures)!r}, 'w').write('{{\"a\": {{\"b\": 0.12345}}}}')")
+    bad = python("raise ValueError('no such kernel')")
+    sitting.run({"good": (good, 10), "bad": (bad, 10), "dead": (python("os.abort()"), 10)})
+    child = tmp_path / "child"
+    hang = python(f"(os.fork() or open({str(child)!r}, 'w').write(str(os.getpid()))) and None; time.sleep(60)")
+    sitting.run({"late": (hang, 1)})
     assert time.monotonic() - began < 10
+    time.sleep(0.1)
+    status = Path(f"/proc/{child.read_text()}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"  # what it has started has ended, too
     sitting.deadline = time.monotonic() + 4
-    sitting.run({"last": (dict, 10)})
-    found = json.loads((tmp_path / "sitting.json").read_text())
+    sitting.run({"last": (good, 10)})
+    found = json.loads((output / "sitting.json").read_text())
     assert found["date"] == "today"
     assert {name: outcome["state"] for name, outcome in found["checks"].items()} == {
         "good": "done",
@@ -47,7 +51,7 @@ def test_no_check_ends_the_others(recipe, tmp_path):
         "last": "left out",
     }
     assert found["checks"]["bad"]["reason"] == "ValueError: no such kernel"
-    text = (tmp_path / "sitting.txt").read_text()
+    text = (output / "sitting.txt").read_text()
     assert "    a; b: 0.1235\n" in text and "bad: failed" in text and "last: left out, 0.0 s no time" in text
 
 
