@@ -331,9 +331,9 @@ def main() -> None:
     began = time.monotonic()
     output = Path(args.output_dir).resolve()
     if args.check is not None:
-        write_json(
-            output / "figures" / f"{args.check}.json", run_check(args.check, args, output, began + args.time_limit)
-        )
+        figures = run_check(args.check, args, output, began + args.time_limit)
+        (output / "figures").mkdir(exist_ok=True)
+        write_json(output / "figures" / f"{args.check}.json", figures)
         return
     if output.exists() and any(output.iterdir()):
         cli_error(f"output_dir {output} is not empty: give another one")
