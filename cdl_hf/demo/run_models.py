@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import yaml
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class RunModels:
             states.path(task).is_file() for states in self._states.values() for task in tasks
         )
         self._lock, self._task = threading.Lock(), self.num_tasks - 1
+        blank = self.transform.pixels(PIL.Image.new("L", (64, 64)))
+        self.predict(blank, self._task)  # the first prediction takes longer than all others
 
     def classes(self, task: int) -> list[str]:
         """Names of the classes of a task."""
