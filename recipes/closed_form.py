@@ -1,0 +1,218 @@
+"""What a teacher adds in closed form to the best head that its student has alone, with controls.
+
+    python recipes/closed_form.py --output recipes/quickdraw100/closed_form.json
+    python recipes/closed_form.py --dataset FOLDER --teacher NAME --student NAME --orders 5
+
+Reads the features of both frozen backbones once, and computes all heads on them along the stream, for several class
+orders and seeds (of the random projections). Prints the final accuracy of each head and its paired difference to the
+student's best own head, which is chosen by its test accuracy: a choice in favor of the controls. All other choices are
+made on held-out training images.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from cdl_hf.cli import argument, cli_error, parse, to_dict
+from cdl_hf.training.arguments import DatasetArguments
+
+OWN = "own: "  # begins the names of heads that need no teacher
+
+
+@dataclass
+class ClosedFormArguments:
+    """The pair, the stream and the heads."""
+
+    teacher: str = argument("Backbone of the teacher, named as for train.py", "vit_micro_quickdraw")
+    student: str = argument("Backbone of the student", "vit_nano_quickdraw")
+    num_tasks: int = argument("Number of tasks", 10, min=1)
+    orders: int = argument("Number of class orders: the natural one, and seeded ones", 3, min=1)
+    seeds: int = argument("Number of seeds for each order", 3, min=1)
+    ranpac_width: int = argument("Random features of each RanPAC head", 2000, min=1)
+    analytic_width: int = argument("Random features that predict the teacher's features", 2000, min=1)
+    output: str | None = argument("JSON file for all figures", None)
+
+
+def main() -> None:
+    dataset_args, args = parse((DatasetArguments, ClosedFormArguments), description=__doc__)
+    from cdl_hf.utils import versions, write_text
+
+    try:
+        features = read_features(dataset_args, args)
+    except ValueError as error:
+        cli_error(str(error))
+    scores: dict[str, dict[str, float]] = {}
+    units = [(order, seed) for order in range(args.orders) for seed in range(args.seeds)]
+    for order, seed in tqdm(units, desc="class orders and seeds"):
+        for head, accuracy in accuracies(features, args, order, seed).items():
+            scores.setdefault(head, {})[f"order {order}, seed {seed}"] = accuracy
+    print(table(scores))
+    if args.output is not None:
+        content = {"args": to_dict((dataset_args, args)), "versions": versions(), "accuracy": scores}
+        write_text(Path(args.output), json.dumps(content, indent=1) + "\n")
+
+
+@dataclass
+class Features:
+    """Features of a data set under the eval transform.
+
+    Args:
+        labels: Class ids of the training and test images, in the natural order of the classes.
+        student: The student's, of all blocks, of the training, mirrored training and test images, each (n, W).
+        teacher: What the teacher's classifier reads of the same.
+        last: Width of the student's last class token, the end of W.
+    """
+
+    labels: dict[str, torch.Tensor]
+    student: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor]
+    last: int
+
+
+def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> Features:
+    """
+    Raises:
+        ValueError: The data set or a backbone cannot be loaded.
+    """
+    from cdl_hf import TaskStream, load_image_dataset
+    from cdl_hf.data import TaskImages, eval_transform, image_processor_for
+    from cdl_hf.models import PromptViTForImageClassification
+    from cdl_hf.training.arguments import ModelArguments
+    from cdl_hf.training.build import load_pair, source_options
+    from cdl_hf.training.classifier_fitting import head_features
+
+    options = source_options(dataset_args)
+    stream = TaskStream(load_image_dataset(dataset_args.dataset, **options), num_tasks=1)
+    teacher_backbone, student_backbone = load_pair(ModelArguments(teacher=args.teacher, student=args.student))
+    common = {"classes_per_task": stream.classes_per_task, "prompt_method": "none", "head": "ranpac"}
+    teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, **common)
+    width = teacher.readout.width(teacher.backbone.embed_dim)
+    student = PromptViTForImageClassification.from_backbone(
+        student_backbone, **common, kd_branch="analytic", teacher_width=width
+    )
+    side = student.backbone.patch_embed.img_size[0]
+    transform = eval_transform(image_processor_for({**student_backbone.pretrained_cfg, "input_size": (3, side, side)}))
+    accelerator = Accelerator()
+    found = Features({}, {}, {}, student.backbone.embed_dim)
+    for model, of_model in ((student, found.student), (teacher, found.teacher)):
+        model.to(accelerator.device)
+        for split in ("train", "test"):
+            images = TaskImages(getattr(stream[0], split), stream.label_to_class_id, transform)
+            for name, mirrored in ((split, False), ("mirrored", True)):
+                if split == "train" or not mirrored:
+                    read, labels = head_features(accelerator, model, images, 256, 0, mirrored=mirrored)
+                    of_model[name], found.labels[name] = read[:, 0], labels
+    return found
+
+
+def accuracies(features: Features, args: ClosedFormArguments, order: int, seed: int) -> dict[str, float]:
+    """Accuracy in % after the last task of each head, mean over the tasks.
+
+    Args:
+        order: 0 for the natural class order.
+        seed: Of the random projections.
+    """
+    from cdl_hf.models import PromptViTConfig
+    from cdl_hf.models.analytic import AnalyticHead
+    from cdl_hf.models.classifiers import RanPAC
+    from cdl_hf.utils import derive_seed
+
+    num_classes = int(features.labels["train"].max()) + 1
+    drawn = torch.randperm(num_classes, generator=torch.Generator().manual_seed(derive_seed(order, "order")))
+    class_ids = drawn.argsort() if order else torch.arange(num_classes)
+    sizes = [len(part) for part in torch.arange(num_classes).chunk(args.num_tasks)]
+    device = features.labels["train"].device
+    labels = {split: class_ids.to(device)[of_split] for split, of_split in features.labels.items()}
+    x, z, last = features.student, features.teacher, slice(-features.last, None)
+
+    torch.manual_seed(derive_seed(seed, "heads", order))
+    widths = {"ranpac_width": args.ranpac_width, "analytic_width": args.analytic_width}
+    common = {"classes_per_task": sizes, "prompt_method": "none", "head": "ranpac", **widths}
+
+    def ranpac(width: int) -> RanPAC:
+        head = RanPAC(PromptViTConfig(**common), width)
+        head.init_weights()
+        return head.to(device)
+
+    def analytic(targets: dict[str, torch.Tensor]) -> AnalyticHead:
+        config = PromptViTConfig(**common, kd_branch="analytic", teacher_width=targets["train"].shape[1])
+        head = AnalyticHead(config, x["train"].shape[1])
+        for module in (head.predictor, head.classifier, head):
+            module.init_weights()
+        return head.to(device)
+
+    token = {split: of_split[:, last] for split, of_split in x.items()}
+    inputs = {
+        "last token": token,
+        "last token, another projection": token,
+        "all layers": x,
+        "all layers, another projection": x,
+    }
+    own = {name: ranpac(of_split["train"].shape[1]) for name, of_split in inputs.items()}
+    teacher = ranpac(z["train"].shape[1])
+    predicting = {"teacher": (analytic(z), z), "own token": (analytic(token), token)}
+    seen = 0
+    for size in sizes:
+        rows = ((labels["train"] >= seen) & (labels["train"] < seen + size)).nonzero()[:, 0]
+        seen += size
+        of_task = labels["train"][rows]
+        for name, head in own.items():
+            head.fit(inputs[name]["train"][rows], of_task)
+        teacher.fit(z["train"][rows], of_task)
+        left_out = rows[teacher.held_out(of_task)]
+        base = own["last token"].held_out_scores(token["train"][left_out], seen)
+        for head, targets in predicting.values():
+            mirrored = (x["mirrored"][rows], targets["mirrored"][rows])
+            head.fit(x["train"][rows], targets["train"][rows], of_task, mirrored)
+            head.choose_scores(x["train"][left_out], targets["train"][left_out], labels["train"][left_out], base)
+
+    scores = {name: head(inputs[name]["test"], num_classes) for name, head in own.items()}
+    first, second = scores["last token"], scores.pop("last token, another projection")
+    every, other = scores["all layers"], scores.pop("all layers, another projection")
+    found = {
+        f"{OWN}last token": first,
+        f"{OWN}all layers": every,
+        f"{OWN}last token, two projections": first + second,
+        f"{OWN}all layers, two projections": every + other,
+        f"{OWN}last token and all layers": first + every,
+    }
+    for target, (head, _) in predicting.items():
+        theirs = head.classifier(head.predictor(x["test"]), num_classes)
+        prefix = "predicted" if target == "teacher" else f"{OWN}predicted"
+        found[f"{prefix} {target}"] = theirs
+        found[f"{prefix} {target} and last token"] = first + theirs
+        if target == "teacher":
+            found["predicted teacher and all layers"] = every + theirs
+            found["analytic, as chosen by held-out images"] = head(x["test"], first)
+    found["teacher"] = teacher(z["test"], num_classes)
+    return {name: task_accuracy(of_head, labels["test"], sizes) for name, of_head in found.items()}
+
+
+def task_accuracy(scores: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> float:
+    """Accuracy in %, mean over the tasks."""
+    right, seen, shares = scores.argmax(1) == labels, 0, []
+    for size in sizes:
+        shares.append(right[(labels >= seen) & (labels < seen + size)].float().mean().item())
+        seen += size
+    return 100 * sum(shares) / len(shares)
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """A Markdown table: mean and deviation of each head, and its difference to the best head of the student's own."""
+    from cdl_hf.comparison.statistics import MeanStd, paired_difference
+
+    means = {head: MeanStd.of(of_head) for head, of_head in scores.items()}
+    best = max((head for head in scores if head.startswith(OWN)), key=lambda head: means[head].mean)
+    lines = [f"| head | final accuracy A_N (%) | difference to {best} |", "|---|---:|---:|"]
+    for head, of_head in scores.items():
+        difference = "" if head == best else str(paired_difference(of_head, scores[best]))
+        lines.append(f"| {head} | {means[head]} | {difference} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
