@@ -46,7 +46,7 @@ NETWORKS = {
 }
 RECIPE = "--images photographs --model vit_tiny_patch16_224 --batch_size 1024 --learning_rate 2e-3 --mixing 0.8 "
 RECIPE += "--drop_path 0.1 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 10"
-SAVING = 20  # seconds that a pre-training needs after its last step, and this script to start
+SAVING = 40  # seconds that pretrain.py needs to start and, after its last step, to save
 
 
 @dataclass
@@ -57,6 +57,7 @@ class SittingArguments:
     only: list[str] = argument("checks, pretrain, or names of single checks", ["checks", "pretrain"])
     dataset: str | None = argument("Photographs to pre-train on", None)
     time_limit: float = argument("Seconds after which the sitting has ended", 840, min=10)
+    deadline: float | None = argument("Instead of time_limit: when the machine's monotonic clock shows this", None)
     check: str | None = argument("Instead: this check alone, in this process, as the sitting starts it", None)
     rehearse: bool = argument("Tiny sizes on a CPU, to see that all of it runs", False)
 
@@ -328,10 +329,10 @@ def pretrain(name: str, dataset: str, output: Path, deadline: float, scripts: Sc
 
 def main() -> None:
     (args,) = parsed = parse((SittingArguments,), description=__doc__)
-    began = time.monotonic()
+    deadline = time.monotonic() + args.time_limit if args.deadline is None else args.deadline
     output = Path(args.output_dir).resolve()
     if args.check is not None:
-        figures = run_check(args.check, args, output, began + args.time_limit)
+        figures = run_check(args.check, args, output, deadline)
         (output / "figures").mkdir(exist_ok=True)
         write_json(output / "figures" / f"{args.check}.json", figures)
         return
@@ -344,13 +345,13 @@ def main() -> None:
         cli_error("dataset is needed to pretrain; --only checks needs none")
 
     about = {"arguments": to_dict(parsed), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-    sitting = Sitting(output, began + args.time_limit, about)
+    sitting = Sitting(output, deadline, about)
     patience = 10 if args.rehearse else 1
 
     def command(name: str) -> list[str]:
         call = [sys.executable, str(Path(__file__).resolve()), "--check", name, "--output_dir", str(output)]
         call += ["--dataset", args.dataset] if args.dataset else []
-        return [*call, "--time_limit", str(sitting.deadline - time.monotonic()), *["--rehearse"] * args.rehearse]
+        return [*call, "--deadline", str(deadline), *["--rehearse"] * args.rehearse]
 
     def run(names: Iterable[str], seconds: dict[str, float]) -> None:
         sitting.run({name: (command(name), patience * seconds[name]) for name in names})
