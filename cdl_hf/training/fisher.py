@@ -31,18 +31,27 @@ def measure_fisher(
     if not isinstance(model.prompt_pool, LoRA) or not model.prompt_pool.needs_fisher:
         return
     updates = list(model.prompt_pool.each_update())
-    loader = DataLoader(images, batch_size=divided_batch_size(batch_size, accelerator), num_workers=workers)
+    loader = accelerator.prepare_data_loader(
+        DataLoader(images, batch_size=divided_batch_size(batch_size, accelerator), num_workers=workers)
+    )
     model.train()
     for update in updates:
         update.is_measuring, update.fisher = (
             True,
             torch.zeros(len(update.up), update.down.shape[1]).to(update.up.device),
         )
-    for batch in Batches(accelerator.prepare_data_loader(loader), images):
-        with accelerator.autocast():
-            loss = model(batch["pixel_values"], labels=batch["labels"]).loss
-        (loss * len(batch["labels"])).backward()  # the gradient of each image's own loss
-        model.zero_grad(set_to_none=True)
+    for batch in Batches(loader, images):
+        labels = batch["labels"]
+        count = len(labels)
+        if (
+            loader.end_of_dataloader and loader.remainder > 0
+        ):  # the rest repeats images, so that processes have as many
+            count = min(max(loader.remainder - accelerator.process_index * count, 0), count)
+        if count:
+            with accelerator.autocast():
+                loss = model(batch["pixel_values"][:count], labels=labels[:count]).loss
+            (loss * count).backward()  # the gradient of each image's own loss
+            model.zero_grad(set_to_none=True)
         after_batch()
     for update in updates:
         update.is_measuring = False

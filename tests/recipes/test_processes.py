@@ -60,8 +60,12 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"]],
-    ids=["linear", "ranpac"],
+    [
+        [],
+        ["--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"],
+        ["--prompt_method", "lora", "--lora_merging", "fisher", "--distillation", "kd"],
+    ],
+    ids=["linear", "ranpac", "lora"],
 )
 def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
     """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
