@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .classifiers import CLASSIFIERS, Classifier, Computed, calibration_factor
+from .classifiers import CLASSIFIERS, Classifier, calibration_factor
+from .computed import Computed
 from .configuration_prompt_vit import SCORES, PromptViTConfig
 from .precision import in_full_precision
 from .ridge import NAMES, RidgeSums

@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 
 from .analytic import AnalyticHead
 from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, restore_backbones
-from .classifiers import CLASSIFIERS, Classifier, Computed, calibration_factor
+from .classifiers import CLASSIFIERS, Classifier, calibration_factor
+from .computed import Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch

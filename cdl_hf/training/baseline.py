@@ -1,48 +1,39 @@
-"""The baseline of a run: RanPAC on the frozen backbones, with which nothing is trained."""
+"""The baselines of a run: classifiers computed on the frozen backbones, with which nothing is trained."""
 
-from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..data import TaskImages
+from ..distillation.analytic import Analytic
 from ..evaluation.evaluator import Evaluator
-from ..models import PromptViTForImageClassification
-from ..models.classifiers import RanPAC
-from ..models.prefix_attention import cls_features
+from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..utils import derive_seed
 from .classifier_fitting import head_features
 
+_SHARED = ("backbone", "backbone_args", "ranpac_width", "analytic_width")  # fields of the configuration
 
-class FrozenRanPAC(nn.Module):
-    """RanPAC (arXiv 2307.02251) on the class token of a model's frozen backbone, without its prompts.
 
-    It has the width and the ridge's rule of the model's configuration.
+def frozen(
+    model: PromptViTForImageClassification, class_names: list[str], **config
+) -> PromptViTForImageClassification:
+    """A model on the backbone of another one, without prompts and with RanPAC, for all classes at once.
 
     Args:
         model: Its backbone is shared, not copied.
+        config: Further fields of the configuration.
     """
-
-    def __init__(self, model: PromptViTForImageClassification):
-        super().__init__()
-        self.backbone, self.num_classes = model.backbone, model.config.num_classes
-        self.classifier = RanPAC(model.config, model.backbone.embed_dim)
-        self.classifier.init_weights()
-        self.classifier.to(model.device)
-
-    def head_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1, D), as a model's."""
-        return cls_features(self.backbone, pixel_values)[:, None]
-
-    def query(self, pixel_values: Tensor) -> None:
-        """It has no prompts."""
-
-    def shares_query_with(self, other: nn.Module) -> bool:
-        return False
-
-    def forward(self, pixel_values: Tensor, query: Tensor | None = None) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.classifier(self.head_features(pixel_values)[:, 0], self.num_classes))
+    own = model.config
+    fields: dict[str, Any] = {name: getattr(own, name) for name in _SHARED} | config
+    made = PromptViTForImageClassification(
+        PromptViTConfig(classes_per_task=[own.num_classes], prompt_method="none", head="ranpac", **fields)
+    )
+    made.backbone = model.backbone
+    cast(nn.Module, made).to(model.device)
+    made.start_task(class_names)
+    return made.eval()
 
 
 @torch.no_grad()
@@ -50,31 +41,48 @@ def baseline_accuracies(
     models: dict[str, PromptViTForImageClassification],
     training_images: list[TaskImages],
     test_images: list[TaskImages],
+    class_names: list[str],
     evaluator: Evaluator,
     seed: int,
-) -> dict[str, float]:
-    """For each model the accuracy in % after all tasks, mean over the tasks, of [`FrozenRanPAC`] on its backbone.
+) -> dict[str, dict[str, float]]:
+    """For each baseline the accuracy in % after all tasks, mean over the tasks, by role.
+
+    `"frozen_ranpac"` is RanPAC (arXiv 2307.02251) on each model's frozen backbone, `"frozen_analytic"` distillation in
+    closed form between these. What they keep are sums over images, so they are fitted to all tasks at once.
 
     Args:
-        models: By role.
+        models: Teacher and student by role.
         training_images, test_images: Of each task, under the eval transform.
+        class_names: By class id.
         evaluator: Of the run.
         seed: The run's.
     """
-    baselines = {}
-    for role, model in models.items():
-        set_seed(derive_seed(seed, "baseline", role))
-        baselines[role] = FrozenRanPAC(model)
-        classifier = baselines[role].classifier
-        for images in training_images:
-            options = (evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)
-            features, labels = head_features(evaluator.accelerator, baselines[role], images, *options)
-            add = classifier.fit if images is training_images[-1] else classifier.accumulate  # solved once
-            add(features[:, 0], labels)
-    counts = Evaluator(evaluator.accelerator, evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)(
-        baselines, test_images
-    )
+    set_seed(derive_seed(seed, "baseline", "teacher"))
+    teacher = frozen(models["teacher"], class_names)
+    width = teacher.readout.width(teacher.backbone.embed_dim)
+    set_seed(derive_seed(seed, "baseline", "student"))
+    student = frozen(models["student"], class_names, kd_branch="analytic", teacher_width=width)
+    plain = frozen(models["student"], class_names)
+
+    options = (evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)
+
+    def read(model: PromptViTForImageClassification) -> tuple[Tensor, Tensor]:
+        found = [head_features(evaluator.accelerator, model, images, *options) for images in training_images]
+        features, labels = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(labels)
+
+    taught, labels = read(teacher)
+    teacher.fit_classifier(taught, labels)
+    features, _ = read(student)
+    Analytic(student, teacher).fit_classifier(features, labels, lambda model, mirrored: taught, mirror=False)
+    plain.fit_classifier(features[..., -student.backbone.embed_dim :], labels)
+    predictors = {"teacher": teacher, "student": plain, "analytic": student}
+    counts = Evaluator(evaluator.accelerator, *options)(predictors, test_images)
+    accuracies = {
+        name: 100 * sum(correct / total for correct, total in of_tasks) / len(test_images)
+        for name, of_tasks in counts.items()
+    }
     return {
-        role: 100 * sum(correct / total for correct, total in of_tasks) / len(test_images)
-        for role, of_tasks in counts.items()
+        "frozen_ranpac": {role: accuracies[role] for role in ("teacher", "student")},
+        "frozen_analytic": {"student": accuracies["analytic"]},
     }

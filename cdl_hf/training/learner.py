@@ -13,7 +13,7 @@ from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..models import PromptViTForImageClassification
-from ..models.classifiers import Computed
+from ..models.computed import Computed
 from ..utils import DamagedFile, derive_seed, verify
 from .arguments import CDLConfig
 from .checkpointing import load_trained_state, trained_state

@@ -94,23 +94,26 @@ def save_model(
 
 
 def _baseline(trainer: Run) -> dict[str, Any]:
-    """Accuracies in % by chance, and of RanPAC on the frozen backbones, where this run has trained both models.
+    """Accuracies in % by chance and of classifiers on the frozen backbones, where this run has trained both models.
 
     They are for comparison only: where they cannot be computed, the run ends without them.
     """
     if len(trainer.learners) < 2 or trainer.args.stages != "both" or not trainer.args.num_train_epochs:
         return {}
-    logger.info("Evaluating RanPAC on the frozen backbones, for comparison.")
+    logger.info("Computing classifiers on the frozen backbones, for comparison.")
     models = {role: learner.model for role, learner in trainer.learners.items()}
     images = [trainer.images_for_fitting(task) for task in trainer.stream]
+    names = trainer.stream.class_names
     try:
-        accuracies = baseline_accuracies(models, images, trainer.test_images, trainer.evaluator, trainer.args.seed)
+        accuracies = baseline_accuracies(
+            models, images, trainer.test_images, names, trainer.evaluator, trainer.args.seed
+        )
     except (RuntimeError, MemoryError, FloatingPointError) as error:
         if not is_oom(error) and not isinstance(error, (torch.linalg.LinAlgError, FloatingPointError)):
             raise
-        logger.warning(f"RanPAC on the frozen backbones could not be computed: {str(error).splitlines()[0]}")
+        logger.warning(f"Classifiers on the frozen backbones could not be computed: {str(error).splitlines()[0]}")
         return {}
-    return {"baseline": {"chance": 100 / len(trainer.stream.class_names), "frozen_ranpac": accuracies}}
+    return {"baseline": {"chance": 100 / len(names), **accuracies}}
 
 
 @contextmanager
@@ -166,6 +169,12 @@ def _latency(trainer: Run) -> dict[str, Any]:
     return {"device": name, **{role: round(latency(model, image), 2) for role, model in trainer.models.items()}}
 
 
+_BASELINES = {
+    "frozen_ranpac": "RanPAC on the frozen backbone",
+    "frozen_analytic": "the same with analytic distillation",
+}
+
+
 def table(results: dict[str, Any]) -> str:
     """Teacher against student, in words that a newcomer understands."""
     roles = [role for role in ("teacher", "student") if role in results]
@@ -181,11 +190,24 @@ def table(results: dict[str, Any]) -> str:
         ("  trained", [f"{results[role]['trainable_parameters']:,}" for role in roles]),
         ("seconds of training", [_seconds(results["seconds"], role) for role in roles]),
     ]
+    if "analytic" in results.get("student", {}):
+        report = results["student"]["analytic"]
+        blank = [""] * (len(roles) - 1)
+        rows.append(("predicts with the scores of", [*blank, report["scores"]]))
+        if "cosine" in report:
+            rows.append(("teacher's features predicted, cosine", [*blank, f"{report['cosine']:.2f}"]))
     if "baseline" in results:
-        chance, frozen = results["baseline"]["chance"], results["baseline"]["frozen_ranpac"]
+        baseline = results["baseline"]
         rows += [
-            ("for comparison: A_N of guessing (%)", [f"{chance:.2f}" for _ in roles]),
-            ("  of RanPAC on the frozen backbone (%)", [f"{frozen[role]:.2f}" for role in roles]),
+            ("for comparison: A_N of guessing (%)", [f"{baseline['chance']:.2f}" for _ in roles]),
+            *(
+                (
+                    f"  of {what} (%)",
+                    [f"{baseline[name][role]:.2f}" if role in baseline[name] else "" for role in roles],
+                )
+                for name, what in _BASELINES.items()
+                if name in baseline
+            ),
         ]
     width = max(len(label) for label, _ in rows)
     lines = [

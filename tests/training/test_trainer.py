@@ -253,7 +253,7 @@ def test_one_teacher_serves_further_students(train, command, tmp_path):
         *("--teacher_run", tmp_path / "both", "--output_dir", tmp_path / "student"),
     )
     one, other = (results_without_times(tmp_path / name) for name in ("both", "student"))
-    assert one.pop("baseline").keys() == {"chance", "frozen_ranpac"}  # of a run that trains both
+    assert one.pop("baseline").keys() == {"chance", "frozen_ranpac", "frozen_analytic"}  # of a run that trains both
     assert one == other
     ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("both", "student"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
