@@ -73,6 +73,9 @@ class PlannedRun:
             values["cache_teacher_outputs"] = "true"
         else:
             values[f"{self.source.role}_run"] = str(runs / self.source.name)
+            # Distillation in closed form computes another classifier for a student from its teacher, too.
+            if self.source.source is not None and values.get("distillation") == "analytic":
+                values["teacher_run"] = str(runs / self.source.source.name)
         return [token for name, value in values.items() for token in (f"--{name}", *_listed(value))]
 
     def resolved(self, runs: Path) -> dict[str, Any]:

@@ -39,6 +39,12 @@ class Analytic(TrainingObjective):
                 "analytic adds up the teacher's features over the tasks, but its prompts, which are trained in each "
                 "task, change them: take a teacher with prompt_method=none, with train_tasks=1, or of joint training"
             )
+        ours, theirs = student.config, teacher.config
+        if theirs.head != "linear" and (ours.head, ours.ranpac_width) != (theirs.head, theirs.ranpac_width):
+            raise ValueError(
+                f"the student takes over its teacher's classifier, {theirs.head} of width {theirs.ranpac_width:,}, "
+                f"but was made for {ours.head} of width {ours.ranpac_width:,}: make both alike"
+            )
         width = teacher.readout.width(teacher.backbone.embed_dim)
         if student.config.teacher_width != width:
             raise ValueError(

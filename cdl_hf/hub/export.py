@@ -40,11 +40,15 @@ def export_program(saved: SavedModel) -> ExportedProgram:
     model = copy.deepcopy(saved.model.cpu()).eval()
     model.prompt_pool.fold(model.backbone.blocks)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             _Logits(model).eval(),
             (images,),
             dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}},
         )
+    # With a computed classifier nobody uses the trained head, whose region of full precision cannot be loaded again.
+    program.graph_module.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
 
 
 def save_program(program: ExportedProgram, saved: SavedModel, path: Path) -> None:

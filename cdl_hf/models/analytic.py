@@ -83,11 +83,6 @@ class FeaturePredictor(Computed):
         weight, self._weight_without = sums.fit(self._random_features, features, targets, negative_error, held_out)
         self.weight.copy_(weight)
 
-    @torch.no_grad()
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Adds images without solving the regression, which the next [`fit`] does."""
-        self._begin(features).add(self._random_features, features, targets)
-
     def _begin(self, features: Tensor) -> RidgeSums:
         """The sums, which begin at zero with the first images."""
         if self.sums is None:
@@ -96,12 +91,19 @@ class FeaturePredictor(Computed):
                     "a saved student has no sums to add further images to: resume from the checkpoints of its run"
                 )
             self.mean.copy_(features.float().mean(0))
-            deviation = features.float().std(0, correction=0)
-            self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
+            self._standardize(features.float())
             teacher_width, num_random_features = self.weight.shape
             self.sums = RidgeSums.zeros(num_random_features, teacher_width, features.device)
         self.sums = self.sums.to(features.device)
         return self.sums
+
+    def _standardize(self, features: Tensor) -> None:
+        """Takes mean and deviation of these features (n, W)."""
+        self.mean.copy_(features.mean(0))
+        deviation = features.std(0, correction=0)
+        # What hardly varies in the first images may do so in later ones: it must not be blown up.
+        deviation = deviation.clamp_min(deviation.median() / 10)
+        self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, W) -> (B, W_t)"""
@@ -185,6 +187,8 @@ class AnalyticHead(nn.Module):
             features, teacher_features, labels: As in [`fit`], of the held-out images.
             own_scores: (n, C_seen), of the student's own classifier.
         """
+        if not len(labels):
+            return
         predicted = self.predictor.held_out_predictions(features)
         theirs = self.classifier.held_out_scores(predicted, own_scores.shape[1])
         scores = [self._sum(weights, own_scores, theirs) for weights in self._weights.values()]

@@ -173,17 +173,6 @@ class RanPAC(Classifier):
             return torch.arange(len(labels), device=labels.device) % 5 == 0
         return super().held_out(labels)
 
-    @torch.no_grad()
-    def accumulate(self, features: Tensor, labels: Tensor) -> None:
-        """Adds a task's statistics without solving, which the next [`fit`] does for all tasks so far.
-
-        Args:
-            features: (n, W).
-            labels: (n,), class ids.
-        """
-        sums, targets = self._begin(features, labels)
-        sums.add(self._random_features, features, targets)
-
     def _begin(self, features: Tensor, labels: Tensor) -> tuple[RidgeSums, Tensor]:
         """The sums, which begin at zero with the first task, and one-hot targets (n, C)."""
         num_classes, width = self.weight.shape

@@ -369,6 +369,12 @@ class PromptViTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"analytic_scores is {shown(self.analytic_scores)}; choose one of {', '.join(SCORES)}"
                 )
+            largest = max(self.analytic_width, self.ranpac_width if self.head == "ranpac" else self.num_classes)
+            if (self.teacher_width or 0) * largest > MAX_WEIGHTS:
+                raise ValueError(
+                    f"teacher_width ({self.teacher_width:,}) times analytic_width, ranpac_width or the number of "
+                    f"classes ({largest:,}) is more than {MAX_WEIGHTS:,}"
+                )
         if self.kd_branch in ("cdl_prompt", "analytic") and self.teacher_width is None:
             raise ValueError(f"kd_branch {self.kd_branch!r} needs teacher_width, got {self.teacher_width}")
 

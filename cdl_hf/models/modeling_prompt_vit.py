@@ -259,6 +259,14 @@ class PromptViTForImageClassification(PreTrainedModel):
             if module is not None:
                 module.requires_grad_(False).eval()
 
+    @property
+    def computed(self) -> list[Computed]:
+        """What is computed to predict in place of the trained heads."""
+        found: list[Computed | None] = [self.classifier, self.kd_classifier]
+        if self.analytic is not None:
+            found += [self.analytic.predictor, self.analytic.classifier]
+        return [module for module in found if module is not None]
+
     def start_task(self, class_names: Sequence[str]) -> None:
         """Begins the next task: adds its classes to the outputs and to `config.id2label`, and prepares its prompts.
 
@@ -334,8 +342,9 @@ class PromptViTForImageClassification(PreTrainedModel):
             self.analytic.choose_scores(
                 features[left_out, 0], teacher_features[left_out], labels[left_out], own_scores
             )
-        scores = self._computed_scores(features[left_out], self.config.seen_classes, held_out=True)
-        self.logit_scale.fill_(calibration_factor(scores, labels[left_out]))
+        if left_out.any():
+            scores = self._computed_scores(features[left_out], self.config.seen_classes, held_out=True)
+            self.logit_scale.fill_(calibration_factor(scores, labels[left_out]))
 
     @torch.no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Ridge regression from sums over images, with a ridge chosen by images that are held out of them."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,11 +16,15 @@ NAMES = ("gram", "sums", "merits")  # of the tensors of `RidgeSums`
 def held_out(labels: Tensor) -> Tensor:
     """(n,) which of a task's images with class ids (n,) are held out when the ridge is chosen: every fifth of a class.
 
-    Their order in the class decides, whatever the order of the classes.
+    Of a class with two to four images it is the last; an only image is not held out. The order in the class decides,
+    whatever the order of the classes.
     """
     in_classes, order = labels.sort(stable=True)
-    ranks = torch.arange(len(labels), device=labels.device) - torch.searchsorted(in_classes, in_classes)
-    return torch.zeros_like(labels, dtype=torch.bool).index_copy(0, order, ranks % 5 == 0)
+    first = torch.searchsorted(in_classes, in_classes)
+    counts = torch.searchsorted(in_classes, in_classes, right=True) - first
+    ranks = torch.arange(len(labels), device=labels.device) - first
+    chosen = (ranks % 5 == 4) | ((counts > 1) & (counts < 5) & (ranks == counts - 1))
+    return torch.zeros_like(labels, dtype=torch.bool).index_copy(0, order, chosen)
 
 
 class RidgeSums:
@@ -97,7 +102,11 @@ class RidgeSums:
 
     @property
     def best_ridge(self) -> float:
-        """The ridge with the most merit; of equals the largest."""
+        """The ridge with the most merit, of equals the largest; where all are equal, as without held-out images, the
+        one nearest to a hundredth of the mean eigenvalue."""
+        if self.merits.min() == self.merits.max():
+            usual = max(self.gram.diagonal().mean().item() / 100, RIDGES[0])
+            return min(RIDGES, key=lambda ridge: abs(math.log(ridge / usual)))
         return max(zip(self.merits.tolist(), RIDGES, strict=True))[1]
 
     def add(self, regressors: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> None:

@@ -135,6 +135,10 @@ def build_models(
         raise ValueError(
             f"num_train_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none"
         )
+    if not method_class.trains and training_args.cache_teacher_outputs:
+        raise ValueError(
+            f"{distillation} reads the teacher's features and not its cached outputs: leave out cache_teacher_outputs"
+        )
     if model_args.prompt_method in ("apt", "lora") and training_args.teacher_merge == "after_student":
         if training_args.teacher_run is not None:
             raise ValueError("teacher_run brings a teacher that is merged already: take teacher_merge=own_stage")

@@ -133,11 +133,11 @@ def _steps(stream: TaskStream, args: CDLConfig, trained: list[str], trained_task
 def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path) -> list[str]:
     trained = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
     students = [module.model for module in modules.values()]
-    classifiers = [c for model in students for c in (model.classifier, model.kd_classifier) if c is not None]
-    predicting = sum(_bytes(module.buffers()) for module in [*classifiers, *(each.prompt_pool for each in students)])
+    computed = [module for model in students for module in model.computed]
+    predicting = sum(_bytes(module.buffers()) for module in [*computed, *(each.prompt_pool for each in students)])
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
     models = predicting + sum(_bytes(model.parameters()) for model in students)
-    statistics = sum(4 * classifier.num_statistics for classifier in classifiers)
+    statistics = sum(4 * module.num_statistics for module in computed)
     checkpoints = (3 * trained + predicting + statistics) * NUM_KEPT  # with Adam's two moments
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "

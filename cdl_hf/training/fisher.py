@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
@@ -35,6 +36,7 @@ def measure_fisher(
         DataLoader(images, batch_size=divided_batch_size(batch_size, accelerator), num_workers=workers)
     )
     model.train()
+    current = model.config.current_classes
     for update in updates:
         update.is_measuring, update.fisher = (
             True,
@@ -49,7 +51,8 @@ def measure_fisher(
             count = min(max(loader.remainder - accelerator.process_index * count, 0), count)
         if count:
             with accelerator.autocast():
-                loss = model(batch["pixel_values"][:count], labels=labels[:count]).loss
+                logits = model(batch["pixel_values"][:count]).logits[:, current]
+            loss = F.cross_entropy(logits.float(), labels[:count] - current.start)
             (loss * count).backward()  # the gradient of each image's own loss
             model.zero_grad(set_to_none=True)
         after_batch()

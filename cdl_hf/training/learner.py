@@ -13,7 +13,6 @@ from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..models import PromptViTForImageClassification
-from ..models.computed import Computed
 from ..utils import DamagedFile, derive_seed, verify
 from .arguments import CDLConfig
 from .checkpointing import load_trained_state, trained_state
@@ -113,7 +112,7 @@ class Learner:
         features, labels = read(self.model, False)
         self.objective.fit_classifier(features, labels, lambda model, mirrored: read(model, mirrored)[0], mirror)
         if self.alignment is not None:
-            self.alignment.add(features, labels)
+            self.alignment.add(features[..., -self.model.backbone.embed_dim :], labels)  # what the heads read
             self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
 
     def save_task(self, task: Task) -> None:
@@ -138,13 +137,12 @@ class Learner:
         """Metrics and sizes."""
         model = self.model
         self.objective.train()
-        computed = [module for module in model.modules() if isinstance(module, Computed)]
         results = {
             **self.matrix.summary(),
             "num_tasks": model.config.num_tasks,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "classifier_values": sum(module.num_values for module in computed),
+            "classifier_values": sum(module.num_values for module in model.computed),
         }
         if model.analytic is not None:
             results["analytic"] = model.analytic.report()

@@ -27,8 +27,9 @@ from .output_cache import TeacherOutputCache
 
 Counts = list[tuple[int, int]]
 _CLASSIFIER = re.compile(rf"(kd_)?classifier\.|analytic\.|{LOGIT_SCALE}$")
+_RANPAC = ("ranpac_width", "ranpac_ridge", "ranpac_layers", "ranpac_patch_means")
 # How the classifiers of runs were computed that did not record it.
-_EARLIER_HEAD = {"ranpac_ridge": "error", "ranpac_layers": 1, "ranpac_patch_means": False}
+_EARLIER_HEAD = {"ranpac_ridge": "error", "ranpac_layers": 1, "ranpac_patch_means": False, "is_analytic": False}
 # What two runs must have in common for a model of one to serve in the other.
 _STREAM = ("num_tasks", "classes_per_task", "class_names", "images")
 _SPLITS = ("train", "validation", "test")
@@ -178,7 +179,11 @@ class TaskCheckpointReplay:
                 f"the {role} of {run} was trained in other tasks: pass its --train_tasks, "
                 f"{theirs.get('train_tasks') or 'which is unset'}"
             )
-        self.reuses_predictions = _what_predicts(theirs["head"]) == _what_predicts(metadata["head"])
+        # What an analytic student predicts with depends on its teacher: it is always computed again.
+        is_analytic = role == "student" and metadata["head"]["is_analytic"]
+        self.reuses_predictions = not is_analytic and _what_predicts(theirs["head"]) == _what_predicts(
+            metadata["head"]
+        )
         if not self.reuses_predictions and theirs["head"]["aligned"]:
             raise ValueError(
                 f"the heads of the {role} of {run} are aligned, and no longer as they were trained: take a run "
@@ -187,7 +192,7 @@ class TaskCheckpointReplay:
         if self.is_joint and not self.reuses_predictions:
             raise ValueError(
                 f"the {role} of {run} is a joint model and cannot be given another classifier: use its --classifier "
-                "and --ranpac_ridge"
+                "and --ranpac_* arguments, or a joint teacher that was trained with those of this run"
             )
         try:
             checkpoints.load(0, model, classifier=self.reuses_predictions)
@@ -241,16 +246,15 @@ def describe(
     the model fits, `images` (which they are, their order and augmentation) whether its cached outputs do.
     """
     networks = (model.backbone, model.query_backbone or model.backbone)
-    analytic = [model.config.analytic_width, model.config.analytic_scores]
     metadata = {
         "stream": describe_stream(stream),
         "train_tasks": model.config.train_tasks,
         "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
         "head": {
             "head": model.config.head,
-            **{name: getattr(model.config, name) for name in ("ranpac_width", *_EARLIER_HEAD)},
+            **{name: getattr(model.config, name) for name in _RANPAC},
             "aligned": args.classifier_alignment,
-            **({"analytic": analytic} if model.config.kd_branch == "analytic" else {}),
+            "is_analytic": model.config.kd_branch == "analytic",
         },
         "images": [
             *(args.seed, args.num_train_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()),

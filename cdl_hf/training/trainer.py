@@ -360,7 +360,7 @@ class ContinualDistillationTrainer:
     def _fit_classifiers(self, task: Task) -> None:
         """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
         args = self.args
-        smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, or a smaller --ranpac_width"
+        smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, --ranpac_width or --analytic_width"
         images = self.images_for_fitting(task)
 
         def read(model: PromptViTForImageClassification, mirrored: bool) -> tuple[Tensor, Tensor]:

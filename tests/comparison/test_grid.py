@@ -122,3 +122,19 @@ def test_bundled_grid_asks_for_every_pair_of_methods_and_only_for_what_train_tak
             1 if "at_once" in run.name and "in_tasks" not in run.name else 10
         )
     assert {"frozen-teacher-ncm-seed0", "frozen-none-ranpac-seed2", "l2p-at_once-kdp-seed1"} <= runs.keys()
+
+
+def test_another_classifier_of_a_student_in_closed_form_reads_its_teacher(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "seeds: [0]\n"
+        "grids:\n"
+        "  all:\n"
+        "    teachers: {prompts: {frozen: {prompt_method: none, classifier: ranpac}}}\n"
+        "    students: {kd: {distillation: kd}, analytic: {distillation: analytic}}\n"
+        "    classifiers: {ncm: {classifier: ncm}}\n"
+    )
+    (runs,) = read_grid(grid).values()
+    commands = {run.name: run.command_line(Path("runs")) for run in runs if run.kind == "classifier"}
+    assert "--teacher_run" in commands["frozen-analytic-ncm-seed0"]
+    assert "--teacher_run" not in commands["frozen-kd-ncm-seed0"]

@@ -72,13 +72,11 @@ def test_the_prediction_is_ridge_regression_on_random_features():
 @pytest.mark.parametrize("tasks", [2, 5, 20])
 @pytest.mark.parametrize("order", [0, 1])
 def test_a_stream_gives_the_weights_of_all_images_at_once(tasks, order):
-    """In any order and number of tasks, with one ridge, once the first images have set the standardization."""
+    """In any order and number of tasks, with one ridge and one standardization."""
     joint, stream, (x, z, held_out) = predictor(), predictor(), rows()
-    joint.add(x[:20], z[:20])
-    stream.load_state_dict(joint.state_dict())
-    stream.add(x[:20], z[:20])
-    joint.fit(x[20:], z[20:], held_out[20:])
-    shuffled = 20 + torch.randperm(180, generator=torch.Generator().manual_seed(order))
+    joint.fit(x, z, held_out)
+    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(order))
+    stream._standardize = lambda features: FeaturePredictor._standardize(stream, x)
     for part in shuffled.chunk(tasks):
         stream.fit(x[part], z[part], held_out[part])
     ridge = joint.sums.best_ridge
@@ -184,3 +182,22 @@ def test_a_student_is_whole_without_its_teacher_after_each_task(tmp_path, head):
         assert torch.allclose(loaded(x[:1]).logits, student(x).logits[:1], atol=1e-3)  # whatever the batch
     with pytest.raises(ValueError, match="no sums|no statistics|saved"):
         fit(teacher, loaded, x, labels)
+
+
+def test_what_hardly_varies_at_first_is_not_blown_up():
+    one, (x, z, held_out) = predictor(), rows()
+    x[:100, 3] = 0.1
+    one.fit(x[:100], z[:100], held_out[:100])
+    assert one.deviation[3] > 0.05
+
+
+def test_student_and_teacher_are_made_with_classifiers_alike():
+    teacher, student = pair(teacher_options={"ranpac_width": 30})
+    with pytest.raises(ValueError, match="ranpac of width 30, but was made for ranpac of width 24"):
+        Analytic(student, teacher)
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    sizes = {"teacher_width": 100_000, "analytic_width": 100_000}
+    with pytest.raises(ValueError, match="is more than 1,000,000,000"):
+        tiny_model("none", "analytic", head="ranpac", **sizes)

@@ -28,28 +28,30 @@ PAIRS = [
     ("apt", "kdp", "linear"),
     ("lora", "kdp", "ncm"),
     ("none", "none", "ncm"),
+    ("none", "analytic", "ranpac"),
 ]
 QUICK = PAIRS[2]  # selection, all tasks' prompts, and joined prefixes
 
 
 def test_none_is_forgotten():
     methods, branches, heads = map(set, zip(*PAIRS, strict=True))
-    assert methods == {*POOLS} and branches == {"none", *BRANCHES} and heads == {"linear", *CLASSIFIERS}
+    assert methods == {*POOLS} and branches == {"none", "analytic", *BRANCHES} and heads == {"linear", *CLASSIFIERS}
 
 
 @torch.no_grad()
 def learnt_model(prompt_method: str, kd_branch: str, head: str, x: torch.Tensor) -> SavedModel:
     """A model of three tasks in which everything acts: heads and prompts are large, and each image has its own key."""
-    model = tiny_model(prompt_method, kd_branch, tasks=3, head=head, ranpac_width=32).eval()
+    widths = {"ranpac_width": 32, "analytic_width": 16, "teacher_width": 24} if kd_branch == "analytic" else {}
+    model = tiny_model(prompt_method, kd_branch, tasks=3, head=head, **{"ranpac_width": 32, **widths}).eval()
     model.end_task()
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if any(part in name for part in ("prompts", "merged", "kd_branch.token", "head.weight", "attention")):
             parameter.normal_()
     if head != "linear":
         columns = model.config.seen_classes
-        model.fit_classifier(
-            torch.randn(60, 1 if model.kd_branch is None else 2, STUDENT["embed_dim"]), torch.arange(60) % columns
-        )
+        width = model.readout.width(STUDENT["embed_dim"])
+        features, labels = torch.randn(60, 1 if model.kd_branch is None else 2, width), torch.arange(60) % columns
+        model.fit_classifier(features, labels, None if model.analytic is None else torch.randn(60, 24))
     if model.prompt_pool.needs_query:
         pools = [model.prompt_pool, *([model.kd_branch.teacher_pool] if kd_branch == "cdl_prompt" else [])]
         queries = model.query(x)

@@ -110,20 +110,6 @@ def test_a_ridge_below_rounding_is_solved_too():
     assert torch.allclose(sums.solve(1e-8).T.double(), expected, rtol=1e-3)
 
 
-def test_ranpac_is_the_same_where_only_its_last_task_is_solved():
-    torch.manual_seed(0)
-    one, other = (classifier("ranpac", classes=(2, 2), width=4, ranpac_width=16) for _ in range(2))
-    other.load_state_dict(one.state_dict())
-    features, labels = torch.randn(40, 4), torch.arange(40) % 4
-    first = labels < 2
-    one.fit(features[first], labels[first])
-    other.accumulate(features[first], labels[first])
-    assert not other.weight.any()
-    for each in (one, other):
-        each.fit(features[~first], labels[~first])
-    assert torch.allclose(one.weight, other.weight, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_classes_come_in_any_order_and_number(kind):
     """What is kept are sums: the classes that come later change nothing of what is kept of the earlier ones."""
@@ -230,8 +216,9 @@ def test_probabilities_of_computed_classifiers_fit(tmp_path):
         scores = model._computed_scores(features[500:], 5)
         confidences, found = (model.logit_scale * scores).softmax(1).max(1)
         accuracy = (found == labels[500:]).float().mean()
-        assert abs(confidences.mean() - accuracy) < 0.07
-        assert abs(scores.softmax(1).max(1)[0].mean() - accuracy) > 0.07  # without the factor
+        assert abs(confidences.mean() - accuracy) < 0.08
+        if kind == "ranpac":  # NCM has a usual factor of its own
+            assert abs(scores.softmax(1).max(1)[0].mean() - accuracy) > 0.3
         assert torch.equal(found, scores.argmax(1))
         model.save_pretrained(tmp_path / kind)
         loaded = PromptViTForImageClassification.from_pretrained(tmp_path / kind)
@@ -241,9 +228,26 @@ def test_probabilities_of_computed_classifiers_fit(tmp_path):
 def test_every_fifth_image_of_a_class_is_held_out_whatever_their_order():
     in_turns, one_by_one = torch.arange(60) % 5, torch.arange(60) // 12
     for labels in (in_turns, one_by_one):
-        counts = torch.bincount(labels[held_out(labels)], minlength=5)
-        assert counts.tolist() == [3] * 5
-    assert held_out(in_turns).nonzero()[:, 0].tolist() == [*range(5), *range(25, 30), *range(50, 55)]
+        assert torch.bincount(labels[held_out(labels)], minlength=5).tolist() == [2] * 5
+    assert held_out(in_turns).nonzero()[:, 0].tolist() == [*range(20, 25), *range(45, 50)]
+    few = torch.tensor([0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3])
+    assert few[held_out(few)].tolist() == [1, 2, 3] and held_out(few)[2]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_one_or_two_images_of_a_class_are_enough(kind, images):
+    """An only image is not held out; without any held out, ridge and probabilities are the usual ones."""
+    torch.manual_seed(0)
+    model = tiny_model("none", tasks=3, head=kind, ranpac_width=64, classes_per_task=[3, 2, 4]).eval()
+    centers = 4 * torch.randn(9, 32)
+    for first, last in ((0, 3), (3, 5), (5, 9)):
+        labels = torch.arange(first, last).repeat(images)
+        model.fit_classifier((centers[labels] + torch.randn(len(labels), 32))[:, None], labels)
+    labels = torch.arange(9).repeat(20)
+    scores = model._computed_scores((centers[labels] + torch.randn(180, 32))[:, None], 9)
+    assert (scores.argmax(1) == labels).float().mean() > 0.9
+    assert (model.logit_scale == 1) == (images == 1)
 
 
 def test_a_factor_fits_probabilities():

@@ -201,7 +201,35 @@ def test_closed_form_distils_with_a_teacher_of_the_run_or_of_another(train, comm
     train(*command, *ANALYTIC, "--distillation", "none", "--output_dir", tmp_path / "alone")
     given = ("--stages", "student", "--teacher_run", tmp_path / "alone", "--student_run", tmp_path / "alone")
     train(*command, *ANALYTIC, *given, "--output_dir", tmp_path / "later")
-    assert results_of(tmp_path / "later", "student")["analytic"].keys() == report.keys()
+    assert_equal_students(tmp_path / "later", analytic_run)
+
+
+def test_an_analytic_student_of_a_run_is_computed_again_for_another_teacher(train, command, tmp_path, analytic_run):
+    """It is not the student of the run's own teacher under another name."""
+    other = ("--student_run", analytic_run, "--teacher_run", analytic_run, "--stages", "student")
+    train(*command, *ANALYTIC, "--horizontal_flip", "0", *other, "--output_dir", tmp_path / "other")
+    one, two = (results_of(folder, "student")["analytic"] for folder in (analytic_run, tmp_path / "other"))
+    assert one["cosine"] != two["cosine"]
+
+
+def test_heads_are_aligned_beside_a_classifier_that_reads_more(train, command, tmp_path):
+    train(
+        *command,
+        "--classifier",
+        "ranpac",
+        "--ranpac_width",
+        "24",
+        "--ranpac_layers",
+        "2",
+        "--classifier_alignment",
+        "--num_tasks",
+        "1",
+        "--num_train_epochs",
+        "1",
+        "--output_dir",
+        tmp_path / "run",
+    )
+    assert (tmp_path / "run" / "results.json").is_file()
 
 
 def test_closed_form_goes_on_after_it_was_killed(train, command, tmp_path, analytic_run, monkeypatch):
@@ -228,6 +256,7 @@ def test_closed_form_goes_on_after_it_was_killed(train, command, tmp_path, analy
         (["--classifier", "linear"], "head ncm or ranpac"),
         (["--prompt_method", "apt"], "prompts that are trained in each task"),
         (["--stages", "student"], "needs a teacher"),
+        (["--cache_teacher_outputs"], "reads the teacher's features and not its cached outputs"),
     ],
 )
 def test_what_closed_form_cannot_do_is_refused(train, command, tmp_path, capsys, more, words):

@@ -201,7 +201,8 @@ def test_every_method_is_named_and_cited(tmp_path):
             papers = [CONTINUAL_DISTILLATION, *prompts.papers, *method.papers]
             assert all(card.count(paper.bibtex) == 1 for paper in papers)
             assert prompt_method == "none" or f"[{prompts.title}](" in card
-            assert distillation == "none" or f"[{method.title}]({method.paper.url}) ({method.description})" in card
+            title = method.title if method.paper is None else f"[{method.title}]({method.paper.url})"
+            assert distillation == "none" or f"{title} ({method.description})" in card
 
 
 def test_a_method_that_is_not_in_the_catalogue_goes_by_its_key(tmp_path):
@@ -209,6 +210,25 @@ def test_a_method_that_is_not_in_the_catalogue_goes_by_its_key(tmp_path):
     card = write_model_card(tmp_path, page).read_text(encoding="utf-8")
     assert "steered by shared_prompt prompts" in card and "with logit_copy." in card
     assert "Its classifier: own." in card
+
+
+@pytest.mark.parametrize("scores", ["own", "teacher", "both"])
+def test_an_analytic_student_says_what_it_predicts_with(tmp_path, scores):
+    page = content(distillation="analytic", classifier="ranpac", prompt_method="none")
+    accuracies = {f"held_out_accuracy_{name}": value for name, value in (("own", 50), ("teacher", 60), ("both", 61))}
+    page.results["student"] = {
+        **page.results["student"],
+        "analytic": {"scores": scores, "cosine": 0.876, **accuracies},
+    }
+    card = " ".join(write_model_card(tmp_path, page).read_text(encoding="utf-8").split())
+    words = {
+        "own": "its own classifier alone",
+        "teacher": "with the teacher's classifier on",
+        "both": "sum of two scores",
+    }
+    assert [name for name, phrase in words.items() if phrase in card] == [scores]
+    assert "50.0% were right with its own classifier, 60.0% with the teacher's and 61.0% with both" in card
+    assert "cosine of predicted and true features is 0.88" in card
 
 
 def test_students_cite_what_they_were_distilled_with(tmp_path):
