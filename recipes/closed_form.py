@@ -52,7 +52,8 @@ def main() -> None:
             scores.setdefault(head, {})[f"order {order}, seed {seed}"] = accuracy
     print(table(scores))
     if args.output is not None:
-        content = {"args": to_dict((dataset_args, args)), "versions": versions(), "accuracy": scores}
+        values = {name: value for name, value in to_dict((dataset_args, args)).items() if name != "output"}
+        content = {"args": values, "versions": versions(), "accuracy": scores}
         write_text(Path(args.output), json.dumps(content, indent=1) + "\n")
 
 

@@ -1,0 +1,25 @@
+"""recipes/closed_form.py on tiny models, and the table that the page shows of the stored figures."""
+
+import json
+from pathlib import Path
+
+from tiny_runs import load_recipe, run_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_heads_and_controls_of_a_tiny_pair(pair, drawings, tmp_path, capsys):
+    sizes = ["--num_tasks", "3", "--orders", "2", "--seeds", "2", "--ranpac_width", "16", "--analytic_width", "12"]
+    backbones = ["--teacher", pair[0], "--student", pair[1]]
+    run_recipe("closed_form", "--dataset", drawings, *backbones, *sizes, "--output", tmp_path / "all.json")
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert all(len(scores) == 4 for scores in content["accuracy"].values())
+    assert content["accuracy"]["teacher"] != content["accuracy"]["own: last token"]
+    shown = capsys.readouterr().out
+    assert all(f"| {head} |" in shown for head in content["accuracy"]) and content["versions"]["torch"]
+
+
+def test_the_page_shows_the_stored_figures():
+    stored = json.loads((ROOT / "recipes/quickdraw100/closed_form.json").read_text())
+    page = (ROOT / "recipes/quickdraw100/README.md").read_text(encoding="utf-8")
+    assert load_recipe("closed_form").table(stored["accuracy"]) in page
