@@ -5,7 +5,7 @@ from .errors import DatasetError
 from .loading import load_image_dataset
 from .sources import DATASETS, DatasetSpec, dataset_spec
 from .stream import Task, TaskStream
-from .task_images import Batches, TaskImages
+from .task_images import Batches, TaskImages, unlabeled_images
 from .transforms import eval_transform, image_processor_for, train_transform
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "load_image_dataset",
     "open_image",
     "train_transform",
+    "unlabeled_images",
 ]

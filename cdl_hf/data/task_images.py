@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from torch.utils.data import DataLoader
 
-from .decoding import decode
-from .errors import listed
+from .decoding import decode, find_unreadable
+from .errors import DatasetError, listed
+from .image_files import find_image_files
 from .labels import normalized_name, read_labels
 from .transforms import EvalTransform, TrainTransform
 from .views import select_rows
@@ -139,3 +140,22 @@ def known_classes(
     left_out = f"{dropped:,} images of classes that the model does not know are left out: {listed(unknown)}"
     images = TaskImages(select_rows(view, np.flatnonzero(known)), label_to_class_id, transform)
     return images, left_out if dropped else None
+
+
+def unlabeled_images(folder: str, transform: EvalTransform, block: int = 4096) -> list[TaskImages]:
+    """All images in and below a folder, in blocks; their class ids are 0 and mean nothing.
+
+    Raises:
+        DatasetError: there is no such folder, it has no images, or some cannot be read.
+    """
+    files = find_image_files([folder])
+    features = Features({"image": Image(), "label": ClassLabel(names=["unlabeled"])})
+    view = Dataset.from_dict({"image": files, "label": [0] * len(files)}, features=features)
+    if unreadable := find_unreadable(view, f"the images of '{folder}'"):
+        index, reason = next(iter(unreadable.items()))
+        raise DatasetError(
+            f"{len(unreadable):,} of {len(files):,} images without labels cannot be read, such as {files[index]} "
+            f"({reason}): mend them, or move them out of '{folder}'"
+        )
+    parts = np.split(np.arange(len(files)), range(block, len(files), block))
+    return [TaskImages(select_rows(view, rows), np.zeros(1, dtype=np.int64), transform) for rows in parts]

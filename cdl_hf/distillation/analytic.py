@@ -58,6 +58,18 @@ class Analytic(TrainingObjective):
         assert teacher is not None
         return teacher
 
+    def add_unlabeled(self, read: FeatureReader, mirror: bool) -> None:
+        """Adds images without labels to what the prediction of features is computed from, before the first task.
+
+        Args:
+            read: As in [`fit_classifier`], of these images.
+            mirror: Whether to add their mirror images.
+        """
+        assert self.model.analytic is not None
+        for mirrored in (False, True) if mirror else (False,):
+            student, teacher = read(self.model, mirrored)[:, 0], read(self.teacher, mirrored)[:, 0]
+            self.model.analytic.predictor.add(student, teacher)
+
     def fit_classifier(self, features: Tensor, labels: Tensor, read: FeatureReader, mirror: bool) -> None:
         assert self.model.analytic is not None
         if self.teacher.classifier is not None:

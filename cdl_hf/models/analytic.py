@@ -83,6 +83,11 @@ class FeaturePredictor(Computed):
         weight, self._weight_without = sums.fit(self._random_features, features, targets, negative_error, held_out)
         self.weight.copy_(weight)
 
+    @torch.no_grad()
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Adds images to the sums without solving the regression, which the next [`fit`] does."""
+        self._begin(features).add(self._random_features, features, targets)
+
     def _begin(self, features: Tensor) -> RidgeSums:
         """The sums, which begin at zero with the first images."""
         if self.sums is None:

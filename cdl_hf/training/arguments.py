@@ -309,6 +309,12 @@ class CDLConfig:
         affects="files",
         planned=True,
     )
+    unlabeled_dataset: str | None = _argument(
+        None,
+        "Analytic: folder of further images, without labels, on which the student learns to predict the teacher's "
+        "features before the first task",
+        is_path=True,
+    )
     seed: int = _argument(
         0, "Seed of everything random in training, not of the stream (stream_seed)", min=0, planned=True
     )

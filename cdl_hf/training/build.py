@@ -14,6 +14,7 @@ from ..cli import ParsedArguments, to_dict
 from ..data import TaskStream, image_processor_for, load_image_dataset
 from ..data.splits import class_order
 from ..distillation import METHODS, TrainingObjective
+from ..distillation.analytic import Analytic
 from ..distillation.logit_methods import KD
 from ..models import PretrainedBackbone, PromptViTConfig, PromptViTForImageClassification, load_backbone
 from ..models.prompt_pools import POOLS
@@ -282,6 +283,10 @@ def check_fit(
     if args.stages == "student" and teacher is not None and args.teacher_run is None:
         raise ValueError(
             "stages='student' trains no teacher, and the objective has one: pass teacher_run, or stages='both'"
+        )
+    if args.unlabeled_dataset is not None and not isinstance(objective, Analytic):
+        raise ValueError(
+            "unlabeled_dataset is of use to distillation=analytic alone, and this run has another: leave it out"
         )
     if args.schedule == "same_step" and teacher is None:
         raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")

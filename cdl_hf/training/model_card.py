@@ -189,6 +189,7 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         "num_classes": len(stream["class_names"]),
         "num_images": {split: sum(stream[split]) for split in ("train", "validation", "test")},
         "tested_on": results["tested_on"],
+        "unlabeled_images": results.get("unlabeled_images"),
         "tasks": _task_rows(results[content.role]["accuracy_matrix"], stream),
         "roles": roles,
         "comparison": [

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from ..cli import ParsedArguments, to_dict, to_yaml
-from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform
+from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform, unlabeled_images
 from ..distillation import TrainingObjective
+from ..distillation.analytic import Analytic
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
@@ -122,6 +123,9 @@ class ContinualDistillationTrainer:
             self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._after_batch
         )
         self.test_images = [self.images_for_test(task) for task in stream]
+        self.unlabeled_images: list[TaskImages] = []
+        if args.unlabeled_dataset is not None:
+            self.unlabeled_images = unlabeled_images(args.unlabeled_dataset, eval_transform(image_processor))
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
         self._queries: QueryCache | None = None
         self._has_begun = self._has_trained = False
@@ -361,6 +365,8 @@ class ContinualDistillationTrainer:
         """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
         args = self.args
         smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, --ranpac_width or --analytic_width"
+        if task.index == 0:
+            self._add_unlabeled()
         images = self.images_for_fitting(task)
 
         def read(model: PromptViTForImageClassification, mirrored: bool) -> tuple[Tensor, Tensor]:
@@ -375,6 +381,18 @@ class ContinualDistillationTrainer:
             with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
                 learner.fit_classifier(task, read, args.horizontal_flip > 0, self._after_batch)
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
+
+    def _add_unlabeled(self) -> None:
+        """Adds the images without labels to a student's distillation in closed form."""
+        args, objective = self.args, self.learners[STUDENT].objective if STUDENT in self.learners else None
+        for images in self.unlabeled_images:
+            assert isinstance(objective, Analytic)  # see check_fit
+
+            def read(model: PromptViTForImageClassification, mirrored: bool, images: TaskImages = images) -> Tensor:
+                options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
+                return head_features(self.accelerator, model, images, *options, mirrored)[0]
+
+            objective.add_unlabeled(read, args.horizontal_flip > 0)
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
@@ -401,7 +419,9 @@ class ContinualDistillationTrainer:
 
     def results(self) -> dict[str, Any]:
         """Metrics and sizes of each model, under its role; seconds and gradient accumulation steps of each stage."""
+        unlabeled = {"unlabeled_images": sum(map(len, self.unlabeled_images))} if self.unlabeled_images else {}
         return {
+            **unlabeled,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "gradient_accumulation_steps": self.accumulation_steps,
             **{role: learner.results() for role, learner in self.learners.items()},

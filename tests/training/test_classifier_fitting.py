@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
@@ -248,6 +249,36 @@ def test_closed_form_goes_on_after_it_was_killed(train, command, tmp_path, analy
     monkeypatch.undo()
     train("--output_dir", tmp_path / "resumed", "--resume_from_checkpoint")
     assert_equal_students(tmp_path / "resumed", analytic_run)
+
+
+def test_a_student_in_closed_form_learns_from_images_without_labels(train, command, tmp_path, analytic_run):
+    folder = tmp_path / "photos" / "below"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    for i in range(30):
+        PIL.Image.fromarray((torch.rand(16, 16, 3) * 255).byte().numpy()).save(folder / f"{i}.png")
+    more = ("--unlabeled_dataset", folder.parent)
+    train(*command, *ANALYTIC, *more, "--output_dir", tmp_path / "with")
+    results = json.loads((tmp_path / "with" / "results.json").read_text())
+    assert results["unlabeled_images"] == 30
+    assert "from 30 images without labels" in (tmp_path / "with" / "student" / "README.md").read_text()
+    one, two = (results_of(run, "student")["analytic"]["cosine"] for run in (analytic_run, tmp_path / "with"))
+    assert one != two
+
+
+def test_images_without_labels_are_checked(train, command, tmp_path, capsys):
+    def refused(*arguments) -> str:
+        with pytest.raises(SystemExit) as stop:
+            train(*command, *arguments, "--unlabeled_dataset", tmp_path / "photos", "--output_dir", tmp_path / "run")
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "there is no file or folder" in refused(*ANALYTIC)
+    (tmp_path / "photos").mkdir()
+    assert "no files with an image extension" in refused(*ANALYTIC)
+    (tmp_path / "photos" / "1.png").write_text("text")
+    assert "1 of 1 images without labels cannot be read" in refused(*ANALYTIC)
+    assert "is of use to distillation=analytic alone" in refused()
 
 
 @pytest.mark.parametrize(
