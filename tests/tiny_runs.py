@@ -58,6 +58,7 @@ def arguments(pair: tuple[Path, Path], drawings: Path) -> list[str]:
     return [
         *("--dataset", str(drawings), "--teacher", str(teacher), "--student", str(student), "--num_tasks", "3"),
         *("--pool_size", "6", "--num_train_epochs", "2", "--batch_size", "4", "--learning_rate", "0.01"),
+        *("--ranpac_width", "24", "--analytic_width", "16"),  # the run's baseline computes classifiers, too
     ]
 
 

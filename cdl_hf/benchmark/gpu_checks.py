@@ -20,8 +20,10 @@ from torch import Tensor
 from .. import catalogue
 from ..cli import parse
 from ..data import TaskImages, train_transform
+from ..distillation import METHODS
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
+from ..models.prompt_pools import POOLS
 from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
 from ..training.dry_run import FakeSteps
 from ..training.stage import Stage, StageSettings
@@ -112,7 +114,8 @@ def precision(bench: Workbench) -> dict[str, Any]:
     """Every method once in bf16 and fp16: cosine of its gradients with those of float32, and its loss."""
     figures: dict[str, Any] = {}
     for prompts, method in itertools.product(catalogue.PROMPT_METHODS, catalogue.DISTILLATION_METHODS):
-        if prompts == "none" or (prompts, method) == ("apt", "cdl_prompt"):
+        is_refused = method == "cdl_prompt" and not POOLS[prompts].needs_query
+        if prompts == "none" or is_refused or not METHODS[method].trains:
             continue
         pair = bench.pair(prompts, method, small=True)
         batch = pair.random_batch(8, bench.device)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..cli import parse, to_dict
 from ..escaping import markdown_name
 from ..training.arguments import (
@@ -282,7 +284,10 @@ def changed_arguments(run: PlannedRun, folder: Path) -> str:
     ignored = affecting("rounding", "files", "nothing") | not_of_the_run() | (paths() & planned())
     results = read_results(run, folder)
     if results is None:
-        before = to_dict(parse(RUN, [], record=lambda given: str(folder / run.name / "args.yaml")))
+        record = folder / run.name / "args.yaml"
+        parsed = to_dict(parse(RUN, ["--config", str(record)]))  # which checks it
+        written = with_present_names(yaml.safe_load(record.read_text(encoding="utf-8")) or {})
+        before = recorded_defaults() | {name: value for name, value in parsed.items() if name in written}
     else:
         before = recorded_defaults() | with_present_names(results["args"])
     changed = changes(before, run.resolved(folder))

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from cdl_hf.models import PromptViTForImageClassification, backbones, conversion
-from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
 from cdl_hf.models.conversion import convert
+from cdl_hf.models.kd_branches import BRANCHES
 
 THEIR_PROMPTS = [name for name in PROMPTS if name != "lora"]  # the authors have no weight updates
 
@@ -72,7 +72,7 @@ def teacher_model(prompt_method: str) -> PromptViTForImageClassification:
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize(
     ("prompt_method", "kd_branch"),
-    [(p, b) for p in THEIR_PROMPTS for b in (*KD_BRANCHES, "teacher") if (p, b) != ("apt", "cdl_prompt")],
+    [(p, b) for p in THEIR_PROMPTS for b in ("none", *BRANCHES, "teacher") if (p, b) != ("apt", "cdl_prompt")],
 )
 @torch.no_grad()
 def test_logits_survive_the_conversion(prompt_method, kd_branch, prefix, tmp_path):

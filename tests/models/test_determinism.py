@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_models import PROMPTS, WITHOUT_QUERY, images, labels_for, tiny_model
 
-from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
+from cdl_hf.models.kd_branches import BRANCHES
 
-COMBINATIONS = [(p, b) for p in PROMPTS for b in KD_BRANCHES if b != "cdl_prompt" or p not in WITHOUT_QUERY]
+COMBINATIONS = [(p, b) for p in PROMPTS for b in ("none", *BRANCHES) if b != "cdl_prompt" or p not in WITHOUT_QUERY]
 
 
 @pytest.fixture

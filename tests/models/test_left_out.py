@@ -21,9 +21,9 @@ from transformers import AutoModelForImageClassification
 
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification, load_backbone
 from cdl_hf.models.classifiers import CLASSIFIERS
-from cdl_hf.models.configuration_prompt_vit import KD_BRANCHES
+from cdl_hf.models.kd_branches import BRANCHES
 
-COMBINATIONS = [(p, b) for p in PROMPTS for b in KD_BRANCHES if b != "cdl_prompt" or p not in WITHOUT_QUERY]
+COMBINATIONS = [(p, b) for p in PROMPTS for b in ("none", *BRANCHES) if b != "cdl_prompt" or p not in WITHOUT_QUERY]
 
 
 def tensors_in(folder):
