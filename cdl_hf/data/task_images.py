@@ -13,7 +13,7 @@ from .errors import DatasetError, listed
 from .image_files import find_image_files
 from .labels import normalized_name, read_labels
 from .transforms import EvalTransform, TrainTransform
-from .views import select_rows
+from .views import image_digests, ordered_digest, select_rows
 
 
 class TaskImages(torch.utils.data.Dataset):
@@ -148,9 +148,7 @@ def unlabeled_images(folder: str, transform: EvalTransform, block: int = 4096) -
     Raises:
         DatasetError: there is no such folder, it has no images, or some cannot be read.
     """
-    files = find_image_files([folder])
-    features = Features({"image": Image(), "label": ClassLabel(names=["unlabeled"])})
-    view = Dataset.from_dict({"image": files, "label": [0] * len(files)}, features=features)
+    view, files = _unlabeled_view(folder)
     if unreadable := find_unreadable(view, f"the images of '{folder}'"):
         index, reason = next(iter(unreadable.items()))
         raise DatasetError(
@@ -159,3 +157,19 @@ def unlabeled_images(folder: str, transform: EvalTransform, block: int = 4096) -
         )
     parts = np.split(np.arange(len(files)), range(block, len(files), block))
     return [TaskImages(select_rows(view, rows), np.zeros(1, dtype=np.int64), transform) for rows in parts]
+
+
+def unlabeled_digest(folder: str) -> str:
+    """Digest of what [`unlabeled_images`] reads, wherever the folder is.
+
+    Raises:
+        DatasetError: there is no such folder, or it has no images.
+    """
+    view, files = _unlabeled_view(folder)
+    return ordered_digest(image_digests(view), np.zeros(len(files), dtype=np.int64))
+
+
+def _unlabeled_view(folder: str) -> tuple[Dataset, list[str]]:
+    files = find_image_files([folder])
+    features = Features({"image": Image(), "label": ClassLabel(names=["unlabeled"])})
+    return Dataset.from_dict({"image": files, "label": [0] * len(files)}, features=features), files

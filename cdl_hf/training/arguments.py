@@ -19,8 +19,9 @@ class Role:
     Args:
         affects: What differs between two runs that differ in it: their `result`, only the `rounding` of it, only the
             `files` other than the results, or `nothing` that is kept.
-        content: Where it only says where to find something, what is found there: `stream`, `backbones`, or
-            `states of the teacher` or `student`. Where the same is found, it is the same argument.
+        content: Where it only says where to find something, what is found there: `stream`, `backbones`,
+            `images without labels`, or `states of the teacher` or `student`. Where the same is found, it is the same
+            argument.
         is_path: Whether it is the path of a file or folder, and nothing else.
         planned: Whether a comparison sets it for each of its runs.
         in_label: Whether the label of an experiment shows it in words of its own.
@@ -313,6 +314,7 @@ class CDLConfig:
         None,
         "Analytic: folder of further images, without labels, on which the student learns to predict the teacher's "
         "features before the first task",
+        content="images without labels",
         is_path=True,
     )
     seed: int = _argument(

@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessor
 
 from ..cli import to_dict
 from ..data import TaskStream
+from ..data.task_images import unlabeled_digest
 from ..data.views import ordered_digest
 from ..distillation import TrainingObjective
 from ..models import PromptViTConfig, PromptViTForImageClassification
@@ -37,6 +38,7 @@ logger = get_logger(__name__)
 VERSION = "version of "
 # The images of each split, by the names under which a fingerprint holds their digests.
 IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
+UNLABELED = "images without labels"
 _STREAM = ("class_names", "classes of the tasks", *IMAGES.values())
 _NETWORKS = ("teacher", "student", "teacher's query", "student's query")
 _WEIGHTS = tuple(f"{what} of the {whose}" for what in ("weights", "shape") for whose in _NETWORKS)
@@ -52,6 +54,7 @@ _PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize",
 _ENTRIES: dict[str, tuple[str, ...]] = {
     "stream": _STREAM,
     "backbones": _WEIGHTS,
+    "images without labels": (UNLABELED,),
     **{states: (states,) for states in ("states of the teacher", "states of the student")},
 }
 
@@ -76,6 +79,8 @@ def fingerprint(
     found |= {name: digests[split] for split, name in IMAGES.items()}
     processor = json.loads(image_processor.to_json_string())
     found |= {f"{name} of the images": processor[name] for name in _PROCESSOR}
+    if given.get("unlabeled_dataset") is not None:
+        found[UNLABELED] = unlabeled_digest(given["unlabeled_dataset"])
     for role, module in modules.items():
         found |= _weights(role, module.model)
         config = module.model.config

@@ -251,7 +251,7 @@ def test_closed_form_goes_on_after_it_was_killed(train, command, tmp_path, analy
     assert_equal_students(tmp_path / "resumed", analytic_run)
 
 
-def test_a_student_in_closed_form_learns_from_images_without_labels(train, command, tmp_path, analytic_run):
+def test_a_student_in_closed_form_learns_from_images_without_labels(train, command, tmp_path, analytic_run, capsys):
     folder = tmp_path / "photos" / "below"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
@@ -264,6 +264,12 @@ def test_a_student_in_closed_form_learns_from_images_without_labels(train, comma
     assert "from 30 images without labels" in (tmp_path / "with" / "student" / "README.md").read_text()
     one, two = (results_of(run, "student")["analytic"]["cosine"] for run in (analytic_run, tmp_path / "with"))
     assert one != two
+    photos = folder.parent.rename(tmp_path / "moved")
+    train("--output_dir", tmp_path / "with", "--resume_from_checkpoint", "--unlabeled_dataset", photos)
+    (photos / "below" / "0.png").unlink()
+    with pytest.raises(SystemExit):
+        train("--output_dir", tmp_path / "with", "--resume_from_checkpoint", "--unlabeled_dataset", photos)
+    assert "images without labels was" in capsys.readouterr().err
 
 
 def test_images_without_labels_are_checked(train, command, tmp_path, capsys):
