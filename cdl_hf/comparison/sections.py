@@ -266,19 +266,21 @@ class BenchmarkChapter:
         if not continual:
             return ""
         costs = {"parameters": {e.label: e.num_parameters for e in continual}}
-        if all((e.name, e.role) in self.measured for e in continual):
-            costs["latency"] = {e.label: self.measured[e.name, e.role]["milliseconds"] for e in continual}
+        timed = [e for e in continual if (e.name, e.role) in self.measured]
+        if timed:
+            costs["latency"] = {e.label: self.measured[e.name, e.role]["milliseconds"] for e in timed}
         titles = {"parameters": "Parameters that a prediction needs", "latency": "Latency of one image (ms)"}
         parts = ["### Accuracy against cost"]
         for kind, costs_by_label in costs.items():
             groups: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-            for e in continual:
+            shown = [e for e in continual if e.label in costs_by_label]
+            for e in shown:
                 point = costs_by_label[e.label], MeanStd.of(e.accuracy).mean
                 groups.setdefault((e.prompts, e.role), {})[e.label] = point
             name = f"pareto-{kind}{self.suffix}.svg"
             points = {label: point for members in groups.values() for label, point in members.items()}
             ahead = pareto_front(points)
-            shared = {e.prompts for e in continual if e.label in ahead}
+            shared = {e.prompts for e in shown if e.label in ahead}
             which = f"{len(ahead)} of {len(points)} models" + (f", all {shared.pop()}," if len(shared) == 1 else "")
             title = f"{which} are not beaten by one with less {kind}" if kind == "latency" else ""
             title = title or f"{which} are not beaten by one with fewer {kind}"
@@ -293,8 +295,13 @@ class BenchmarkChapter:
                 table(["model", unit, "A_N (%)"], front),
             ]
         if "latency" in costs:
-            devices = sorted({self.measured[e.name, e.role]["device"] for e in continual})
-            parts.append(f"Latencies are medians of 100 single images, on: {markdown_name('; '.join(devices))}.")
+            devices = sorted({self.measured[e.name, e.role]["device"] for e in timed})
+            left_out = (
+                "" if len(timed) == len(continual) else f" Only {len(timed)} of {len(continual)} models were timed."
+            )
+            parts.append(
+                f"Latencies are medians of 100 single images, on: {markdown_name('; '.join(devices))}.{left_out}"
+            )
         return "\n\n".join(parts)
 
     def _training_cost(self) -> str:

@@ -56,8 +56,8 @@ def serve(page: Any, host: str, port: int, share: bool) -> None:
         print(f"and for everyone who knows it at {page.share_url}")
     elif share:
         print("It is not shared: gradio's servers cannot be reached")
-    print("Ctrl-C ends it", flush=True)
     try:
+        print("Ctrl-C ends it", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         # Browsers keep their connections open, and whatever they wait for need not be finished.
