@@ -51,10 +51,10 @@ def test_a_run_from_python_leaves_what_the_command_line_leaves(train, command, p
     """The same files with the same content: arguments, metrics, results, states, pictures, models and cards."""
     train(*command, "--output_dir", tmp_path / "one")
     stream_args = StreamArguments(dataset=str(drawings), num_tasks=3)
-    model_args = ModelArguments(teacher=str(pair[0]), student=str(pair[1]), pool_size=6)
+    model_args = ModelArguments(teacher=str(pair[0]), student=str(pair[1]), pool_size=6, ranpac_width=24)
     args = CDLConfig(num_train_epochs=2, batch_size=4, learning_rate=0.01, output_dir=str(tmp_path / "other"))
     stream = build_stream(stream_args)
-    made = build_models(stream, model_args, DistillationArguments(), args)
+    made = build_models(stream, model_args, DistillationArguments(analytic_width=16), args)
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command), "--output_dir", str(tmp_path / "other")])
     results = ContinualDistillationTrainer(stream, made.objective, made.image_processor, args, callbacks=()).train()
 
