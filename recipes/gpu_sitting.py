@@ -2,7 +2,7 @@
 
     python recipes/gpu_sitting.py --output_dir runs/sitting --only checks --time_limit 400
     python recipes/gpu_sitting.py --output_dir runs/pair --only pretrain --dataset my_photographs --time_limit 300
-    python recipes/gpu_sitting.py --output_dir /tmp/rehearsal --rehearse    # the same with tiny sizes on a CPU
+    python recipes/gpu_sitting.py --output_dir runs/rehearsal --rehearse    # the same with tiny sizes on a CPU
 
 Checks of correctness run side by side, then those of speed one after the other; each runs in a process of its own, so
 that none ends or disturbs the others, and those that the time does not reach are left out. `sitting.json` and
