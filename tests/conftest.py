@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny_data import labelled
 from tiny_runs import arguments, run_recipe, save_backbone, save_drawings
 
@@ -46,6 +47,12 @@ def datasets_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def launched():
+    """Each test starts as a process that accelerate launches: without the precision of another test's Accelerator."""
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from tiny_runs import load_recipe, run_recipe, save_backbone
 
 from cdl_hf.benchmark.gpu_checks import CHECKS, Workbench
@@ -86,7 +85,6 @@ def test_checks(bench, name):
 @pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"ranpac", "machine"}))
 def test_longer_checks(bench, name, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: None)  # takes minutes
-    AcceleratorState._reset_state(True)  # each check has a process of its own
     figures = CHECKS[name](replace(bench, batch_sizes=(2,)))
     json.dumps(figures)
     if name == "precision":
