@@ -15,7 +15,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from cdl_hf.cli import ParsedArguments, cli_error, parse
-from cdl_hf.training.arguments import RUN, HubArguments, record_of_resumed
+from cdl_hf.training.argument_sets import record_of_resumed
+from cdl_hf.training.arguments import RUN, HubArguments
 from cdl_hf.training.interruptions import EX_UNAVAILABLE, interruptible
 
 if TYPE_CHECKING:

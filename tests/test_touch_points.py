@@ -26,7 +26,7 @@ from cdl_hf.distillation import logit_methods, methods
 from cdl_hf.evaluation import Metric, accuracy_matrix
 from cdl_hf.models import classifiers, configuration_prompt_vit, prompt_pools
 from cdl_hf.models.prefix_attention import Prefix
-from cdl_hf.training import arguments, fingerprint
+from cdl_hf.training import argument_sets, arguments, fingerprint
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(catalogue.__file__).parent
@@ -189,10 +189,10 @@ def test_the_help_names_toy_methods(additions, capsys):
 
 def test_an_option_without_effect_on_the_result_is_one_field(monkeypatch, drawings):
     """Its field and the place that reads it are all that it takes: no list names it."""
-    option = arguments._argument(1, "A toy", affects="nothing")
+    option = arguments.argument(1, "A toy", affects="nothing")
     config = dataclasses.make_dataclass("Config", [("toy_option", int, option)], bases=(arguments.CDLConfig,))
-    monkeypatch.setattr(arguments, "RUN", (*arguments.RUN[:3], config, *arguments.RUN[4:]))
-    assert arguments.affecting("nothing") >= {"toy_option", "report_to"}
+    monkeypatch.setattr(argument_sets, "RUN", (*arguments.RUN[:3], config, *arguments.RUN[4:]))
+    assert argument_sets.affecting("nothing") >= {"toy_option", "report_to"}
     (note,) = fingerprint.compare({"toy_option": 1}, {"toy_option": 2})[:1]
     assert "without effect on the result: toy_option was 1, is now 2" in note
     assert documented("option") == {"training/arguments.py"}  # and where it is used

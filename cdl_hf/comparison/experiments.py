@@ -6,7 +6,8 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of
-from ..training.arguments import DistillationArguments, affecting, names_of, not_of_the_run, planned, shown_in_labels
+from ..training.argument_sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
+from ..training.arguments import DistillationArguments
 from .statistics import Scores
 
 # Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment

@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 
 from ..cli import parse, to_dict
-from ..training.arguments import RUN, planned, with_present_names
+from ..training.argument_sets import planned, with_present_names
+from ..training.arguments import RUN
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, CLASSIFIERS = "students", "classifiers"  # axes that teachers do not depend on

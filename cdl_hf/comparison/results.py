@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..escaping import portable, portable_arguments
-from ..training.arguments import paths, recorded_defaults, with_present_names
+from ..training.argument_sets import paths, recorded_defaults, with_present_names
 from ..utils import write_text
 from .experiments import Experiment
 

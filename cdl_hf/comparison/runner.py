@@ -19,15 +19,8 @@ import yaml
 
 from ..cli import parse, to_dict
 from ..escaping import markdown_name
-from ..training.arguments import (
-    RUN,
-    affecting,
-    not_of_the_run,
-    paths,
-    planned,
-    recorded_defaults,
-    with_present_names,
-)
+from ..training.argument_sets import affecting, not_of_the_run, paths, planned, recorded_defaults, with_present_names
+from ..training.arguments import RUN
 from ..training.interruptions import EX_TEMPFAIL
 from ..training.run_lock import RunLock
 from ..utils import write_text

@@ -1,107 +1,75 @@
-"""The arguments of a run, and their roles. The defaults are those of the bundled example; YAML presets hold others.
+"""The arguments of a run. The defaults are those of the bundled example; YAML presets hold others.
 
 Nothing heavy is imported, so that `--help` takes no time.
 """
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
-from ..cli_arguments import argument
-
-
-@dataclass(frozen=True)
-class Role:
-    """What an argument means for a run. What it belongs to is its dataclass: the stream, the models, the Hub ...
-
-    Args:
-        affects: What differs between two runs that differ in it: their `result`, only the `rounding` of it, only the
-            `files` other than the results, or `nothing` that is kept.
-        content: Where it only says where to find something, what is found there: `stream`, `backbones`,
-            `images without labels`, or `states of the teacher` or `student`. Where the same is found, it is the same
-            argument.
-        is_path: Whether it is the path of a file or folder, and nothing else.
-        planned: Whether a comparison sets it for each of its runs.
-        in_label: Whether the label of an experiment shows it in words of its own.
-        of_ranpac: Whether it means nothing with another classifier than RanPAC.
-    """
-
-    affects: Literal["result", "rounding", "files", "nothing"] = "result"
-    content: str | None = None
-    is_path: bool = False
-    planned: bool = False
-    in_label: bool = False
-    of_ranpac: bool = False
-
-
-def _argument(default: Any, help: str, **more: Any) -> Any:
-    """As [`argument`], with the fields of its [`Role`] beside the other keywords."""
-    role = {f.name: more.pop(f.name) for f in fields(Role) if f.name in more}
-    return argument(help, default, role=Role(**role), **more)
+from .argument_roles import argument
 
 
 @dataclass
 class DatasetArguments:
     """The data set."""
 
-    dataset: str = _argument(
+    dataset: str = argument(
         "quickdraw100",
         "Name of a known data set, a folder of images, a table (Parquet, CSV ...), a saved data set, or a Hub name",
         in_label=True,
     )
-    image_column: str | None = _argument(None, "Column of the images", unset="found by its type")
-    label_column: str | None = _argument(None, "Column of the labels", unset="found by its type")
-    train_split: str | None = _argument(None, "Split, or its folder, to train on", unset="found by its name")
-    test_split: str | None = _argument(
+    image_column: str | None = argument(None, "Column of the images", unset="found by its type")
+    label_column: str | None = argument(None, "Column of the labels", unset="found by its type")
+    train_split: str | None = argument(None, "Split, or its folder, to train on", unset="found by its name")
+    test_split: str | None = argument(
         None,
         "Split, or its folder, to test on; with the name of train_split, a share of it is held out",
         unset="found by its name",
     )
-    test_fraction: float = _argument(
+    test_fraction: float = argument(
         0.2, "Share of each class that is held out when there is no test split", min=0, max=1
     )
-    split_file: str | None = _argument(
+    split_file: str | None = argument(
         None,
         "YAML list of the training images (data: paths; targets: class numbers), such as a run writes; the other "
         "images are for the test",
         is_path=True,
     )
-    skip_unreadable_images: bool = _argument(False, "Leave out images that cannot be read, instead of stopping")
-    drop_empty_classes: bool = _argument(False, "Leave out classes of a ClassLabel that have no images at all")
+    skip_unreadable_images: bool = argument(False, "Leave out images that cannot be read, instead of stopping")
+    drop_empty_classes: bool = argument(False, "Leave out classes of a ClassLabel that have no images at all")
 
 
 @dataclass
 class StreamArguments(DatasetArguments):
     """The stream of tasks."""
 
-    num_tasks: int | None = _argument(
+    num_tasks: int | None = argument(
         None, "Number of tasks", unset="from classes_per_task, else 10", min=1, in_label=True
     )
-    classes_per_task: int | None = _argument(
+    classes_per_task: int | None = argument(
         None, "Number of classes of a task, instead of num_tasks", min=1, in_label=True
     )
-    first_task_classes: int | None = _argument(
+    first_task_classes: int | None = argument(
         None, "Number of classes of the first task", unset="as of the others", min=1, in_label=True
     )
-    class_order: str | list[str] = _argument(
+    class_order: str | list[str] = argument(
         "natural",
         "Order of the classes: natural, seeded (drawn with stream_seed), split_file (by the targets of that list), or "
         "all class names or labels, separated by commas, or as a list where names have commas; entries that are all "
         "names are read as names",
         in_label=True,
     )
-    stream_seed: int = _argument(
+    stream_seed: int = argument(
         0,
         "Seed of the class order and of which images are held out or kept: runs with other seeds share a stream",
         min=0,
         in_label=True,
     )
-    validation_fraction: float = _argument(
+    validation_fraction: float = argument(
         0.0, "Share of each class's training images to hold out; the run then tests on them instead", min=0, max=0.9
     )
-    max_samples_per_class: int | None = _argument(
+    max_samples_per_class: int | None = argument(
         None, "Maximum number of images of a class, for a quick look", unset="all", min=1
     )
 
@@ -110,111 +78,111 @@ class StreamArguments(DatasetArguments):
 class ModelArguments:
     """Teacher and student."""
 
-    teacher: str = _argument(
+    teacher: str = argument(
         "vit_micro_quickdraw",
         "Backbone of the teacher: a bundled one, a timm name with its tag, a folder, or hf_hub:name",
         content="backbones",
         in_label=True,
     )
-    student: str = _argument(
+    student: str = argument(
         "vit_nano_quickdraw",
         "Backbone of the student, named in the same ways",
         content="backbones",
         in_label=True,
     )
-    teacher_weights: str | None = _argument(
+    teacher_weights: str | None = argument(
         None,
         "Local file with the weights of a timm teacher",
         unset="downloaded",
         content="backbones",
         is_path=True,
     )
-    student_weights: str | None = _argument(
+    student_weights: str | None = argument(
         None,
         "Local file with the weights of a timm student",
         unset="downloaded",
         content="backbones",
         is_path=True,
     )
-    image_size: int | None = _argument(
+    image_size: int | None = argument(
         None, "Side of the square images in pixels", unset="the student backbone's", min=1
     )
-    crop_pct: float | None = _argument(
+    crop_pct: float | None = argument(
         None,
         "Share of the resized test image that the center crop keeps",
         unset="the student backbone's",
         min=0.1,
         max=1,
     )
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = _argument(
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = argument(
         None, "How images are resized, in training and test", unset="the student backbone's"
     )
-    normalization: Literal["backbone", "none"] = _argument(
+    normalization: Literal["backbone", "none"] = argument(
         "backbone",
         "Pixels normalized by the mean and standard deviation of the student's backbone, or in [0, 1] as in the "
         "papers' runs",
     )
-    prompt_method: str = _argument(
+    prompt_method: str = argument(
         "coda_prompt", "Prompt method of teacher and student", choices=PROMPT_METHODS, in_label=True
     )
-    train_tasks: int | None = _argument(
+    train_tasks: int | None = argument(
         None,
         "Number of first tasks in which the models are trained; later ones only change a computed classifier or "
         "aligned heads",
         unset="all",
         min=1,
     )
-    classifier: str = _argument(
+    classifier: str = argument(
         "linear",
         "What predicts: the trained heads, or a classifier computed from the features of all classes",
         choices=CLASSIFIERS,
         aliases=("head",),
         in_label=True,
     )
-    ranpac_width: int = _argument(
+    ranpac_width: int = argument(
         2000,
         "RanPAC: number of random features; 5000 is better and takes six times the memory",
         min=1,
         of_ranpac=True,
     )
-    ranpac_ridge: Literal["accuracy", "error"] = _argument(
+    ranpac_ridge: Literal["accuracy", "error"] = argument(
         "accuracy",
         "RanPAC: what the ridge is chosen by: right predictions of the training images held out so far, or the "
         "squared error on those of the newest task (the paper's rule)",
         before="error",
         of_ranpac=True,
     )
-    ranpac_layers: int = _argument(
+    ranpac_layers: int = argument(
         1, "RanPAC: number of last blocks whose class tokens it reads", min=1, of_ranpac=True
     )
-    ranpac_patch_means: bool = _argument(
+    ranpac_patch_means: bool = argument(
         False, "RanPAC: whether it also reads the means of these blocks' patch tokens", of_ranpac=True
     )
-    pool_size: int | None = _argument(
+    pool_size: int | None = argument(
         None, "Number of prompts or components in the pool", unset="the prompt method's", min=1
     )
-    prompt_length: int | None = _argument(
+    prompt_length: int | None = argument(
         None, "Tokens of a prompt, half of them keys, half values", unset="the prompt method's", min=2
     )
-    prompt_blocks: list[int] | None = _argument(None, "Prompted blocks, or updated ones", unset="the prompt method's")
-    top_k: int = _argument(5, "L2P: number of prompts selected for an image", min=1)
-    g_prompt_length: int = _argument(6, "DualPrompt: tokens of a G-prompt", min=2)
-    g_prompt_blocks: list[int] = _argument([0, 1], "DualPrompt: blocks with a G-prompt")
-    ortho_weight: float = _argument(0.0, "CODA-Prompt: weight of the orthogonality loss", min=0)
-    ema_decay: float = _argument(
+    prompt_blocks: list[int] | None = argument(None, "Prompted blocks, or updated ones", unset="the prompt method's")
+    top_k: int = argument(5, "L2P: number of prompts selected for an image", min=1)
+    g_prompt_length: int = argument(6, "DualPrompt: tokens of a G-prompt", min=2)
+    g_prompt_blocks: list[int] = argument([0, 1], "DualPrompt: blocks with a G-prompt")
+    ortho_weight: float = argument(0.0, "CODA-Prompt: weight of the orthogonality loss", min=0)
+    ema_decay: float = argument(
         0.7, "APT: share of the merged prompts that is kept when a task is merged", min=0, max=1
     )
-    lora_rank: int = _argument(8, "LoRA: rank of the update of each task and weight", min=1)
-    lora_alpha: float = _argument(8.0, "LoRA: updates are multiplied by lora_alpha / lora_rank", min=0)
-    lora_targets: list[str] = _argument(
+    lora_rank: int = argument(8, "LoRA: rank of the update of each task and weight", min=1)
+    lora_alpha: float = argument(8.0, "LoRA: updates are multiplied by lora_alpha / lora_rank", min=0)
+    lora_targets: list[str] = argument(
         ["qkv", "proj", "fc1", "fc2"], "LoRA: linear layers of a block whose weights are updated"
     )
-    lora_merging: Literal["average", "fisher", "none"] = _argument(
+    lora_merging: Literal["average", "fisher", "none"] = argument(
         "average",
         "LoRA: what is merged after the t-th task: 1/t of its update (average), the share that harms the tasks so far "
         "least by their Fisher information (as P&M), or all of it (none)",
     )
-    query: Literal["student", "own"] = _argument(
+    query: Literal["student", "own"] = argument(
         "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"
     )
 
@@ -223,23 +191,23 @@ class ModelArguments:
 class DistillationArguments:
     """How the student learns from the teacher."""
 
-    distillation: str = _argument("kdp", "Distillation method", choices=DISTILLATION_METHODS, in_label=True)
-    kd_alpha: float = _argument(
+    distillation: str = argument("kdp", "Distillation method", choices=DISTILLATION_METHODS, in_label=True)
+    kd_alpha: float = argument(
         0.5,
         "Weight of the teacher's term in the loss, and of the KD head in a prediction",
         min=0,
         max=1,
         aliases=("alpha",),
     )
-    temperature: float | None = _argument(
+    temperature: float | None = argument(
         None, "Temperature of the soft loss", unset="the distillation method's", min=0.01
     )
-    kd_prompt_length: int = _argument(6, "KDP: vectors of a block, half of them keys, half values", min=2)
-    kd_prompt_blocks: int | None = _argument(None, "KDP: number of leading blocks with vectors", unset="all", min=1)
-    analytic_width: int = _argument(
+    kd_prompt_length: int = argument(6, "KDP: vectors of a block, half of them keys, half values", min=2)
+    kd_prompt_blocks: int | None = argument(None, "KDP: number of leading blocks with vectors", unset="all", min=1)
+    analytic_width: int = argument(
         2000, "Analytic: number of random features that predict the teacher's features", min=1
     )
-    analytic_scores: Literal["teacher", "own", "both"] | None = _argument(
+    analytic_scores: Literal["teacher", "own", "both"] | None = argument(
         None,
         "Analytic: whether the teacher's classifier, the student's own, or both predict",
         unset="chosen by held-out training images",
@@ -250,38 +218,36 @@ class DistillationArguments:
 class CDLConfig:
     """The run."""
 
-    num_train_epochs: int = _argument(
+    num_train_epochs: int = argument(
         4,
         "Epochs of each stage; 0 where only a computed classifier is wanted",
         min=0,
         aliases=("num_epochs",),
     )
-    batch_size: int = _argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
-    eval_batch_size: int = _argument(
-        128, "Images of one evaluation step, over all processes", min=1, affects="nothing"
-    )
-    gradient_accumulation_steps: int = _argument(
+    batch_size: int = argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
+    eval_batch_size: int = argument(128, "Images of one evaluation step, over all processes", min=1, affects="nothing")
+    gradient_accumulation_steps: int = argument(
         1, "Micro-batches that a batch is computed in, to save memory (not with dist)", min=1, affects="rounding"
     )
-    auto_find_batch_size: bool = _argument(
+    auto_find_batch_size: bool = argument(
         False,
         "Before each stage, find the gradient_accumulation_steps with which a batch fits into memory; batch_size "
         "stays as it is",
         aliases=("auto_batch_size",),
         affects="rounding",
     )
-    learning_rate: float = _argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
-    crop_scale: list[float] = _argument([0.7, 1.0], "Smallest and largest share of the image that a random crop keeps")
-    horizontal_flip: float = _argument(0.5, "Probability that a training image is mirrored", min=0, max=1)
-    schedule: Literal["stages", "same_step"] = _argument(
+    learning_rate: float = argument(5e-3, "Adam's learning rate at the start of a stage", min=0)
+    crop_scale: list[float] = argument([0.7, 1.0], "Smallest and largest share of the image that a random crop keeps")
+    horizontal_flip: float = argument(0.5, "Probability that a training image is mirrored", min=0, max=1)
+    schedule: Literal["stages", "same_step"] = argument(
         "stages", "The teacher's stage before the student's, or a step of each on every batch"
     )
-    teacher_merge: Literal["own_stage", "after_student"] = _argument(
+    teacher_merge: Literal["own_stage", "after_student"] = argument(
         "own_stage",
         "APT, LoRA: when the teacher's training is merged where both are trained; after_student is the authors' order",
     )
-    stages: Literal["both", "teacher", "student"] = _argument("both", "Which of the two to train", planned=True)
-    teacher_run: str | None = _argument(
+    stages: Literal["both", "teacher", "student"] = argument("both", "Which of the two to train", planned=True)
+    teacher_run: str | None = argument(
         None,
         "Output folder of a finished run on the same stream, or a joint one on the same classes, whose teacher is "
         "taken instead of training one",
@@ -290,7 +256,7 @@ class CDLConfig:
         is_path=True,
         planned=True,
     )
-    student_run: str | None = _argument(
+    student_run: str | None = argument(
         None,
         "Output folder of a finished run on the same stream whose student gets another classifier; nothing is trained",
         aliases=("student_from",),
@@ -298,36 +264,36 @@ class CDLConfig:
         is_path=True,
         planned=True,
     )
-    classifier_alignment: bool = _argument(
+    classifier_alignment: bool = argument(
         False,
         "After each task, train the heads again on features sampled for all classes so far (SLCA)",
         in_label=True,
     )
-    cache_teacher_outputs: bool = _argument(
+    cache_teacher_outputs: bool = argument(
         False,
         "Store the teacher's logits of all training images, so that students of teacher_run need no teacher",
         aliases=("store_answers",),
         affects="files",
         planned=True,
     )
-    unlabeled_dataset: str | None = _argument(
+    unlabeled_dataset: str | None = argument(
         None,
         "Analytic: folder of further images, without labels, on which the student learns to predict the teacher's "
         "features before the first task",
         content="images without labels",
         is_path=True,
     )
-    seed: int = _argument(
+    seed: int = argument(
         0, "Seed of everything random in training, not of the stream (stream_seed)", min=0, planned=True
     )
-    dataloader_num_workers: int = _argument(
+    dataloader_num_workers: int = argument(
         0,
         "Worker processes that read images, for each training process",
         min=0,
         aliases=("num_workers",),
         affects="nothing",
     )
-    output_dir: str | None = _argument(
+    output_dir: str | None = argument(
         None,
         "Folder for everything that the run writes",
         unset="a new one under runs/",
@@ -335,31 +301,31 @@ class CDLConfig:
         is_path=True,
         planned=True,
     )
-    dry_run: bool = _argument(
+    dry_run: bool = argument(
         False, "Print the tasks, models, number of steps, memory and output files, and stop", of_call=True
     )
-    overwrite_output_dir: bool = _argument(
+    overwrite_output_dir: bool = argument(
         False,
         "Replace what an earlier run has written to the output folder",
         of_call=True,
         aliases=("overwrite",),
         planned=True,
     )
-    resume_from_checkpoint: bool = _argument(
+    resume_from_checkpoint: bool = argument(
         False,
         "Continue the run of the output folder from its newest checkpoint, with its arguments where none are given",
         of_call=True,
         aliases=("resume",),
         planned=True,
     )
-    save_steps: int = _argument(
+    save_steps: int = argument(
         1000,
         "Optimizer steps between two checkpoints; there is one after each stage, too",
         min=1,
         aliases=("checkpoint_every",),
         affects="nothing",
     )
-    report_to: Literal["none", "tensorboard", "wandb"] = _argument(
+    report_to: Literal["none", "tensorboard", "wandb"] = argument(
         "none", "Where to log the metrics, besides the files of the run", affects="nothing"
     )
 
@@ -397,13 +363,13 @@ class CDLConfig:
 class RepositoryArguments:
     """The repositories on the Hub."""
 
-    hub_model_id: str | None = _argument(
+    hub_model_id: str | None = argument(
         None,
         "Repositories <name>-teacher and <name>-student, with or without an owner: owner/name",
         unset="the output folder's name",
     )
-    hub_private: bool = _argument(False, "Make the repositories private")
-    hub_task_revisions: bool = _argument(
+    hub_private: bool = argument(False, "Make the repositories private")
+    hub_task_revisions: bool = argument(
         False, "Push the models as they were after each task, too, as branches task-01, task-02, ..."
     )
 
@@ -412,7 +378,7 @@ class RepositoryArguments:
 class HubArguments(RepositoryArguments):
     """Sharing on the Hub."""
 
-    push_to_hub: bool = _argument(False, "Push teacher and student to the Hub when the run is finished")
+    push_to_hub: bool = argument(False, "Push teacher and student to the Hub when the run is finished")
 
     def __post_init__(self):
         if not self.push_to_hub and (self.hub_model_id or self.hub_private or self.hub_task_revisions):
@@ -420,76 +386,3 @@ class HubArguments(RepositoryArguments):
 
 
 RUN = (StreamArguments, ModelArguments, DistillationArguments, CDLConfig, HubArguments)
-_PRESENT_NAMES = {
-    alias: f.name for argument_class in RUN for f in fields(argument_class) for alias in f.metadata["aliases"]
-}
-
-
-def with_present_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that a run has recorded, under the names that they have now."""
-    return {_PRESENT_NAMES.get(name, name): value for name, value in record.items()}
-
-
-def recorded_defaults() -> dict[str, Any]:
-    """The values that arguments had in a run whose record is older than they are."""
-    defaults = {name: value for argument_class in RUN for name, value in vars(argument_class()).items()}
-    before = {f.name: f.metadata["before"] for f in _run_fields() if f.metadata["before"] is not MISSING}
-    return defaults | before
-
-
-def unused(arguments: Mapping[str, Any]) -> frozenset[str]:
-    """Arguments of a classifier that a run with these arguments does not have."""
-    return frozenset() if arguments.get("classifier") == "ranpac" else _names(lambda role: role.of_ranpac)
-
-
-def record_of_resumed(given: Mapping[str, Any]) -> str | None:
-    """Path of the `args.yaml` that the run to be resumed has left, by the arguments given; None if there is none."""
-    if not given.get("resume_from_checkpoint") or given.get("output_dir") is None:
-        return None
-    path = os.path.join(given["output_dir"], "args.yaml")
-    return path if os.path.isfile(path) else None
-
-
-def names_of(argument_class: type) -> frozenset[str]:
-    """Names of the arguments of one dataclass."""
-    return frozenset(f.name for f in fields(argument_class))
-
-
-def not_of_the_run() -> frozenset[str]:
-    """Arguments that are about one call, or about what is done with a finished run: pushing it."""
-    of_call = {f.name for f in _run_fields() if f.metadata["of_call"]}
-    return names_of(HubArguments) | of_call
-
-
-def affecting(*what: Literal["result", "rounding", "files", "nothing"]) -> frozenset[str]:
-    """Arguments of the run itself that affect one of these at most; see [`Role`]."""
-    return _names(lambda role: role.affects in what) - not_of_the_run()
-
-
-def paths() -> frozenset[str]:
-    """Arguments that are the path of a file or folder, of which only the last part says anything elsewhere."""
-    return _names(lambda role: role.is_path)
-
-
-def planned() -> frozenset[str]:
-    """Arguments that a comparison sets for each of its runs, so that its file cannot."""
-    return _names(lambda role: role.planned)
-
-
-def shown_in_labels() -> frozenset[str]:
-    """Arguments that the label of an experiment shows in words of its own."""
-    return _names(lambda role: role.in_label)
-
-
-def found_content() -> dict[str, str]:
-    """For each argument that only says where to find something, or how it is chosen: what is found; see [`Role`]."""
-    found = dict.fromkeys((f.name for f in fields(StreamArguments)), "stream")
-    return found | {f.name: content for f in _run_fields() if (content := f.metadata["role"].content) is not None}
-
-
-def _run_fields() -> list[Field[Any]]:
-    return [f for argument_class in RUN for f in fields(argument_class)]
-
-
-def _names(has_role: Callable[[Role], bool]) -> frozenset[str]:
-    return frozenset(f.name for f in _run_fields() if has_role(f.metadata["role"]))

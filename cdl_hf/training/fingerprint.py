@@ -20,8 +20,7 @@ from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..utils import versions
-from .arguments import (
-    RUN,
+from .argument_sets import (
     affecting,
     found_content,
     names_of,
@@ -30,6 +29,7 @@ from .arguments import (
     unused,
     with_present_names,
 )
+from .arguments import RUN
 from .checkpointing import load_newest_checkpoint
 from .run_folder import RunFolder
 from .task_checkpoints import TaskCheckpoints

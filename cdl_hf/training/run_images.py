@@ -15,7 +15,8 @@ from ..data import TaskStream, load_image_dataset
 from ..data.labels import read_labels
 from ..data.stream import IN_MEMORY, SPLITS
 from ..data.views import image_digests, select_rows
-from .arguments import StreamArguments, with_present_names
+from .argument_sets import with_present_names
+from .arguments import StreamArguments
 from .build import build_stream
 from .run_folder import ARGUMENTS
 

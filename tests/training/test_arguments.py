@@ -7,10 +7,7 @@ import pytest
 
 from cdl_hf.data import TaskStream, image_processor_for, load_image_dataset
 from cdl_hf.models import PromptViTConfig
-from cdl_hf.training.arguments import (
-    RUN,
-    DistillationArguments,
-    StreamArguments,
+from cdl_hf.training.argument_sets import (
     affecting,
     found_content,
     names_of,
@@ -19,6 +16,7 @@ from cdl_hf.training.arguments import (
     planned,
     shown_in_labels,
 )
+from cdl_hf.training.arguments import RUN, DistillationArguments, StreamArguments
 
 OF_RUN = {f.name for argument_class in RUN for f in fields(argument_class)}
 
