@@ -13,7 +13,7 @@ from torch import Tensor, cat, nn, no_grad
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
 from ..models import PromptViTForImageClassification
-from ..models.modeling_prompt_vit import Encoded
+from ..models.outputs import Encoded
 from ..models.prefix_attention import Prefix, embed, final_norm
 from ..models.readout import Readout
 

@@ -1,9 +1,7 @@
-"""Frozen backbones: timm Vision Transformers created by name, loaded with pretrained weights, or restored."""
+"""Frozen backbones: timm Vision Transformers created by name or loaded with pretrained weights."""
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +9,9 @@ from typing import Any, cast
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from timm.models import get_pretrained_cfg, is_model_pretrained, load_checkpoint
+from timm.models import load_checkpoint
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from transformers import PreTrainedModel
 
 from .architecture_args import check_architecture, shown
 from .prefix_attention import PrefixBlock, check_backbone
@@ -26,8 +21,6 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "backbones"
 LOADING_ARGS = {"pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
 # Limits of a configuration: timm's largest plain ViT has 1.8 billion parameters; 4096 pixels give 65,536 patches.
 MAX_PARAMETERS, MAX_PATCHES = 3_000_000_000, 65_536
-# Revision of a Hub repository, or none. The Hub client uses it in a path, which must stay inside its cache.
-_REVISION = re.compile(r"([\w-][\w.-]*(/[\w-][\w.-]*)*)?", re.ASCII)
 
 
 @dataclass
@@ -74,7 +67,9 @@ def create_backbone(name: str, **args) -> VisionTransformer:
             is larger than any known one.
     """
     backbone = _without_memory(name, name, args)
-    return backbone if torch.get_default_device().type == "meta" else _create(name, name, args, pretrained=False)
+    return (
+        backbone if torch.get_default_device().type == "meta" else create_network(name, name, args, pretrained=False)
+    )
 
 
 def load_backbone(
@@ -103,144 +98,29 @@ def load_backbone(
         name, args = config["architecture"], {**config["model_args"], **args}
         args.pop("num_classes", None)
         _without_memory(f"local-dir:{folder}", str(source), args)
-        module = _create(f"local-dir:{folder}", str(source), args, pretrained=False)
+        module = create_network(f"local-dir:{folder}", str(source), args, pretrained=False)
         if pretrained:
             files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
-            _load_weights(module, next((file for file in files if file.is_file()), files[0]), str(source))
+            load_weights(module, next((file for file in files if file.is_file()), files[0]), str(source))
         return PretrainedBackbone(name, args, module, pretrained_cfg(module), folder.name)
 
     name = str(source)
     if weights is not None:
-        module = _create(name, name, args, pretrained=False)
-        _load_weights(module, Path(weights), name)
+        module = create_network(name, name, args, pretrained=False)
+        load_weights(module, Path(weights), name)
         return PretrainedBackbone(name, args, module, pretrained_cfg(module), name)
     if pretrained and ":" not in name and "." not in name:
         tags = timm.list_pretrained(f"{name}.*")
         if not tags:
             raise ValueError(f"there is no backbone {name!r}: {_unknown(name)}")
         raise ValueError(f"{name!r} does not name pretrained weights; choose one of: {', '.join(tags)}")
-    module = _create(name, name, args, pretrained=pretrained)
+    module = create_network(name, name, args, pretrained=pretrained)
     data_config = pretrained_cfg(module)
     if ":" in name:  # a Hub repository: its config.json has the architecture and its arguments
         name, args = data_config["architecture"], {**(data_config.get("model_args") or {}), **args}
     hub_name = str(source).split(":", 1)[1] if ":" in str(source) else data_config.get("hf_hub_id")
     args = {arg: value for arg, value in args.items() if arg not in LOADING_ARGS}
     return PretrainedBackbone(name, args, module, data_config, str(source), hub_name if pretrained else None)
-
-
-def find_backbone(
-    name: str,
-    args: dict[str, Any],
-    weights: dict[str, str],
-    given: Sequence[PretrainedBackbone] = (),
-    **download: Any,
-) -> PretrainedBackbone:
-    """The transformer whose weights a checkpoint has left out: one of `given`, or else loaded from its source.
-
-    A checkpoint is untrusted. Weights are read only from safetensors files, and only from a bundled folder, a timm
-    tag, a Hub repository, or a folder of that name in the current directory.
-
-    Args:
-        name, args: Fields of a checked [`PromptViTConfig`].
-        weights: Their source and SHA-256.
-        download: `local_files_only`, `cache_dir` and `token` of the user, never of the checkpoint.
-
-    Raises:
-        ValueError: The weights cannot be loaded, or the source has other weights.
-    """
-    source, digest = weights["source"], weights["sha256"]
-    for backbone in given:
-        if backbone.digest == digest:
-            return backbone
-    advice = "pass the right ones: from_pretrained(..., backbones=[load_backbone(...)])"
-    try:
-        module, hub_name = _load_left_out(name, args, source, download)
-    except ValueError as error:
-        raise ValueError(
-            f"the model was saved without the weights of {source}, which cannot be loaded here: {error}; {advice}"
-        ) from error
-    found = PretrainedBackbone(name, args, module, pretrained_cfg(module), source, hub_name)
-    if found.digest != digest:
-        raise ValueError(
-            f"the weights found for {source} are not those that the prompts were trained on (SHA-256 "
-            f"{found.digest[:12]}..., not {digest[:12]}...); {advice}"
-        )
-    return found
-
-
-def left_out_pattern(name: str) -> str:
-    """Regular expression of the tensors that a checkpoint without the weights of the transformer `name` leaves out.
-
-    Position embeddings stay in it; see [`backbone_digest`].
-    """
-    return rf"^{name}\.(?!pos_embed$)"
-
-
-def restore_backbones(model: PreTrainedModel, given: Sequence[PretrainedBackbone], **download: Any) -> None:
-    """Loads the weights that the checkpoint of a model has left out; see [`find_backbone`].
-
-    Raises:
-        ValueError: Weights cannot be loaded, or one of `given` is not a transformer of this checkpoint.
-    """
-    config = model.config
-    weights = {name: getattr(config, f"{name}_weights") for name in config.left_out}
-    digests = {reference["sha256"] for reference in weights.values()}
-    foreign = [backbone for backbone in given if backbone.digest not in digests]
-    if foreign:
-        expected = " and ".join(f"{w['source']!r} (SHA-256 {w['sha256'][:12]}...)" for w in weights.values())
-        raise ValueError(
-            f"{foreign[0].source!r} (SHA-256 {foreign[0].digest[:12]}...) is not a backbone of this checkpoint; "
-            f"expected {expected or 'none, as it holds all its weights'}"
-        )
-    for name, reference in weights.items():
-        found = find_backbone(getattr(config, name), getattr(config, f"{name}_args"), reference, given, **download)
-        tensors = {key: tensor for key, tensor in found.module.state_dict().items() if key != "pos_embed"}
-        getattr(model, name).load_state_dict(tensors, strict=False)
-    config.left_out = []
-
-
-def _load_left_out(
-    name: str, args: dict[str, Any], source: str, download: dict[str, Any]
-) -> tuple[VisionTransformer, str | None]:
-    """The transformer with weights from its source, and their Hub repository, if they have one."""
-    if source.startswith(("hf_hub:", "hf-hub:")):
-        hub_name, _, revision = source.split(":", 1)[1].partition("@")
-        if not _REVISION.fullmatch(revision):
-            raise ValueError(f"{shown(revision)} is not a revision of a Hub repository")
-        return _with_weights(name, args, _download(hub_name, revision or None, download), source), hub_name
-    if not re.fullmatch(r"\w[\w. -]*", source):
-        raise ValueError("it is not a timm name with a tag, a Hub repository or a plain folder name")
-    for folder in (BUNDLED / source, Path(source)):
-        if folder.is_dir():
-            return _with_weights(name, args, folder / "model.safetensors", source), None
-    weights = get_pretrained_cfg(source) if "." in source and is_model_pretrained(source) else None
-    if weights is None or not weights.hf_hub_id:
-        raise ValueError("there is no such folder, and timm has no weights of that name")
-    if source.split(".")[0] != name.split(".")[0]:
-        raise ValueError(f"they are of another architecture than {name}")
-    file = _download(weights.hf_hub_id, None, download)
-    create_backbone(name, **args)
-    return _create(source, source, args, True, {"file": str(file), "custom_load": False}), weights.hf_hub_id
-
-
-def _with_weights(name: str, args: dict[str, Any], file: Path, source: str) -> VisionTransformer:
-    if not file.is_file():
-        raise ValueError(f"there is no {file}, and a checkpoint may not name another file")
-    module = create_backbone(name, **args)
-    _load_weights(module, file, source)
-    return module
-
-
-def _download(hub_name: str, revision: str | None, download: dict[str, Any]) -> Path:
-    """Downloads model.safetensors of a repository to the cache of the Hub."""
-    try:
-        return Path(hf_hub_download(hub_name, "model.safetensors", revision=revision, **download))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"{hub_name} is not in the cache, and the Hub cannot be reached") from error
-    except EntryNotFoundError as error:
-        raise ValueError(f"{hub_name} has no model.safetensors") from error
-    except (OSError, HFValidationError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def backbone_digest(module: VisionTransformer) -> str:
@@ -282,7 +162,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> None:
+def load_weights(module: VisionTransformer, file: Path, shown_name: str) -> None:
     """Loads weights from a file in any format of timm, which itself would accept missing tensors."""
     if not file.is_file():
         raise ValueError(f"the weights file {file} of {shown_name} does not exist")
@@ -316,7 +196,7 @@ def _load_weights(module: VisionTransformer, file: Path, shown_name: str) -> Non
 def _without_memory(name: str, shown_name: str, args: dict[str, Any]) -> VisionTransformer:
     """The transformer on the meta device; refuses one that is far too large."""
     with torch.device("meta"):
-        backbone = _create(name, shown_name, args, pretrained=False)
+        backbone = create_network(name, shown_name, args, pretrained=False)
     parameters, patches = sum(p.numel() for p in backbone.parameters()), backbone.patch_embed.num_patches
     if parameters > MAX_PARAMETERS or patches > MAX_PATCHES:
         raise ValueError(
@@ -326,7 +206,7 @@ def _without_memory(name: str, shown_name: str, args: dict[str, Any]) -> VisionT
     return backbone
 
 
-def _create(
+def create_network(
     name: str, shown_name: str, args: dict[str, Any], pretrained: bool, overlay: dict[str, Any] | None = None
 ) -> VisionTransformer:
     """A model of timm with [`PrefixBlock`]s.

@@ -1,28 +1,24 @@
 """Prompted Vision Transformer: a frozen backbone, learned prompts, and a head that grows task by task."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from os import PathLike
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .analytic import AnalyticHead
-from .backbones import PretrainedBackbone, create_backbone, left_out_pattern, restore_backbones
+from .backbones import PretrainedBackbone, create_backbone
 from .classifiers import CLASSIFIERS, Classifier, calibration_factor
 from .computed import Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
+from .left_out import BackbonesLeftOut, left_out_pattern
 from .low_rank import LowRankUpdate
+from .outputs import Encoded, PromptViTOutput
 from .prefix_attention import cls_features, embed
 from .prompt_pools import POOLS, PromptPool
 from .readout import LAST, Readout
@@ -30,51 +26,7 @@ from .readout import LAST, Readout
 LOGIT_SCALE = "logit_scale"  # name of the buffer; earlier versions had none, which is a scale of 1
 
 
-@dataclass
-class PromptViTOutput(ModelOutput):
-    """
-    Output of [`PromptViTForImageClassification`]. C_seen is the number of classes seen so far.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Cross-entropy plus `prompt_loss`. In training mode between [`start_task`] and [`end_task`], the
-            cross-entropy is that of `head_logits` over the classes of the task, as in the papers. Otherwise it is
-            over all classes seen, with the KD head mixed in, and in evaluation mode of `logits`.
-        logits (`torch.FloatTensor` of shape `(B, C_seen)`):
-            In evaluation mode the logits to predict with: of the computed classifier, if there is one, or of the head,
-            mixed with those of the KD branch. In training mode the same as `head_logits`.
-        head_logits (`torch.FloatTensor` of shape `(B, C_seen)`): Logits of the trained head, which a student distills.
-        kd_logits (`torch.FloatTensor` of shape `(B, C_seen)`, *optional*): Logits of the KD head, if there is one.
-        prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned in training mode or with `labels`):
-            Loss of the prompt method, if it has one.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
-            The tokens (B, n, D) before the first block and after each, before the final norm.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor = None  # type: ignore[assignment]  # always given; ModelOutput wants a default
-    head_logits: Tensor = None  # type: ignore[assignment]
-    kd_logits: Tensor | None = None
-    prompt_loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class Encoded:
-    """Output of the transformer.
-
-    Args:
-        features: (B, h, W), what is read for the head, and for the KD head where there is one.
-        prompt_loss: Loss of the prompt method, if it has one.
-        hidden_states: All tokens, if requested.
-    """
-
-    features: Tensor
-    prompt_loss: Tensor | None
-    hidden_states: tuple[Tensor, ...] | None
-
-
-class PromptViTForImageClassification(PreTrainedModel):
+class PromptViTForImageClassification(BackbonesLeftOut):
     """
     A frozen timm Vision Transformer with a prompt pool and a head; some students also have a KD branch with a KD head.
 
@@ -166,74 +118,6 @@ class PromptViTForImageClassification(PreTrainedModel):
                 data_config = {**loaded.pretrained_cfg, "hf_hub_id": loaded.hub_name}
                 network.pretrained_cfg = data_config  # type: ignore[assignment]  # timm declares no attribute
         return model
-
-    def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword
-        self, save_directory: str | PathLike, *, save_backbone: bool = True, **kwargs
-    ) -> None:
-        """As `PreTrainedModel.save_pretrained`.
-
-        Args:
-            save_backbone: `False` leaves out the weights of the frozen transformers, by far the largest part. The
-                checkpoint records their source and digest, and [`from_pretrained`] restores them.
-
-        Raises:
-            ValueError: The weights are to be left out, but their source is unknown.
-        """
-        if save_backbone:
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        left_out = [name for name in ("backbone", "query_backbone") if getattr(self, name) is not None]
-        for name in left_out:
-            if not getattr(self.config, f"{name}_weights"):
-                raise ValueError(
-                    f"the weights of the {name} cannot be left out: their source is unknown, as the model was not "
-                    "made with from_backbone"
-                )
-        is_left_out = re.compile("|".join(map(left_out_pattern, left_out)))
-        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
-        kept = {name: tensor for name, tensor in state_dict.items() if not is_left_out.match(name)}
-        self.config.left_out = left_out
-        try:
-            super().save_pretrained(save_directory, state_dict=kept, **kwargs)
-        finally:
-            self.config.left_out = []  # this model has them
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # takes all but the path by keyword
-        cls,
-        pretrained_model_name_or_path: str | PathLike,
-        *model_args,
-        backbones: Sequence[PretrainedBackbone] = (),
-        output_loading_info: bool = False,
-        **kwargs,
-    ):
-        """As `PreTrainedModel.from_pretrained`; also loads models saved with `save_backbone=False`.
-
-        Args:
-            backbones: Outputs of [`load_backbone`] for weights that were left out and cannot be loaded by name (from a
-                folder, a file, or without a network).
-
-        Raises:
-            ValueError: Weights that were left out cannot be loaded or differ from those that the prompts were trained
-                on, or the weights do not fit the configuration.
-        """
-        kwargs.setdefault("use_safetensors", True)  # nothing is unpickled
-        try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-            model, loading_info = loaded
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"the weights of {str(pretrained_model_name_or_path)!r} do not have the shapes of its configuration"
-            ) from error
-        except SafetensorError as error:
-            raise ValueError(f"the weights of {str(pretrained_model_name_or_path)!r} are damaged: {error}") from error
-        download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
-        restore_backbones(model, backbones, **download)
-        return (model, loading_info) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
