@@ -27,7 +27,7 @@ from .cli_arguments import KINDS, Argument, argument, collect
 from .cli_help import help_page, shown, title
 from .console import show_messages
 
-__all__ = ["ParsedArguments", "argument", "cli_error", "parse", "to_dict", "to_yaml"]
+__all__ = ["ParsedArguments", "argument", "cli_error", "did_you_mean", "parse", "to_dict", "to_yaml"]
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~", "")
@@ -197,7 +197,7 @@ def _read_command_line(
                 cli_error(f"--{name} takes no value, but {' '.join(values)} is given: write --{name} alone")
             entries[opposite] = _Entry(opposite, "false")
         else:
-            nearest = _nearest(name, (*arguments, "config"), prefix="--")
+            nearest = did_you_mean(name, (*arguments, "config"), prefix="--")
             cli_error(f"unknown argument --{name}{nearest} (--help lists all arguments)")
     return config_file, entries
 
@@ -244,7 +244,7 @@ def _read_yaml(path: str, arguments: dict[str, Argument], header: str) -> dict[s
         if name == "config":
             cli_error(f"config ({place}): a YAML file cannot name another one; give --config on the command line")
         if name not in arguments:
-            cli_error(f"unknown key {name!r} ({place}){_nearest(name, arguments)} (--help lists all arguments)")
+            cli_error(f"unknown key {name!r} ({place}){did_you_mean(name, arguments)} (--help lists all arguments)")
         if name in entries:
             cli_error(f"{name} is set twice ({entries[name].place} and {place}): keep one of them")
         values = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -287,7 +287,7 @@ def _convert_one(text: str, argument: Argument) -> Any:
         raise ValueError(f"must be a finite number, got {text!r}")
     if argument.choices and value not in argument.choices:
         choices = [str(choice) for choice in argument.choices]
-        raise ValueError(f"must be one of {', '.join(choices)}, got {text!r}{_nearest(text, choices)}")
+        raise ValueError(f"must be one of {', '.join(choices)}, got {text!r}{did_you_mean(text, choices)}")
     if argument.min is not None and value < argument.min or argument.max is not None and value > argument.max:
         raise ValueError(f"must be {argument.range}, got {text}")
     return value
@@ -298,7 +298,8 @@ def _expanded(text: str) -> str:
     return os.path.expanduser(text) if re.match(r"~[^/\\]*[/\\]", text) else text
 
 
-def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """A question that names the nearest of the names, to be added to a message; empty if none is near."""
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_commands_are_understood(launcher, recipe, arguments, tmp_path, monkeypa
         parse(*given, **options)
         raise Parsed
 
-    monkeypatch.setattr(module, "parse", parse_and_stop)
+    monkeypatch.setattr(sys.modules[module.main.__module__], "parse", parse_and_stop)
     monkeypatch.setattr("sys.argv", [recipe, *arguments])
     if "--config_file" in launcher:
         assert Path(launcher[launcher.index("--config_file") + 1]).is_file()

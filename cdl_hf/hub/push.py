@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from ..invocation import how_to_start
 from ..models import PromptViTForImageClassification
 from ..training.model_card import PICTURES
 from ..training.task_checkpoints import TaskCheckpoints
@@ -213,6 +214,6 @@ def _reason(error: Exception) -> str:
 
 
 def _command(run: Path, name: str, private: bool, task_revisions: bool) -> str:
-    words = ["python", "recipes/push.py", str(run), "--hub_model_id", name]
+    words = [*how_to_start("push"), str(run), "--hub_model_id", name]
     words += ["--hub_private"] * private + ["--hub_task_revisions"] * task_revisions
     return shlex.join(words)

@@ -1,7 +1,6 @@
 """What a run shows and writes: its models before training, its results, models and pictures after it."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..cli import to_dict
 from ..data import dataset_spec
 from ..evaluation import METRICS, metric_in
 from ..evaluation.speed import latency
+from ..invocation import how_it_started, how_to_start
 from ..models import PromptViTForImageClassification
 from ..models.backbones import pretrained_cfg
 from ..utils import atomic_folder, seal_file, versions
@@ -140,7 +140,7 @@ def _write_card(trainer: Run, role: str, results: dict[str, Any]) -> None:
         role=role,
         results=results,
         backbones={role: backbone_source(trainer.learners[role].model) for role in trainer.learners},
-        command=_from_checkout(["accelerate", "launch", sys.argv[0], *words]),
+        command=how_it_started(words),
         weights_license=pretrained_cfg(model.backbone).get("license"),
         data_license=dataset.license,
         base_model=[name for each in backbones if (name := pretrained_cfg(each).get("hf_hub_id"))],
@@ -148,13 +148,6 @@ def _write_card(trainer: Run, role: str, results: dict[str, Any]) -> None:
         is_drawings=dataset.is_drawings,
     )
     complete_model_folder(trainer.folder.path, card)
-
-
-def _from_checkout(words: list[str]) -> list[str]:
-    """A command as given in the root of a checkout: paths below it are relative, wherever the run was started."""
-    script = Path(sys.argv[0]).absolute()
-    root = script.parents[1] if script.parent.name == "recipes" else None
-    return [str(Path(w).relative_to(root)) if root and Path(w).is_relative_to(root) else w for w in words]
 
 
 def _latency(trainer: Run) -> dict[str, Any]:
@@ -223,18 +216,20 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
     """What a user may do with a finished run, as commands that work as printed."""
     where = shlex.quote(str(folder))
     role = "student" if "student" in results else "teacher"
-    recipes = Path(sys.argv[0]).parent
-    python = f"python {shlex.quote(str(recipes))}"
+
+    def start(command: str) -> str:
+        return shlex.join(how_to_start(command))
+
     lines = [
         f"Everything is in {folder}: results.json, accuracy.png, matrices.png, and the models. What next:",
-        f"  {python}/evaluate_run.py {where}      # accuracy by class, confusions, calibration",
-        f"  {python}/predict.py {where}/{role} IMAGE.png",
-        f"  {python}/demo.py {where}",
+        f"  {start('evaluate')} {where}      # accuracy by class, confusions, calibration",
+        f"  {start('predict')} {where}/{role} IMAGE.png",
+        f"  {start('demo')} {where}",
     ]
     args = results["args"]
     is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
     if is_plain and role == "student" and not args["push_to_hub"]:
-        command = f"  {python}/train.py --config {where}/args.yaml --student_run {where} --classifier ranpac"
+        command = f"  {start('train')} --config {where}/args.yaml --student_run {where} --classifier ranpac"
         command += " --stages student --schedule stages --teacher_run none --no_cache_teacher_outputs"
         lines.append(f"{command} --output_dir none  # another classifier")
     return "\n".join(lines)

@@ -159,7 +159,7 @@ def test_a_name_that_holds_something_else(run):
         PushError, match="drawings-student could not be .* name is taken .* The teacher is at https://"
     ) as error:
         push_run(run, "me/drawings", api=hub)
-    assert f"python recipes/push.py {run} --hub_model_id me/drawings" in str(error.value)
+    assert f"cdl-hf push {run} --hub_model_id me/drawings" in str(error.value)
     assert set(hub.repositories["me/drawings-student"]["main"]) == {".gitattributes", "pytorch_model.bin"}
 
 
@@ -263,7 +263,7 @@ def test_the_hub_refuses(run, answering, status, reason):
     with pytest.raises(PushError) as error:
         push_run(run, "them/drawings", private=True, task_revisions=True, api=answering(status))
     assert f"them/drawings-teacher could not be pushed to the Hub: {reason}" in str(error.value)
-    command = f"python recipes/push.py {run} --hub_model_id them/drawings --hub_private --hub_task_revisions"
+    command = f"cdl-hf push {run} --hub_model_id them/drawings --hub_private --hub_task_revisions"
     assert str(error.value).endswith(f"Everything is still in {run}; to try again: {command}")
     assert snapshot(run) == before and TOKEN not in str(error.value)
 

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_runs import load_recipe, run_recipe
+from tiny_runs import run_recipe
 from transformers import pipeline
 
 import cdl_hf  # noqa: F401
+from cdl_hf.commands.predict import as_csv
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_no_name_is_a_formula():
         "file": "=cmd|' /C calc'!A0.png",
         "classes": [{"label": "-x", "score": 0.5}, {"label": "-1", "score": 0.1}],
     }
-    (row,) = csv.DictReader(load_recipe("predict").as_csv([answer]).splitlines())
+    (row,) = csv.DictReader(as_csv([answer]).splitlines())
     assert row["file"] == "'=cmd|' /C calc'!A0.png"
     assert (row["label_1"], row["score_1"], row["label_2"]) == ("'-x", "0.500000", "-1")
 

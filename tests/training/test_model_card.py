@@ -419,23 +419,6 @@ def test_drawings_are_white_on_black(tmp_path, card):
     assert "wants white lines on black" in text and "wants white lines" not in card
 
 
-def test_the_command_is_that_of_a_checkout(monkeypatch):
-    from cdl_hf.training.results import _from_checkout
-
-    monkeypatch.setattr("sys.argv", ["/some/checkout/recipes/train.py"])
-    words = [
-        "/some/checkout/recipes/train.py",
-        "--config",
-        "/some/checkout/recipes/quickdraw100/l2p.yaml",
-        "--seed",
-        "1",
-    ]
-    expected = ["recipes/train.py", "--config", "recipes/quickdraw100/l2p.yaml", "--seed", "1"]
-    assert _from_checkout(words) == expected
-    monkeypatch.setattr("sys.argv", ["recipes/train.py"])
-    assert _from_checkout(expected) == expected
-
-
 def test_weights_can_be_read_by_whom_the_other_files_can(finished_run):
     rights = {file.name: file.stat().st_mode for file in (finished_run / "student").glob("*.*")}
     assert rights["model.safetensors"] == rights["config.json"] == rights["README.md"]

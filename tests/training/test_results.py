@@ -17,7 +17,7 @@ def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run
     args = yaml.safe_load((finished_run / "args.yaml").read_text()) | changed
     (tmp_path / "a run").mkdir()
     (tmp_path / "a run" / "args.yaml").write_text(yaml.safe_dump(args))
-    (line,) = (line for line in next_steps(results, tmp_path / "a run").splitlines() if "train.py" in line)
+    (line,) = (line for line in next_steps(results, tmp_path / "a run").splitlines() if "cdl-hf train" in line)
     words = shlex.split(line, comments=True)
     found = to_dict(parse(RUN, words[2:]))
     assert found["classifier"] == "ranpac" and found["student_run"] == str(tmp_path / "a run")
@@ -28,7 +28,7 @@ def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run
 def test_no_other_classifier_is_offered_where_it_would_be_refused_or_pushed(finished_run, changed):
     results = json.loads((finished_run / "results.json").read_text())
     results["args"] |= changed
-    assert "train.py" not in next_steps(results, finished_run)
+    assert "cdl-hf train" not in next_steps(results, finished_run)
 
 
 def test_the_table_compares_with_guessing_and_the_frozen_backbone(finished_run):

@@ -1,0 +1,49 @@
+"""The command `cdl-hf`: its subcommands, each a module of the same name with a `main(argv=None)`.
+
+A recipe of a checkout, such as recipes/train.py, calls the same `main`; for several processes there is
+`accelerate launch -m cdl_hf.commands.train`. Nothing heavy is imported here, so that `cdl-hf --help` takes no time.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from ..cli import cli_error, did_you_mean
+from ..version import __version__
+
+COMMANDS = {
+    "train": "train a teacher and a student on a stream of tasks",
+    "predict": "classify image files with a saved model",
+}
+
+
+def main() -> None:
+    """Calls the subcommand that the command line names; it sees `cdl-hf NAME` as its program's name."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(_help_page())
+    elif name == "--version":
+        print(__version__)
+    elif name in COMMANDS:
+        sys.argv = [str(Path(sys.argv[0]).with_name(f"cdl-hf {name}")), *arguments]
+        import_module(f".{name}", __name__).main()
+    else:
+        cli_error(f"unknown command {name!r}{did_you_mean(name, COMMANDS)} (cdl-hf --help lists all commands)")
+
+
+def _help_page() -> str:
+    lines = [f"  {name:<12}{described}" for name, described in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cdl-hf COMMAND [arguments]",
+            "",
+            "Continual distillation learning with prompted Vision Transformers. `cdl-hf train` makes a first run.",
+            "",
+            "commands (cdl-hf COMMAND --help lists the arguments of each):",
+            *lines,
+            "",
+            "options:",
+            "  -h, --help  show this page",
+            "  --version   show the version of the package",
+        ]
+    )
