@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .classifiers import CLASSIFIERS, Classifier, calibration_factor
-from .computed import Computed
+from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import SCORES, PromptViTConfig
 from .precision import in_full_precision
 from .ridge import NAMES, RidgeSums
@@ -61,7 +61,7 @@ class FeaturePredictor(Computed):
         return {} if self.sums is None else self.sums.tensors()
 
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.sums = RidgeSums.load(statistics)
+        self.sums = RidgeSums.load(statistics, self.weight.shape[1], self.weight.shape[0])
 
     @torch.no_grad()
     def fit(self, features: Tensor, targets: Tensor, held_out: Tensor) -> None:
@@ -92,9 +92,7 @@ class FeaturePredictor(Computed):
         """The sums, which begin at zero with the first images."""
         if self.sums is None:
             if self.weight.any():
-                raise ValueError(
-                    "a saved student has no sums to add further images to: resume from the checkpoints of its run"
-                )
+                raise ValueError(NO_STATISTICS.format("a student of closed-form distillation"))
             self.mean.copy_(features.float().mean(0))
             self._standardize(features.float())
             teacher_width, num_random_features = self.weight.shape

@@ -1,10 +1,10 @@
 """Classifiers that are computed from features instead of trained by gradients, one for all classes seen.
 
-All share one contract. `classifier.fit(features, labels)` adds features (n, W) with class ids (n,), once per class;
-`classifier(features, num_classes)` maps features (B, W) to scores (B, num_classes) of the first classes, in float32
-also under autocast. `init_weights` resets the classifier. Buffers hold what a prediction needs. Tensors that are only
-needed to add classes are not part of a saved model: a run stores them in its checkpoints (`statistics`,
-`load_statistics`).
+All share one contract. `classifier.fit(features, labels)` adds features (n, W) with class ids (n,), of new classes or
+of known ones, and `classifier.subtract(features, labels)` takes them back. `classifier(features, num_classes)` maps
+features (B, W) to scores (B, num_classes) of the first classes, in float32 also under autocast. `init_weights` resets
+the classifier. Buffers hold what a prediction needs. Tensors that are only needed to add classes are not part of the
+weights of a saved model: see `statistics` and `load_statistics`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .computed import Computed
+from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .precision import in_full_precision
 from .readout import LAST, Readout
@@ -38,6 +38,10 @@ class Classifier(Computed):
         """Takes over what another one of its kind has drawn at random, so that both compute the same."""
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
+        raise NotImplementedError
+
+    def subtract(self, features: Tensor, labels: Tensor) -> None:
+        """Takes back images that [`fit`] has added. What was chosen by them, such as a ridge, stays."""
         raise NotImplementedError
 
     def held_out(self, labels: Tensor) -> Tensor:
@@ -77,6 +81,10 @@ class NearestClassMean(Classifier):
         self.sums.index_add_(0, labels[~left_out], directions[~left_out])
         self._sums_without = self.sums.clone()
         self.sums.index_add_(0, labels[left_out], directions[left_out])
+
+    @torch.no_grad()
+    def subtract(self, features: Tensor, labels: Tensor) -> None:
+        self.sums.index_add_(0, labels, F.normalize(features.float(), dim=1), alpha=-1)
 
     def forward(self, features: Tensor, num_classes: int) -> Tensor:
         return self._scores(features, self.sums[:num_classes])
@@ -141,7 +149,7 @@ class RanPAC(Classifier):
         return {} if self.sums is None else self.sums.tensors()
 
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        self.sums = RidgeSums.load(statistics)
+        self.sums = RidgeSums.load(statistics, self.weight.shape[1], self.weight.shape[0])
 
     @torch.no_grad()
     def fit(self, features: Tensor, labels: Tensor) -> None:
@@ -167,6 +175,12 @@ class RanPAC(Classifier):
         weight, self._weight_without = sums.fit(self._random_features, features, targets, merit, left_out)
         self.weight.copy_(weight)
 
+    @torch.no_grad()
+    def subtract(self, features: Tensor, labels: Tensor) -> None:
+        sums, targets = self._begin(features, labels)
+        sums.add(self._random_features, features, targets, subtract=True)
+        self.weight.copy_(sums.solve(sums.best_ridge))
+
     def held_out(self, labels: Tensor) -> Tensor:
         """By the paper's rule every fifth image of the task, otherwise every fifth image of each of its classes."""
         if self.by_error:
@@ -178,10 +192,7 @@ class RanPAC(Classifier):
         num_classes, width = self.weight.shape
         if self.sums is None:
             if self.weight.any():
-                raise ValueError(
-                    "RanPAC cannot add classes to a saved model, which has no statistics: resume from the checkpoints "
-                    "of the run, or fit all classes again"
-                )
+                raise ValueError(NO_STATISTICS.format("RanPAC"))
             self.sums = RidgeSums.zeros(width, num_classes, features.device)
         self.sums = self.sums.to(features.device)
         return self.sums, F.one_hot(labels, num_classes).float()

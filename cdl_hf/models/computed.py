@@ -4,6 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+NO_STATISTICS = (
+    "{} needs its sums over the earlier images to learn further ones: load the model with load_statistics=True (they "
+    "are there if it was saved with save_statistics), or resume from the checkpoints of its run"
+)
+
 
 class Computed(nn.Module):
     """Base class of what is computed from sums over images, without gradients."""

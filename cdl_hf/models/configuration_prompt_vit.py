@@ -77,7 +77,9 @@ class PromptViTConfig(PreTrainedConfig):
         left_out (`list[str]`, *optional*):
             Transformers whose weights are not in the checkpoint (`"backbone"`, `"query_backbone"`): `from_pretrained`
             loads them from their sources.
-        classes_per_task (`list[int]`): Number of classes of each task of the stream, in order.
+        classes_per_task (`list[int]`):
+            Number of new classes of each task of the stream, in order; none where a task only has known ones, or all
+            of its classes were removed.
         tasks_seen (`int`, defaults to 0): Number of tasks started; logits cover their `seen_classes` classes.
         train_tasks (`int`, *optional*):
             Number of first tasks in which prompts, weight updates and heads are trained; all by default. Later tasks
@@ -269,7 +271,7 @@ class PromptViTConfig(PreTrainedConfig):
 
     def _check_stream(self) -> None:
         tasks = self.classes_per_task
-        if not tasks or len(tasks) > MAX_TASKS or min(tasks) < 1:
+        if not tasks or len(tasks) > MAX_TASKS or min(tasks) < 0 or not any(tasks):
             raise ValueError(
                 f"classes_per_task must list at least one task of one class, and at most {MAX_TASKS:,} tasks, got "
                 f"{shown(tasks)}"

@@ -14,9 +14,10 @@ from .backbones import PretrainedBackbone, create_backbone
 from .classifiers import CLASSIFIERS, Classifier, calibration_factor
 from .computed import Computed
 from .configuration_prompt_vit import PromptViTConfig
+from .growth import Growing, names_of
 from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
-from .left_out import BackbonesLeftOut, left_out_pattern
+from .left_out import left_out_pattern
 from .low_rank import LowRankUpdate
 from .outputs import Encoded, PromptViTOutput
 from .prefix_attention import cls_features, embed
@@ -26,7 +27,7 @@ from .readout import LAST, Readout
 LOGIT_SCALE = "logit_scale"  # name of the buffer; earlier versions had none, which is a scale of 1
 
 
-class PromptViTForImageClassification(BackbonesLeftOut):
+class PromptViTForImageClassification(Growing):
     """
     A frozen timm Vision Transformer with a prompt pool and a head; some students also have a KD branch with a KD head.
 
@@ -167,8 +168,7 @@ class PromptViTForImageClassification(BackbonesLeftOut):
             raise ValueError(
                 f"task {task_id} has {config.classes_per_task[task_id]} classes, but got {len(class_names)} names"
             )
-        names = cast(dict[int, str], config.id2label)
-        known = [names[i] for i in range(config.seen_classes)]
+        known = names_of(config)
         config.tasks_seen += 1
         config.id2label = dict(enumerate([*known, *class_names]))
         config.label2id = {name: i for i, name in config.id2label.items()}

@@ -46,15 +46,30 @@ class RidgeSums:
         return cls(gram, sums, torch.zeros(len(RIDGES), dtype=torch.float64))
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor]) -> "RidgeSums | None":
-        """From the tensors named by `NAMES`, or `None` without them; checkpoints of version 0.1.0 have no merits."""
+    def load(cls, tensors: Mapping[str, Tensor], width: int, targets: int) -> "RidgeSums | None":
+        """From the tensors named by `NAMES`, or `None` without them; checkpoints of version 0.1.0 have no merits.
+
+        Raises:
+            ValueError: They do not have the shapes of M = `width` regressors and K = `targets` targets.
+        """
         if "gram" not in tensors:
             return None
+        found = (tuple(tensors["gram"].shape), tuple(tensors["sums"].shape))
+        if found != ((width, width), (width, targets)):
+            raise ValueError(
+                f"the statistics are of another model: sums of {found[1]} numbers do not fit {width, targets}"
+            )
         merits = tensors.get("merits", torch.zeros(len(RIDGES), dtype=torch.float64))
         return cls(tensors["gram"].clone(), tensors["sums"].clone(), merits.clone())
 
     def to(self, device: torch.device) -> "RidgeSums":
         return RidgeSums(self.gram.to(device), self.sums.to(device), self.merits)
+
+    def of_targets(self, kept: list[int], count: int) -> "RidgeSums":
+        """The same images with other targets: those `kept` come first, and up to `count` new ones were always 0."""
+        sums = self.sums.new_zeros(len(self.sums), count)
+        sums[:, : len(kept)] = self.sums[:, kept]
+        return RidgeSums(self.gram, sums, self.merits)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors on the CPU, as [`load`] takes them."""
@@ -109,13 +124,16 @@ class RidgeSums:
             return min(RIDGES, key=lambda ridge: abs(math.log(ridge / usual)))
         return max(zip(self.merits.tolist(), RIDGES, strict=True))[1]
 
-    def add(self, regressors: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> None:
-        """Adds images; the arguments are those of [`fit`]."""
+    def add(
+        self, regressors: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, *, subtract: bool = False
+    ) -> None:
+        """Adds images, or subtracts those that were added; the other arguments are those of [`fit`]."""
+        sign = -1 if subtract else 1
         with in_full_precision(self.gram):
             for x, y in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
                 hidden = regressors(x)
-                self.gram.addmm_(hidden.T, hidden)
-                self.sums.addmm_(hidden.T, y.to(hidden))
+                self.gram.addmm_(hidden.T, hidden, alpha=sign)
+                self.sums.addmm_(hidden.T, y.to(hidden), alpha=sign)
 
     def solve(self, ridge: float) -> Tensor:
         """Weights (K, M) with this ridge, from all images so far."""

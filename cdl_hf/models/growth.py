@@ -1,0 +1,301 @@
+"""Growth of a model beyond its stream: classes that nobody planned, and classes that must be forgotten."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from .analytic import AnalyticHead
+from .classifiers import Classifier, RanPAC
+from .computed import Computed
+from .configuration_prompt_vit import PromptViTConfig
+from .left_out import BackbonesLeftOut
+from .prompt_pools import PromptPool
+from .readout import Readout
+
+STATISTICS_NAME = "statistics.safetensors"  # beside the weights of a saved model
+# What depends on the tasks or their classes. Of the heads and classifiers, these tensors have a row for each class.
+_GROWING = ("prompt_pool", "kd_branch", "head", "kd_head", "classifier", "kd_classifier", "analytic")
+_WITHOUT_CLASSES = ("prompt_pool", "kd_branch")
+_BY_CLASS = ("weight", "bias", "sums", "classifier.weight", "classifier.sums")
+
+
+class Growing(BackbonesLeftOut):
+    """A model that can learn classes which its stream did not plan, and forget some."""
+
+    config: PromptViTConfig
+    prompt_pool: PromptPool
+    classifier: Classifier | None
+    kd_classifier: Classifier | None
+    analytic: AnalyticHead | None
+    readout: Readout
+    readout_of_classifier: Readout
+    _in_task: bool
+
+    def start_task(self, class_names: Sequence[str]) -> None:
+        raise NotImplementedError
+
+    def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword
+        self, save_directory: str | PathLike, *, save_statistics: bool = False, **kwargs
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`.
+
+        Args:
+            save_statistics: Whether to write also what a prediction does not need but further classes do, such as
+                RanPAC's Gram matrix, to `statistics.safetensors`.
+            save_backbone: `False` leaves out the weights of the frozen transformers, by far the largest part. The
+                checkpoint records their source and digest, and [`from_pretrained`] restores them.
+
+        Raises:
+            ValueError: The weights are to be left out, but their source is unknown.
+        """
+        if save_statistics and (statistics := _statistics_of(self)):
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            save_file(statistics, Path(save_directory) / STATISTICS_NAME)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # takes all but the path by keyword
+        cls,
+        pretrained_model_name_or_path: str | PathLike,
+        *model_args,
+        load_statistics: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """As `PreTrainedModel.from_pretrained`; also loads models saved with `save_backbone=False`.
+
+        Args:
+            load_statistics: Whether to load what `save_pretrained(..., save_statistics=True)` has written as well, so
+                that the model can learn further classes.
+            backbones: Outputs of [`load_backbone`] for weights that were left out and cannot be loaded by name (from a
+                folder, a file, or without a network).
+
+        Raises:
+            ValueError: Weights that were left out cannot be loaded or differ from those that the prompts were trained
+                on, the weights do not fit the configuration, or the statistics are missing.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if load_statistics:
+            names = ("local_files_only", "cache_dir", "token", "revision", "subfolder")
+            download = {name: kwargs[name] for name in names if name in kwargs}
+            _restore_statistics(model, pretrained_model_name_or_path, **download)
+        return (model, info) if output_loading_info else model
+
+    def add_classes(self, class_names: Sequence[str]) -> None:
+        """Begins a task of classes that the stream did not plan; the model's shapes grow where they must.
+
+        With a computed classifier nothing is trained for them: [`fit_classifier`] with their images is all that
+        follows. A trained head learns them as in [`start_task`]. DualPrompt and LoRA get room for one more task,
+        CODA-Prompt further components; L2P and APT stay as they are.
+
+        Args:
+            class_names: Their names, in the order of their class ids.
+
+        Raises:
+            ValueError: A class is known already, or the model cannot grow: CODA-Prompt has no further orthogonal
+                components, the head is not trained in later tasks, or the stream has planned tasks of another form.
+        """
+        _plan_classes(self, class_names)
+        self.start_task(class_names)
+        self._in_task = self.classifier is None
+
+    def remove_classes(
+        self, class_names: Sequence[str], features: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
+        """Removes classes: a computed classifier is afterwards as if it had never seen their images.
+
+        What was chosen or trained by their images stays: RanPAC's ridge, the scale of the logits, prompts and trained
+        heads, which only lose the rows of these classes.
+
+        Args:
+            features: (n, 1 or 2, W), outputs of [`head_features`] of all images of these classes that were fitted.
+                RanPAC needs them, NCM does not.
+            labels: (n,), their class ids.
+
+        Raises:
+            ValueError: A class is not known, or none would be left; RanPAC gets no features, or it has no statistics;
+                the student is of closed-form distillation.
+        """
+        if self.analytic is not None:
+            raise ValueError(
+                "a student of closed-form distillation cannot take back images: fit it again without these classes"
+            )
+        if features is None and isinstance(self.classifier, RanPAC):
+            raise ValueError(
+                "RanPAC has mixed the images of all classes: to remove some, give the features and labels of theirs"
+            )
+        if features is not None and labels is not None:
+            own = self.readout_of_classifier.select(features, self.readout)
+            for i, classifier in enumerate((self.classifier, self.kd_classifier)):
+                if classifier is not None:
+                    classifier.subtract(own[:, i], labels)
+        _forget_classes(self, class_names)
+
+
+def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
+    """Makes the next task of the stream one of these new classes, in the shapes of all that depends on it.
+
+    Raises:
+        ValueError: A class is known already or named twice, or the model cannot grow.
+    """
+    config = model.config
+    known = set(names_of(config))
+    repeated = [name for i, name in enumerate(class_names) if name in known or name in class_names[:i]]
+    if not class_names or repeated:
+        raise ValueError(f"the class {repeated[0]!r} is known already" if repeated else "there are no classes to add")
+    tasks = config.classes_per_task[: config.tasks_seen]
+    trains_prompts = config.prompt_method != "none" and (config.train_tasks or config.num_tasks) > len(tasks)
+    stays_trained = model.classifier is None or not trains_prompts
+    if config.classes_per_task[len(tasks) : len(tasks) + 1] == [len(class_names)] and stays_trained:
+        return  # as planned
+    if model.classifier is None and config.train_tasks is not None:
+        raise ValueError(
+            f"the head of this model is trained in its first {config.train_tasks} tasks only, so that it cannot learn "
+            "further classes: choose a computed classifier (ncm or ranpac)"
+        )
+    changes: dict[str, Any] = {"classes_per_task": [*tasks, len(class_names)]}
+    if model.classifier is not None and config.prompt_method != "none":
+        changes["train_tasks"] = min(config.num_trained_tasks, len(tasks))  # what is computed needs no training
+    elif config.prompt_method == "coda_prompt":
+        assert config.pool_size is not None  # the configuration sets the paper's
+        changes["pool_size"] = config.pool_size // config.num_trained_tasks * (len(tasks) + 1)
+    _restructure(model, changes, list(range(config.seen_classes)))
+
+
+def _forget_classes(model: "Growing", class_names: Sequence[str]) -> None:
+    """Removes the rows of classes, and the classes from the configuration.
+
+    Raises:
+        ValueError: A class is not known, or none would be left.
+    """
+    config, names = model.config, names_of(model.config)
+    if unknown := [name for name in class_names if name not in names]:
+        raise ValueError(f"the model does not know the class {unknown[0]!r}")
+    kept = [class_id for class_id, name in enumerate(names) if name not in class_names]
+    if not kept:
+        raise ValueError("a model cannot forget all its classes")
+    task_of = [task for task, size in enumerate(config.classes_per_task[: config.tasks_seen]) for _ in range(size)]
+    sizes = [sum(task_of[class_id] == task for class_id in kept) for task in range(config.tasks_seen)]
+    _restructure(model, {"classes_per_task": sizes + config.classes_per_task[config.tasks_seen :]}, kept)
+
+
+def names_of(config: PromptViTConfig) -> list[str]:
+    """Names of the classes seen, by class id."""
+    names = cast(dict[int, str], config.id2label or {})
+    return [names[class_id] for class_id in range(config.seen_classes)]
+
+
+def _restructure(model: "Growing", changes: Mapping[str, Any], kept: list[int]) -> None:
+    """Gives a model the shapes of another configuration; what it has learned stays where it is.
+
+    Args:
+        changes: Fields of the configuration.
+        kept: Class ids of the classes that stay, which are numbered from 0 in this order.
+
+    Raises:
+        ValueError: The prompts cannot grow so.
+    """
+    names = names_of(model.config)
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    config.validate_fields()
+    config.id2label = {class_id: names[old] for class_id, old in enumerate(kept)}
+    config.label2id = {name: class_id for class_id, name in config.id2label.items()}
+    with torch.device("meta"):
+        shapes = type(model)(config)
+    grown: dict[str, nn.Module] = {}
+    for name in _GROWING:
+        old = getattr(model, name)
+        if old is not None:
+            grown[name] = getattr(shapes, name).to_empty(device=model.device)
+            grown[name].apply(model._init_weights)
+            _take_over(old, grown[name], None if name in _WITHOUT_CLASSES else kept)
+    for name, module in grown.items():
+        setattr(model, name, module)
+    model.config = config
+    model.train(model.training)
+
+
+@torch.no_grad()
+def _take_over(old: nn.Module, new: nn.Module, kept: list[int] | None) -> None:
+    """Copies what a module has learned into one of another shape.
+
+    Args:
+        kept: Class ids whose rows are copied, one after the other; `None` for a module that does not know of classes.
+    """
+    sources = old.state_dict()
+    for name, target in new.state_dict(keep_vars=True).items():
+        source = sources[name]
+        if kept is not None and name in _BY_CLASS:
+            source = source[kept]
+        if any(size < needed for size, needed in zip(target.shape, source.shape, strict=True)):
+            raise ValueError(
+                f"this model cannot take other classes than its stream has planned: its {type(old).__name__} would "
+                f"lose a part of its {name}, {tuple(source.shape)} -> {tuple(target.shape)}"
+            )
+        target.data = target.data.to(source.dtype)
+        target[tuple(map(slice, source.shape))] = source
+    for name, computed in old.named_modules():
+        if not isinstance(computed, Computed):
+            continue
+        replaced = new.get_submodule(name)
+        if isinstance(computed, RanPAC) and isinstance(replaced, RanPAC):
+            assert kept is not None
+            if computed.sums is not None:
+                replaced.sums = computed.sums.of_targets(kept, len(replaced.weight))
+        elif isinstance(replaced, Computed):
+            replaced.load_statistics(computed.statistics())
+
+
+def _statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a model keeps only to learn further classes, by module and name, on the CPU."""
+    return {
+        f"{name}.{key}": tensor
+        for name, module in model.named_modules()
+        if isinstance(module, Computed)
+        for key, tensor in module.statistics().items()
+    }
+
+
+def _restore_statistics(model: nn.Module, source: str | PathLike, **download: Any) -> None:
+    """Loads what `save_pretrained(..., save_statistics=True)` has written beside the weights.
+
+    Args:
+        source: Folder or Hub name of the model.
+        download: Arguments of `cached_file`.
+
+    Raises:
+        ValueError: The statistics are missing, damaged or of another model.
+    """
+    where = cached_file(source, STATISTICS_NAME, _raise_exceptions_for_missing_entries=False, **download)
+    if where is None:
+        computed = [module for module in model.modules() if isinstance(module, Computed)]
+        if needed := sorted({type(module).__name__ for module in computed if module.num_statistics}):
+            raise ValueError(
+                f"{str(source)!r} has no {STATISTICS_NAME}, which {' and '.join(needed)} needs to learn further "
+                "classes: train with --save_statistics, or save it with save_pretrained(..., save_statistics=True)"
+            )
+        return
+    try:
+        statistics = load_file(where)
+    except SafetensorError as error:
+        raise ValueError(f"{where} is damaged: {error}") from error
+    known = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Computed):
+            names = {key: f"{name}.{key}" for key in module.for_further_classes if f"{name}.{key}" in statistics}
+            module.load_statistics({key: statistics[full] for key, full in names.items()})
+            known |= set(names.values())
+    if foreign := sorted(statistics.keys() - known):
+        raise ValueError(f"{where} is of another model: {', '.join(foreign[:3])} do not fit")
