@@ -33,10 +33,11 @@ LABEL_COLUMNS = (
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Columns of images and of classes that the user chose."""
+    """Columns of images, of classes and of domains that the user chose."""
 
     image: str | None = None
     label: str | None = None
+    domain: str | None = None
 
 
 def find_image_column(features: Features, given: str | None, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders of images, `<class>/...`, or `train/<class>/...` beside `test/<class>/...`."""
+"""Folders of images, `<class>/...`, or `train/<class>/...` beside `test/<class>/...`; domains may be above classes."""
 
 import warnings
 from collections import Counter, defaultdict, deque
@@ -22,11 +22,13 @@ class Layout:
         roots: split -> folder that contains its class folders.
         notes: warnings about what was assumed.
         left_out: names of folders among them that are not classes.
+        domain_column: name of the column of domains, if `roots` contain folders of domains with the class folders.
     """
 
     roots: dict[str, Path]
     notes: list[str]
     left_out: frozenset[str] = frozenset()
+    domain_column: str | None = None
 
     @property
     def classes(self) -> set[str]:
@@ -34,11 +36,14 @@ class Layout:
         return {normalized_name(name) for root in self.roots.values() for name in _imaged(root)} - self.left_out
 
 
-def find_layout(path: Path, train_split: str | None = None, test_split: str | None = None) -> Layout:
+def find_layout(
+    path: Path, train_split: str | None = None, test_split: str | None = None, domain_column: str | None = None
+) -> Layout:
     """Finds class folders, or split folders with class folders, also below folders that contain only one folder.
 
     Args:
         train_split, test_split: names of folders or splits, if given.
+        domain_column: name of the column of domains, if the class folders are in folders of domains.
 
     Raises:
         DatasetError: there are no images in class folders, or the splits are ambiguous.
@@ -53,7 +58,8 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         else:
             roots = _as_splits(root, folders, imaged, notes)
         if roots:
-            return Layout({name: _unwrapped(folder, notes) for name, folder in roots.items()}, notes)
+            roots = {name: _unwrapped(folder, notes) for name, folder in roots.items()}
+            return Layout(roots, notes, domain_column=domain_column)
         if not imaged:
             found = " (the images in it belong to no class)" if has_own_images(root) else _other_kinds(root)
             raise DatasetError(
@@ -73,14 +79,14 @@ def find_layout(path: Path, train_split: str | None = None, test_split: str | No
         )
     if not more:
         notes.append(f"'{root}' has one class: only the folder {name} contains images.")
-    left_out = _look_below(root, imaged, notes)
+    left_out = _look_below(root, imaged, notes) if domain_column is None else frozenset()
     if direct := own_images(root):
         notes.append(f"Ignored images in '{root}' outside class folders: {listed(direct, 3)}.")
     if empty := [name for name in folders if name not in imaged]:
         notes.append(f"Ignored folders in '{root}' without images: {listed(empty)}.")
     if broken := sorted(child.name for child in root.iterdir() if child.is_symlink() and not child.exists()):
         notes.append(f"Ignored broken links in '{root}': {listed(broken)}.")
-    return Layout({"train": root}, notes, left_out)
+    return Layout({"train": root}, notes, left_out, domain_column)
 
 
 def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
@@ -92,13 +98,17 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
     for note in layout.notes:
         warnings.warn(note, stacklevel=2)
     others: Counter[str] = Counter()
-    splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
+    features, domain = Features(image=Image(), label=Value("string")), layout.domain_column
+    if domain is None:
+        splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
+    else:
+        features[domain] = Value("string")
+        splits = {split: _rows_of_domains(root, others, domain) for split, root in layout.roots.items()}
     if others:
         kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
         warnings.warn(
             f"Ignored {others.total():,} files in '{path}' without an image extension ({kinds}).", stacklevel=2
         )
-    features = Features(image=Image(), label=Value("string"))
     return DatasetDict({split: Dataset.from_dict(rows, features=features) for split, rows in splits.items()})
 
 
@@ -112,6 +122,28 @@ def _rows(root: Path, others: Counter, left_out: frozenset[str]) -> dict[str, li
             files += [(check_name(file), normalized_name(name)) for file in found]
     files = files or [(check_name(str(root / name)), None) for name in own_images(root)]
     return {"image": [file for file, _ in files], "label": [label for _, label in files]}
+
+
+def _rows_of_domains(root: Path, others: Counter, column: str) -> dict[str, list]:
+    """Images with their class and domain, the second and the first folder below `root`.
+
+    Raises:
+        DatasetError: a folder of a domain has no folders of classes.
+    """
+    rows: dict[str, list] = {"image": [], "label": [], column: []}
+    for name, folder in _imaged(root).items():
+        if not _imaged(folder) or _are_splits(_imaged(folder)):
+            raise DatasetError(
+                f"'{folder}' has no folders of classes: with domain_column expected <domain>/<class>/<image file>, or "
+                "<split>/<domain>/<class>/<image file>"
+            )
+        if direct := own_images(folder):
+            warnings.warn(f"Ignored images in '{folder}' outside class folders: {listed(direct, 3)}.", stacklevel=3)
+        of_domain = _rows(folder, others, frozenset())
+        rows["image"] += of_domain["image"]
+        rows["label"] += of_domain["label"]
+        rows[column] += [normalized_name(name)] * len(of_domain["image"])
+    return rows
 
 
 def _imaged(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,8 @@ from datasets import Dataset, Value
 from .errors import DatasetError
 from .views import image_paths
 
-RENDITION = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # of a file name such as art_0.jpg
+RENDITION = "rendition"  # the column
+_IN_FILE_NAME = r"(?P<rendition>[a-z]+)_\d+\.\w+$"  # such as art_0.jpg
 
 
 def is_imagenet_r(classes: list[str], name: str) -> bool:
@@ -40,9 +41,9 @@ def readable_names(synsets: list[str]) -> list[str]:
 
 def add_rendition(dataset: Dataset) -> Dataset:
     """The data set with a column `rendition` (art, cartoon, ...), which is null where a file name has none."""
-    found = pc.extract_regex(image_paths(dataset), RENDITION)
-    renditions = pc.struct_field(found, "rendition")
-    return dataset.add_column("rendition", pa.chunked_array(renditions.chunks, pa.string()), feature=Value("string"))
+    found = pc.extract_regex(image_paths(dataset), _IN_FILE_NAME)
+    renditions = pc.struct_field(found, RENDITION)
+    return dataset.add_column(RENDITION, pa.chunked_array(renditions.chunks, pa.string()), feature=Value("string"))
 
 
 def _lines(file: str) -> list[str]:

@@ -12,8 +12,10 @@ from datasets import ClassLabel, Dataset, Image
 from .cifar100 import is_cifar100
 from .columns import ColumnNames, encode_arrays, find_image_column, find_label_column, is_array
 from .decoding import find_unreadable
+from .domains import DOMAIN, with_domains
+from .drawing_styles import STYLE, with_styles
 from .errors import DatasetError, listed, reason
-from .imagenet_r import add_rendition, is_imagenet_r, readable_names
+from .imagenet_r import RENDITION, add_rendition, is_imagenet_r, readable_names
 from .labels import rank_in_class, read_labels, stratified_sizes, with_class_labels, with_labels, without_empty_classes
 from .sources import DATASETS, DatasetSpec, read_source
 from .splits import Splits, choose_test, choose_train, read_split_list
@@ -27,6 +29,7 @@ def load_image_dataset(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    domain_column: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
     test_fraction: float | None = 0.2,
@@ -43,6 +46,8 @@ def load_image_dataset(
     them can be. CIFAR-100 and ImageNet-R are recognized by the content of their folders; the classes of ImageNet-R get
     readable names, and its images a column `rendition`.
 
+    With `domain_column` there is a third column, `domain` (ClassLabel), by which [`TaskStream`] makes its tasks.
+
     Args:
         name_or_path: a key of `DATASETS`; a folder of images, `<class>/...`, or `train/<class>/...` beside
             `test/<class>/...`, or with a table of their classes (`metadata.csv` or another CSV or JSON file); the
@@ -51,6 +56,9 @@ def load_image_dataset(
         image_column: column of the images. Default: the only image column, or the one with a usual name.
         label_column: column of the classes: a ClassLabel, strings, integers, whole floats or booleans. Default: found
             in the same way.
+        domain_column: column of the domains, of the same types. For a folder of images without such a table it names
+            the folders above those of the classes: `<domain>/<class>/...` or `train/<domain>/<class>/...`. ImageNet-R
+            has `rendition`, and the bundled drawings have `style`, which is made on the fly (see `drawing_styles.py`).
         train_split: name of the split to train on, or of its folder. Default: found by its name.
         test_split: name of the split to test on. If it is `train_split`, a fraction of that split is held out.
         test_fraction: fraction of each class to hold out if there is no test split. At least one image of a class is
@@ -70,6 +78,7 @@ def load_image_dataset(
         "dataset": name,
         "image_column": image_column,
         "label_column": label_column,
+        "domain_column": domain_column,
         "train_split": train_split,
         "test_split": test_split,
         "test_fraction": test_fraction,
@@ -80,7 +89,9 @@ def load_image_dataset(
     spec = DATASETS.get(name) or DatasetSpec(name)
     _warn_of_a_folder_of_that_name(name, spec)
     try:
-        splits = read_source(spec.location, ColumnNames(image_column, label_column), train_split, test_split)
+        splits = read_source(
+            spec.location, ColumnNames(image_column, label_column, domain_column), train_split, test_split
+        )
     except DatasetError as error:
         if not spec.local:
             raise
@@ -90,13 +101,24 @@ def load_image_dataset(
     label = find_label_column(splits[train].features, label_column or spec.label_column, name)
     if image == label:
         raise DatasetError(f"{name!r} has one column {image!r} for images and labels; choose two different ones")
+    if domain_column in (image, label):
+        raise DatasetError(
+            f"domain_column={domain_column} is the column of the images or labels of {name!r}; choose another one"
+        )
+    columns = list(splits[train].features)
     test = choose_test(splits, name, train, test_split, (image, label))
     chosen = {"train": splits[train]} | ({"test": splits[test]} if test is not None else {})
-    splits = {split: _in_one_form(dataset, image, label, split, name) for split, dataset in chosen.items()}
+    splits = {
+        split: _in_one_form(dataset, image, label, domain_column, split, name) for split, dataset in chosen.items()
+    }
     splits = without_repeats(with_class_labels(splits, name), name)
     folders = splits["train"].features["label"].names
     if is_imagenet_r(folders, name):
-        splits = {split: _with_imagenet_r_names(dataset) for split, dataset in splits.items()}
+        splits = {split: _with_imagenet_r_names(dataset, domain_column) for split, dataset in splits.items()}
+    if spec.is_drawings and domain_column == STYLE:
+        splits = {split: with_styles(dataset) for split, dataset in splits.items()}
+    if domain_column is not None:
+        splits = with_domains(splits, name, domain_column, columns)
     is_divided = "test" in splits
     if split_file:
         if is_divided:
@@ -134,13 +156,16 @@ def _warn_of_a_folder_of_that_name(name: str, spec: DatasetSpec) -> None:
         )
 
 
-def _in_one_form(dataset: Dataset, image: str, label: str, split: str, name: str) -> Dataset:
+def _in_one_form(dataset: Dataset, image: str, label: str, domain: str | None, split: str, name: str) -> Dataset:
     if not len(dataset):
         raise DatasetError(f"{name!r} has no images in its {split} split")
-    dataset = dataset.select_columns([image, label])
-    # through names that the other column cannot have
-    for old, new in ((image, " image"), (label, " label"), (" image", "image"), (" label", "label")):
-        dataset = dataset.rename_column(old, new)
+    wanted = {image: "image", label: "label"}
+    if domain in dataset.column_names:
+        wanted[str(domain)] = DOMAIN
+    dataset = dataset.select_columns(list(wanted))
+    # through names that the other columns cannot have
+    dataset = dataset.rename_columns({old: f" {new}" for old, new in wanted.items()})
+    dataset = dataset.rename_columns({f" {new}": new for new in wanted.values()})
     try:
         if is_array(dataset.features["image"]):
             dataset = encode_arrays(dataset, "image")
@@ -213,10 +238,13 @@ def _classes_in(splits: dict[str, Dataset]) -> set[str]:
     }
 
 
-def _with_imagenet_r_names(dataset: Dataset) -> Dataset:
+def _with_imagenet_r_names(dataset: Dataset, domain_column: str | None) -> Dataset:
     names = readable_names(dataset.features["label"].names)
     labels = dataset.with_format("arrow")["label"][:]
-    return add_rendition(with_labels(dataset, labels, ClassLabel(names=names)))
+    dataset = with_labels(dataset, labels, ClassLabel(names=names))
+    if domain_column == RENDITION and DOMAIN not in dataset.column_names:
+        return add_rendition(dataset).rename_column(RENDITION, DOMAIN)
+    return add_rendition(dataset)
 
 
 def without_repeats(splits: dict[str, Dataset], name: str) -> dict[str, Dataset]:

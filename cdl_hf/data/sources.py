@@ -180,7 +180,7 @@ def _read_folder(path: Path, wanted: ColumnNames, train_split: str | None, test_
         read = read_metadata(metadata, path, wanted)
         if read is not None:
             return read
-    layout = _layout(path, train_split, test_split)
+    layout = _layout(path, train_split, test_split, wanted.domain)
     names_columns = bool({wanted.image, wanted.label} - {None, "image", "label"})
     if isinstance(layout, DatasetError) or len(layout.classes) < 2 or names_columns:
         loose = [file for file in (*tables, *metadata) if file.parent == path and names_images(file, wanted)]
@@ -218,10 +218,12 @@ def _warn_of_strays(files: list[Path], path: Path) -> None:
         warnings.warn(f"Ignored tables in '{path}' without a column of images: {names}.", stacklevel=5)
 
 
-def _layout(path: Path, train_split: str | None, test_split: str | None) -> Layout | DatasetError:
+def _layout(
+    path: Path, train_split: str | None, test_split: str | None, domain_column: str | None
+) -> Layout | DatasetError:
     """The folders of classes, or why there are none."""
     try:
-        return find_layout(path, train_split, test_split)
+        return find_layout(path, train_split, test_split, domain_column)
     except DatasetError as error:
         return error
 

@@ -1,7 +1,6 @@
 """Streams of tasks: the classes of each task, and its images as views on the data set."""
 
 import copy
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from .assignments import LEFT_OUT, Assignment, by_class, by_domain
+from .class_order import class_order_of, task_sizes
+from .domains import DOMAIN
 from .errors import listed
-from .labels import normalized_name, rank_in_class, read_labels, stratified_sizes
+from .labels import rank_in_class, read_labels, stratified_sizes
 from .splits import Splits
 from .views import image_digests, select_rows
 
@@ -22,14 +24,16 @@ IN_MEMORY = "in-memory"  # in place of the name of a data set that `load_image_d
 
 @dataclass(frozen=True)
 class Task:
-    """The classes of one task, and their images.
+    """The classes of one task, and its images.
 
     Attributes:
         index: position in the stream, from 0.
-        class_ids: positions of the classes in the class order and in the logits of a classifier.
+        class_ids: positions of the classes in the class order and in the logits of a classifier. Where classes come
+            again, those of its classes that no earlier task has.
         class_names: their names, in the order of `class_ids`.
         train, validation, test: index-only views with columns `image` and `label` (label of the data set, not class
             id); `validation` is None if the stream has no validation images.
+        domain: name of its domain, in a stream of domains.
     """
 
     index: int
@@ -38,6 +42,7 @@ class Task:
     train: Dataset
     validation: Dataset | None
     test: Dataset
+    domain: str | None = None
 
     @cached_property
     def image_digests(self) -> dict[str, np.ndarray]:
@@ -49,20 +54,28 @@ class Task:
 
 
 class TaskStream(Sequence[Task]):
-    """The tasks of a class-incremental stream; equal on every process, independent of global random states.
+    """The tasks of a class-incremental or domain-incremental stream; equal on every process.
+
+    They do not depend on global random states. A data set with a column `domain` makes a stream of domains: each
+    domain is a task, and its classes may come again in others.
 
     Args:
         dataset: splits `train` and `test` with a ClassLabel column `label`, as `load_image_dataset` returns.
         num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. If it does not divide the
             number of classes, the first tasks have one class more than the others, with a warning.
         classes_per_task: number of classes per task, instead of `num_tasks`; the last task has the remaining ones.
+            Of domains it makes several tasks each.
         first_task_classes: number of classes of the first task, if it differs from the others.
         class_order: "natural" (order of the labels), "seeded" (permuted by `seed` with numpy's legacy generator, as in
             published orders: 1993 gives the usual 68, 56, 78, ...), or a list of all labels or all class names.
-            Strings are names if all of them are class names, and labels if all are numbers.
+            Strings are names if all of them are class names, and labels if all are numbers. In a stream of domains it
+            orders the classes that first come in the same task.
+        domain_order: "natural" (order of the ClassLabel; alphabetical for names in other columns), or a list of all
+            domains.
         seed: seed of the class order, the validation images, and the images kept by `max_samples_per_class`.
         validation_fraction: fraction of each class's training images that becomes `Task.validation`.
-        max_samples_per_class: maximum number of training and of test images per class, for quick experiments.
+        max_samples_per_class: maximum number of training and of test images per class, for quick experiments. In a
+            stream of domains these two count the images of each class and task.
 
     Attributes:
         label_to_class_id: class id of each of the data set's labels, (C,) integers.
@@ -70,7 +83,8 @@ class TaskStream(Sequence[Task]):
 
     Raises:
         ValueError: there are more tasks than classes, task sizes that do not add up, an order that is not a
-            permutation, images without labels, or classes without images for training, validation or testing.
+            permutation, images without labels, classes without images for training, validation or testing, or
+            domains without test images.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class TaskStream(Sequence[Task]):
         classes_per_task: int | None = None,
         first_task_classes: int | None = None,
         class_order: str | Sequence[int] | Sequence[str] = "natural",
+        domain_order: str | Sequence[str] = "natural",
         seed: int = 0,
         validation_fraction: float = 0.0,
         max_samples_per_class: int | None = None,
@@ -90,19 +105,21 @@ class TaskStream(Sequence[Task]):
         if max_samples_per_class is not None and max_samples_per_class < 1:
             raise ValueError(f"max_samples_per_class must be at least 1 or None, got {max_samples_per_class}")
         names = dataset["train"].features["label"].names
-        order = _class_order(names, class_order, seed)
-        sizes = _task_sizes(len(names), num_tasks, classes_per_task, first_task_classes)
-        if len(set(sizes[first_task_classes is not None :])) > 1:
-            warnings.warn(
-                f"{len(names)} classes do not divide evenly: the tasks have {', '.join(map(str, sizes))} classes.",
-                stacklevel=2,
-            )
-
-        if 1 in sizes and len(names) > 1:
-            warnings.warn(
-                f"{sizes.count(1)} of {len(sizes)} tasks have only one class, so nothing is discriminated in them.",
-                stacklevel=2,
-            )
+        labels = {split: _complete_labels(dataset[split], split) for split in ("train", "test")}
+        order = class_order_of(names, class_order, seed)
+        if DOMAIN in dataset["train"].column_names:
+            if num_tasks is not None or first_task_classes is not None:
+                raise ValueError(
+                    "each domain is a task, so num_tasks and first_task_classes do not go with domain_column; "
+                    "classes_per_task makes several tasks of each domain"
+                )
+            assigned = by_domain(dataset, order, domain_order, classes_per_task)
+        elif domain_order != "natural":
+            raise ValueError("domain_order needs domain_column: this data set has no domains")
+        else:
+            sizes = task_sizes(len(names), num_tasks, classes_per_task, first_task_classes)
+            _warn_of_sizes(sizes, first_task_classes is not None)
+            assigned = by_class(labels, order, sizes)
 
         loaded_with = dataset.arguments if isinstance(dataset, Splits) else {}
         self.arguments = {
@@ -112,12 +129,13 @@ class TaskStream(Sequence[Task]):
             "classes_per_task": classes_per_task,
             "first_task_classes": first_task_classes,
             "class_order": class_order if isinstance(class_order, str) else [str(entry) for entry in class_order],
+            "domain_order": domain_order if isinstance(domain_order, str) else [str(entry) for entry in domain_order],
             "stream_seed": seed,
             "validation_fraction": validation_fraction,
             "max_samples_per_class": max_samples_per_class,
         }
-        self.label_to_class_id = np.argsort(order)
-        self._ordered_names = [names[label] for label in order]
+        self.label_to_class_id = np.argsort(assigned.order)
+        self._ordered_names = [names[label] for label in assigned.order]
         self._settings = {
             "source": dataset["train"].info.dataset_name,
             "class_order": class_order if isinstance(class_order, str) else "given",
@@ -128,12 +146,11 @@ class TaskStream(Sequence[Task]):
         }
         self._dataset = dataset
 
-        stops = np.cumsum(sizes)
-        task_of_label = np.searchsorted(stops, self.label_to_class_id, side="right")
         train, validation = _rows_by_task(
-            dataset["train"], "train", task_of_label, seed, max_samples_per_class, validation_fraction
+            labels["train"], "train", names, assigned, seed, max_samples_per_class, validation_fraction
         )
-        test, _ = _rows_by_task(dataset["test"], "test", task_of_label, seed, max_samples_per_class, 0.0)
+        test, _ = _rows_by_task(labels["test"], "test", names, assigned, seed, max_samples_per_class, 0.0)
+        stops = np.cumsum(assigned.sizes).tolist()
         self._tasks = [
             Task(
                 index=index,
@@ -142,8 +159,9 @@ class TaskStream(Sequence[Task]):
                 train=select_rows(dataset["train"], train[index]),
                 validation=select_rows(dataset["train"], validation[index]) if validation_fraction else None,
                 test=select_rows(dataset["test"], test[index]),
+                domain=assigned.domains[index] if assigned.domains else None,
             )
-            for index, (stop, size) in enumerate(zip(stops.tolist(), sizes, strict=True))
+            for index, (stop, size) in enumerate(zip(stops, assigned.sizes, strict=True))
         ]
 
     def __len__(self) -> int:
@@ -171,7 +189,19 @@ class TaskStream(Sequence[Task]):
 
     @property
     def classes_per_task(self) -> list[int]:
+        """Number of classes of each task that no earlier task has."""
         return [len(task.class_ids) for task in self]
+
+    @property
+    def domains(self) -> list[str] | None:
+        """Domain of each task; None in a stream without domains."""
+        domains = [task.domain for task in self if task.domain is not None]
+        return domains or None
+
+    @property
+    def repeats_classes(self) -> bool:
+        """Whether classes may come again in later tasks."""
+        return self.domains is not None
 
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
         """Split -> digest of the images and class ids of each task; `digest` is, for example, [`ordered_digest`]."""
@@ -190,6 +220,7 @@ class TaskStream(Sequence[Task]):
             "num_tasks": len(self),
             "classes_per_task": self.classes_per_task,
             "class_names": self.class_names,
+            **({} if self.domains is None else {"domains": self.domains}),
             "train": [len(task.train) for task in self],
             "validation": [len(task.validation) if task.validation else 0 for task in self],
             "test": [len(task.test) for task in self],
@@ -199,6 +230,8 @@ class TaskStream(Sequence[Task]):
         about = self.describe()
         sizes = about["classes_per_task"]
         each = f"of {sizes[0]}" if len(set(sizes)) == 1 else f"of {', '.join(map(str, sizes))}"
+        if self.domains is not None:
+            each = f"of the domains {listed(self.domains, 10)}"
         order = {
             "natural": "in natural order",
             "given": "in a given order",
@@ -213,83 +246,26 @@ class TaskStream(Sequence[Task]):
         )
 
 
-def _class_order(names: list[str], class_order: str | Sequence[int] | Sequence[str], seed: int) -> np.ndarray:
-    """Labels (C,) in class order."""
-    if isinstance(class_order, str):
-        if class_order == "natural":
-            return np.arange(len(names))
-        if class_order == "seeded":
-            return np.random.RandomState(seed).permutation(len(names))
-        raise ValueError(f"class_order must be natural, seeded, or a list of labels or names, got {class_order!r}")
-    order = _labels_of(list(class_order), names)
-    if sorted(order) != list(range(len(names))):
-        raise ValueError(
-            f"class_order must list each of the {len(names)} classes once; it has {len(order)} entries with "
-            f"{len(set(order) & set(range(len(names))))} different classes"
+def _warn_of_sizes(sizes: list[int], first_is_given: bool) -> None:
+    if len(set(sizes[first_is_given:])) > 1:
+        warnings.warn(
+            f"{sum(sizes)} classes do not divide evenly: the tasks have {', '.join(map(str, sizes))} classes.",
+            stacklevel=3,
         )
-    return np.array(order)
-
-
-def _labels_of(entries: list, names: list[str]) -> list[int]:
-    """The label of each entry, which is a label or a class name; strings are read as names first."""
-    label_of = {normalized_name(name): label for label, name in enumerate(names)}
-    texts = [entry for entry in entries if isinstance(entry, str)]
-    found = [
-        normalized_name(text) if normalized_name(text) in label_of else normalized_name(text.strip()) for text in texts
-    ]
-    unknown = [text.strip() for text, name in zip(texts, found, strict=True) if name not in label_of]
-    as_labels = [int(text) for text in texts if text.strip().isdecimal() and text.isascii()]
-    if unknown and len(as_labels) == len(entries):
-        return as_labels
-    if unknown:
-        raise ValueError(
-            f"class_order has names that are not in the data: {listed(unknown)}; "
-            "a name with a comma can be given as an entry of a list"
+    if 1 in sizes and sum(sizes) > 1:
+        warnings.warn(
+            f"{sizes.count(1)} of {len(sizes)} tasks have only one class, so nothing is discriminated in them.",
+            stacklevel=3,
         )
-    strange = [e for e in entries if not isinstance(e, str | numbers.Integral) or isinstance(e, bool)]
-    if strange:
-        raise ValueError(f"class_order has the entry {strange[0]!r}; expected labels or class names")
-    names_left = iter(found)
-    return [label_of[next(names_left)] if isinstance(entry, str) else int(entry) for entry in entries]
 
 
-def _task_sizes(classes: int, num_tasks: int | None, classes_per_task: int | None, first: int | None) -> list[int]:
-    """Number of classes in each task."""
-    if first is not None and not 1 <= first <= classes:
-        raise ValueError(f"first_task_classes must be from 1 to {classes}, the number of classes, got {first}")
-    head = [] if first is None else [first]
-    rest = classes - sum(head)
-    if classes_per_task is None:
-        num_tasks = 10 if num_tasks is None else num_tasks
-        tail = num_tasks - len(head)
-        if num_tasks < 1 or tail > rest or (rest and not tail):
-            raise ValueError(
-                f"{classes} classes{f', {first} of them in the first task,' if head else ''} cannot be divided into "
-                f"{num_tasks} tasks; every task needs a class, and every class a task"
-            )
-        return head + [rest // tail + (index < rest % tail) for index in range(tail)]
-    if classes_per_task < 1:
-        raise ValueError(f"classes_per_task must be at least 1, got {classes_per_task}")
-    sizes = head + [min(classes_per_task, rest - start) for start in range(0, rest, classes_per_task)]
-    if num_tasks not in (None, len(sizes)):
-        raise ValueError(
-            f"{classes} classes make {len(sizes)} tasks with classes_per_task={classes_per_task}, not {num_tasks}; "
-            "give only one of num_tasks and classes_per_task"
-        )
-    return sizes
+def _complete_labels(dataset: Dataset, split: str) -> np.ndarray:
+    """Labels of a split, (n,).
 
-
-def _rows_by_task(
-    dataset: Dataset,
-    split: str,
-    task_of_label: np.ndarray,
-    seed: int,
-    max_samples_per_class: int | None,
-    validation_fraction: float,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Rows of the split for each task in ascending order: those to use, and those for validation."""
-    labels = read_labels(dataset)
-    names = dataset.features["label"].names
+    Raises:
+        ValueError: an image has no label, or a class no image.
+    """
+    labels, names = read_labels(dataset), dataset.features["label"].names
     sizes = np.bincount(labels, minlength=len(names))
     empty = [name for name, size in zip(names, sizes, strict=True) if not size]
     if empty:
@@ -297,23 +273,39 @@ def _rows_by_task(
             f"no {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove the classes "
             "(drop_empty_classes leaves out those without any images)"
         )
+    return labels
+
+
+def _rows_by_task(
+    labels: np.ndarray,
+    split: str,
+    names: list[str],
+    assigned: Assignment,
+    seed: int,
+    max_samples_per_class: int | None,
+    validation_fraction: float,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rows of the split for each task in ascending order: those to use, and those for validation."""
     # one small code per row (its task; plus num_tasks for validation; 2 num_tasks if left out), sorted once
-    num_tasks = int(task_of_label.max()) + 1
-    code = task_of_label.astype(np.int16 if num_tasks < 2**14 else np.int32)[labels]
+    num_tasks = len(assigned.sizes)
+    code = assigned.tasks[split].copy()
     if max_samples_per_class or validation_fraction:
-        rank = rank_in_class(labels, np.random.default_rng(seed))
+        # the images of a class, or of a class in a task, among which some are chosen
+        cells = labels if assigned.domains is None else labels * num_tasks + np.maximum(code, 0)
+        rank = rank_in_class(cells, np.random.default_rng(seed))
+        sizes = np.bincount(cells)
         kept = np.minimum(sizes, max_samples_per_class or sizes)
         if validation_fraction:
-            single = [name for name, size in zip(names, kept, strict=True) if size < 2]
+            single = [name for name, size in zip(names, kept, strict=False) if size < 2] if cells is labels else []
             if single:
                 raise ValueError(
                     f"no validation images of {len(single)} classes with a single image: {listed(single)}; "
                     "add some, or do not pass validation_fraction"
                 )
-            code[rank < stratified_sizes(validation_fraction, kept)[labels]] += num_tasks
-        code[rank >= kept[labels]] = 2 * num_tasks
-        del rank
-    del labels
+            code[(rank < stratified_sizes(validation_fraction, kept)[cells]) & (code != LEFT_OUT)] += num_tasks
+        code[rank >= kept[cells]] = LEFT_OUT
+        del rank, cells
+    code[code == LEFT_OUT] = 2 * num_tasks
     rows = np.argsort(code, kind="stable")
     groups = np.split(rows, np.cumsum(np.bincount(code, minlength=2 * num_tasks + 1))[:-1])
     return groups[:num_tasks], groups[num_tasks:-1]

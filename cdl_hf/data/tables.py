@@ -135,7 +135,8 @@ def read_metadata(files: list[Path], root: Path, wanted: ColumnNames) -> Dataset
         splits = np.array([split_of_path(path, root) or "" for path in here])
         for split in np.unique(splits):
             split_columns = [column for column in table.column_names if column.casefold() in SPLIT_COLUMNS]
-            rows = table.select_columns(list(dict.fromkeys([image, label, *split_columns])))
+            domain = [column for column in table.column_names if column == wanted.domain]
+            rows = table.select_columns(list(dict.fromkeys([image, label, *domain, *split_columns])))
             parts[str(split)].append((file, rows.select(np.flatnonzero(splits == split))))
         paths += here
     _tell_of_others(root, {os.path.realpath(path) for path in paths if path})

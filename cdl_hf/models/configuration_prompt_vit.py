@@ -80,6 +80,9 @@ class PromptViTConfig(PreTrainedConfig):
         classes_per_task (`list[int]`):
             Number of new classes of each task of the stream, in order; none where a task only has known ones, or all
             of its classes were removed.
+        repeats_classes (`bool`, defaults to `False`):
+            Whether classes come again in later tasks, as in a stream of domains. A task then trains among all classes
+            seen, and may have no new class.
         tasks_seen (`int`, defaults to 0): Number of tasks started; logits cover their `seen_classes` classes.
         train_tasks (`int`, *optional*):
             Number of first tasks in which prompts, weight updates and heads are trained; all by default. Later tasks
@@ -137,6 +140,7 @@ class PromptViTConfig(PreTrainedConfig):
     query_backbone_weights: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     classes_per_task: list[int] = field(default_factory=lambda: [10] * 10)
+    repeats_classes: bool = False
     tasks_seen: int = 0
     train_tasks: int | None = None
     prompt_method: str = "coda_prompt"
@@ -224,7 +228,9 @@ class PromptViTConfig(PreTrainedConfig):
 
     @property
     def current_classes(self) -> slice:
-        """Class ids of the current task."""
+        """Class ids among which the current task trains: its own, or all classes seen if classes come again."""
+        if self.repeats_classes:
+            return slice(0, self.seen_classes)
         return slice(sum(self.classes_per_task[: self.tasks_seen - 1]), self.seen_classes)
 
     def validate_fields(self):

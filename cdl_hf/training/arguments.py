@@ -21,6 +21,12 @@ class DatasetArguments:
     )
     image_column: str | None = argument(None, "Column of the images", unset="found by its type")
     label_column: str | None = argument(None, "Column of the labels", unset="found by its type")
+    domain_column: str | None = argument(
+        None,
+        "Column of the domains, each of which becomes a task; for a folder of images, a name for the folders above "
+        "those of the classes",
+        unset="tasks of classes",
+    )
     train_split: str | None = argument(None, "Split, or its folder, to train on", unset="found by its name")
     test_split: str | None = argument(
         None,
@@ -59,6 +65,9 @@ class StreamArguments(DatasetArguments):
         "all class names or labels, separated by commas, or as a list where names have commas; entries that are all "
         "names are read as names",
         in_label=True,
+    )
+    domain_order: str | list[str] = argument(
+        "natural", "Order of the domains: natural, or all their names, separated by commas or as a list"
     )
     stream_seed: int = argument(
         0,

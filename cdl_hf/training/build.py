@@ -43,6 +43,9 @@ class ModelPair:
     image_processor: CLIPImageProcessor
 
 
+_AT_ONCE = {"repeats_classes": False, "train_tasks": None}  # of a joint teacher
+
+
 def source_options(arguments: DatasetArguments) -> dict[str, Any]:
     """The arguments of `load_image_dataset` other than the data set's name."""
     return {f.name: getattr(arguments, f.name) for f in fields(DatasetArguments) if f.name != "dataset"}
@@ -66,12 +69,14 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
         order = class_order(stream_args.split_file, dataset.folders)
     elif isinstance(order, str) and order not in ("natural", "seeded"):
         order = order.split(",")
+    domains = stream_args.domain_order
     return TaskStream(
         dataset,
         num_tasks=stream_args.num_tasks,
         classes_per_task=stream_args.classes_per_task,
         first_task_classes=stream_args.first_task_classes,
         class_order=order,
+        domain_order=domains.split(",") if isinstance(domains, str) and domains != "natural" else domains,
         seed=stream_args.stream_seed,
         validation_fraction=stream_args.validation_fraction,
         max_samples_per_class=stream_args.max_samples_per_class,
@@ -150,6 +155,7 @@ def build_models(
     teacher_backbone, student_backbone = load_pair(model_args, pretrained)
     prompts: dict[str, Any] = {
         "classes_per_task": stream.classes_per_task,
+        "repeats_classes": stream.repeats_classes,
         "head": model_args.classifier,
         **{name: getattr(model_args, name) for name in _config_fields(ModelArguments)},
     }
@@ -164,7 +170,7 @@ def build_models(
         teacher = PromptViTForImageClassification.from_backbone(
             teacher_backbone,
             query,
-            **{**prompts, "classes_per_task": tasks, "train_tasks": None if is_joint else model_args.train_tasks},
+            **(prompts | ({"classes_per_task": tasks, **_AT_ONCE} if is_joint else {})),
         )
         if is_joint:
             teacher.start_task(stream.class_names)
@@ -261,6 +267,11 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
         ValueError: The model predicts with heads that some tasks do not train.
     """
     config = model.config
+    if config.repeats_classes and args.classifier_alignment:
+        raise ValueError(
+            "classifier_alignment remembers the features of each class once, and classes come again in this stream: "
+            "take classifier=ncm or ranpac, which add to what they have"
+        )
     if config.num_trained_tasks < config.num_tasks and model.classifier is None and not args.classifier_alignment:
         raise ValueError(
             f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "
@@ -298,6 +309,11 @@ def check_fit(
     for role, model in models.items():
         tasks = model.config.classes_per_task
         is_joint = role == "teacher" and args.teacher_run is not None and tasks == [sum(stream.classes_per_task)]
+        if model.config.repeats_classes != stream.repeats_classes and not is_joint:
+            raise ValueError(
+                f"the classes of this stream come {'again' if stream.repeats_classes else 'once'}, and the {role} was "
+                f"made for another one: make it with repeats_classes={stream.repeats_classes}"
+            )
         if tasks != stream.classes_per_task and not is_joint:
             raise ValueError(
                 f"the {role} was made for tasks of {tasks} classes, but the stream has tasks of "

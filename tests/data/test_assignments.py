@@ -1,0 +1,94 @@
+"""Streams of domains."""
+
+import warnings
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, DatasetDict
+from tiny_data import labelled
+
+from cdl_hf.data import TaskStream
+from cdl_hf.data.domains import DOMAIN
+
+
+def domains_of(train, test=None, names=("x", "y", "z"), classes=4):
+    """Splits of images given as (label, domain)."""
+    test = train if test is None else test
+    return DatasetDict(
+        {
+            split: labelled([label for label, _ in rows], [f"c{i}" for i in range(classes)]).add_column(
+                DOMAIN, [domain for _, domain in rows], feature=ClassLabel(names=list(names))
+            )
+            for split, rows in (("train", train), ("test", test))
+        }
+    )
+
+
+EVERYTHING = [(label, domain) for _ in range(3) for label in range(4) for domain in range(3)]
+
+
+def test_each_domain_is_a_task_with_all_classes():
+    stream = TaskStream(domains_of(EVERYTHING))
+    assert [task.domain for task in stream] == stream.domains == ["x", "y", "z"] and stream.repeats_classes
+    assert stream.classes_per_task == [4, 0, 0] and stream.class_names == ["c0", "c1", "c2", "c3"]
+    assert [task.class_ids for task in stream] == [range(0, 4), range(4, 4), range(4, 4)]
+    for index, task in enumerate(stream):
+        assert task.train[DOMAIN][:] == task.test[DOMAIN][:] == [index] * 12
+        assert sorted(task.train["label"][:]) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert stream.describe()["domains"] == ["x", "y", "z"] and "3 tasks of the domains x, y, z" in str(stream)
+
+
+def test_domains_in_a_given_order_and_classes_in_another():
+    stream = TaskStream(domains_of(EVERYTHING), domain_order=["z", "x", "y"], class_order=[3, 1, 2, 0])
+    assert stream.domains == ["z", "x", "y"] and stream.class_names == ["c3", "c1", "c2", "c0"]
+    assert stream[0].train[DOMAIN][:] == [2] * 12
+    assert stream.arguments["domain_order"] == ["z", "x", "y"]
+
+
+def test_tasks_of_classes_within_domains():
+    stream = TaskStream(domains_of(EVERYTHING, names=("x", "y", "z")), classes_per_task=3)
+    assert stream.domains == ["x", "x", "y", "y", "z", "z"] and stream.classes_per_task == [3, 1, 0, 0, 0, 0]
+    assert [sorted(set(task.train["label"][:])) for task in stream] == [[0, 1, 2], [3]] * 3
+
+
+def test_domains_with_classes_of_their_own():
+    """A class gets its id with the first domain that has it."""
+    rows = [(2, 0), (1, 0), (1, 1), (0, 1), (2, 2), (3, 2)]
+    stream = TaskStream(domains_of(rows))
+    assert stream.class_names == ["c1", "c2", "c0", "c3"] and stream.classes_per_task == [2, 1, 1]
+    assert stream.label_to_class_id.tolist() == [2, 0, 1, 3]
+    assert [task.class_names for task in stream] == [["c1", "c2"], ["c0"], ["c3"]]
+
+
+def test_test_images_of_classes_not_seen_by_then_are_left_out():
+    train = [(0, 0), (1, 0), (2, 1), (3, 1), (0, 1)]
+    test = [(0, 0), (2, 0), (1, 1), (2, 1), (3, 1)]  # class 2 in the domain before it is trained
+    with pytest.warns(UserWarning, match="Left out 1 test images of classes that have no training images"):
+        stream = TaskStream(domains_of(train, test, names=("x", "y")))
+    assert [task.test["label"][:] for task in stream] == [[0], [1, 2, 3]]
+
+
+def test_limits_and_validation_are_of_each_class_and_domain():
+    stream = TaskStream(domains_of(EVERYTHING * 2), validation_fraction=0.25, max_samples_per_class=4)
+    for index, task in enumerate(stream):
+        assert np.bincount(task.train["label"][:]).tolist() == [3] * 4 and task.validation[DOMAIN][:] == [index] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tasks": 2}, "num_tasks and first_task_classes do not go with domain_column"),
+        ({"domain_order": ["x", "y"]}, "domain_order must list each domain once .x, y, z., got x, y"),
+        ({"domain_order": ["x", "y", "y"]}, "domain_order must list each domain once"),
+    ],
+)
+def test_what_domains_do_not_go_with(options, message):
+    with pytest.raises(ValueError, match=message):
+        TaskStream(domains_of(EVERYTHING), **options)
+
+
+def test_a_domain_needs_test_images(stream_data):
+    with pytest.raises(ValueError, match="no test images of the domains z"):
+        TaskStream(domains_of(EVERYTHING, [(label, label % 2) for label in range(4)]))
+    with pytest.raises(ValueError, match="domain_order needs domain_column"), warnings.catch_warnings():
+        TaskStream(stream_data(4), 2, domain_order=["x"])
