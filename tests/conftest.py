@@ -37,6 +37,16 @@ def imports_are_not_collected():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def latency_is_timed_once():
+    """Each run measures its models in the end; of a tiny one, that was a quarter of the time."""
+    from cdl_hf.training import results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "latency", functools.partial(results.latency, repeats=1))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
     """What `datasets` caches stays out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:

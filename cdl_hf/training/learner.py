@@ -1,6 +1,6 @@
-"""A learner: one of a run's two models with all that belongs to its role."""
+"""The learners of a run: teacher and student, each with all that belongs to its role."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..models import PromptViTForImageClassification
 from ..utils import DamagedFile, derive_seed, verify
 from .arguments import CDLConfig
 from .checkpointing import load_trained_state, trained_state
-from .classifier_fitting import ClassifierAlignment
+from .classifier_alignment import ClassifierAlignment
 from .task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
 
 TEACHER, STUDENT = "teacher", "student"
@@ -81,6 +81,11 @@ class Learner:
         """Whether this run computes its classifier; otherwise an earlier run has."""
         return self.replay is None or not self.replay.reuses_predictions
 
+    @property
+    def has_classifier_to_fit(self) -> bool:
+        """Whether there is anything for [`fit_classifier`] to do."""
+        return self.fits_classifier and (self.model.classifier is not None or self.alignment is not None)
+
     def begin_task(self, task: Task) -> None:
         """Seeds what is drawn for the task, and makes its classes known to the model."""
         set_seed(derive_seed(self.seed, self.role, task.index))
@@ -114,6 +119,12 @@ class Learner:
         if self.alignment is not None:
             self.alignment.add(features[..., -self.model.backbone.embed_dim :], labels)  # what the heads read
             self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
+
+    def recorded_counts(self, task: Task) -> list[tuple[int, int]] | None:
+        """Numbers of correct predictions and of images on each task, as an earlier run counted them after this one."""
+        if self.replay is None or not self.replay.has_counts:
+            return None
+        return self.replay.checkpoints.correct_counts(task.index)
 
     def save_task(self, task: Task) -> None:
         """Writes the task checkpoint, unless it is an earlier run's."""
@@ -175,3 +186,72 @@ class Learner:
         self.matrix = AccuracyMatrix.from_dict(state["matrices"])
         if self.alignment is not None:
             self.alignment.load_state(state["alignments"])
+
+
+def make_learners(
+    objective: TrainingObjective,
+    stream: TaskStream,
+    args: CDLConfig,
+    image_processor: CLIPImageProcessor,
+    folder: Path,
+) -> dict[str, Learner]:
+    """The learners of a run by role, the teacher first. A teacher learns as a student does that has no teacher.
+
+    Args:
+        objective: Of the student; or, with `args.stages == "teacher"`, of the teacher.
+        stream, args, image_processor, folder: As in [`Learner`].
+
+    Raises:
+        ValueError: An earlier run has no such model.
+    """
+    objectives = {TEACHER if args.stages == TEACHER else STUDENT: objective}
+    if STUDENT in objectives and objective.teacher is not None:
+        objectives = {TEACHER: TrainingObjective(objective.teacher), STUDENT: objective}
+    runs = {TEACHER: args.teacher_run, STUDENT: args.student_run}
+    return {
+        role: Learner(role, owner, stream, args, image_processor, folder, runs[role])
+        for role, owner in objectives.items()
+    }
+
+
+def end_task(stage: Sequence[Learner], learners: Mapping[str, Learner], args: CDLConfig) -> None:
+    """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead.
+
+    Args:
+        stage: The learners that were trained together.
+        learners: All of the run, by role.
+    """
+    teacher = learners.get(TEACHER)
+    is_late = STUDENT in learners and teacher is not None and teacher.is_trained
+    is_late = is_late and args.teacher_merge == "after_student"
+    for learner in stage:
+        if learner is not teacher or not is_late:
+            learner.model.end_task()
+    if STUDENT in roles(stage) and is_late and teacher is not None:
+        teacher.model.end_task()
+
+
+def state_of(learners: Mapping[str, Learner]) -> dict[str, dict[str, Any]]:
+    """What a run's checkpoint holds of its learners: name -> role -> value."""
+    states = {role: learner.state_dict() for role, learner in learners.items()}
+    names = next(iter(states.values()))
+    return {name: {role: state[name] for role, state in states.items()} for name in names}
+
+
+def load_state_of(learners: Mapping[str, Learner], state: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: The state is of other models.
+    """
+    names = ("modules", "class_names", "tasks_seen", "matrices", "alignments")
+    for role, learner in learners.items():
+        learner.load_state_dict({name: state[name].get(role) for name in names})
+
+
+def roles(learners: Sequence[Learner]) -> list[str]:
+    return [learner.role for learner in learners]
+
+
+def stage_name(learners: Sequence[Learner]) -> str:
+    """Name of the stage in which these learners are trained together."""
+    return " and ".join(roles(learners))

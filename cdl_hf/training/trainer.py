@@ -7,13 +7,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from ..cli import ParsedArguments, to_dict, to_yaml
 from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform, unlabeled_images
 from ..distillation import TrainingObjective
-from ..distillation.analytic import Analytic
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
@@ -22,10 +20,9 @@ from .arguments import CDLConfig
 from .build import arguments_of, check_fit, run_name
 from .callbacks import ContinualCallback, ShowAccuracy
 from .checkpointing import checkpoint_name, save_checkpoint
-from .classifier_fitting import explain_divergence, head_features
+from .classifier_fitting import ClassifierFitting
 from .distributed import (
     build_accelerator,
-    progress_bar,
     raise_on_all_ranks,
     shard_transformers,
     start_trackers,
@@ -34,16 +31,16 @@ from .distributed import (
 from .fingerprint import fingerprint, load_run_checkpoint
 from .fisher import measure_fisher
 from .interruptions import StopRequest
-from .learner import STUDENT, TEACHER, Learner
+from .learner import STUDENT, TEACHER, Learner, end_task, load_state_of, make_learners, roles, stage_name, state_of
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
-from .output_cache import OutputCache, QueryCache
+from .progress import RunProgress
 from .results import finish_run, save_model
 from .run_folder import RunFolder
 from .run_images import RunImages
-from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState, training_loader
+from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState
+from .teacher_outputs import TeacherOutputs
 
 logger = get_logger(__name__)
-_OVERALL = {"desc": "all tasks", "unit": "step", "smoothing": 0, "position": 0}
 
 
 class ContinualDistillationTrainer:
@@ -89,17 +86,10 @@ class ContinualDistillationTrainer:
         else:
             self.folder = folder
         self.accelerator = accelerator or build_accelerator(args, self.folder.path)
-        # A teacher learns as a student does that has no teacher.
-        objectives: dict[str, TrainingObjective] = {TEACHER if args.stages == TEACHER else STUDENT: objective}
-        if STUDENT in objectives and objective.teacher is not None:
-            objectives = {TEACHER: TrainingObjective(objective.teacher), STUDENT: objective}
+        self.learners = make_learners(objective, stream, args, image_processor, self.folder.path)
+        objectives = {role: learner.objective for role, learner in self.learners.items()}
         task_sizes = [len(task.train) for task in stream]
         check_division(objectives, task_sizes, args, self.accelerator.num_processes)
-        runs = {TEACHER: args.teacher_run, STUDENT: args.student_run}
-        self.learners = {
-            role: Learner(role, owner, stream, args, image_processor, self.folder.path, runs[role])
-            for role, owner in objectives.items()
-        }
         self.fingerprint = fingerprint(self.arguments, stream, objectives, image_processor, self.accelerator)
         for owner in objectives.values():
             if uses_fsdp() and self.accelerator.num_processes > 1:
@@ -111,12 +101,11 @@ class ContinualDistillationTrainer:
         names = [stage_name(stage) for stage in self.stages]
         self.seconds = dict.fromkeys([*names, "evaluation", "saving"], 0.0)
         self.accumulation_steps = dict.fromkeys(names, args.gradient_accumulation_steps)
-        self.steps = 0  # optimizer steps of the whole run, of so many
         trained = sum(stage[0].is_trained for stage in self.stages)
         self._trained_tasks = objective.model.config.num_trained_tasks
         trained_sizes = task_sizes[: self._trained_tasks]
         per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in trained_sizes)
-        self.total_steps = args.num_train_epochs * per_epoch * trained
+        self.progress = RunProgress(args.num_train_epochs * per_epoch * trained)
         self._stop_request = StopRequest(self.accelerator)
         self._after_batch = self._stop_request.raise_if_requested
         self.evaluator = Evaluator(
@@ -127,11 +116,10 @@ class ContinualDistillationTrainer:
         if args.unlabeled_dataset is not None:
             self.unlabeled_images = unlabeled_images(args.unlabeled_dataset, eval_transform(image_processor))
         self._start: tuple[int, int, StageState | None] | None = None  # task, stage, where in it
-        self._queries: QueryCache | None = None
+        self._teacher_outputs = TeacherOutputs(self.accelerator, self.learners, self._after_batch)
+        self._classifiers = ClassifierFitting(self.accelerator, self.learners, self._after_batch)
         self._has_begun = self._has_trained = False
         self._has_opened_folder = folder is None
-        self._began: float | None = None  # when the training of this process did, and at which step
-        self._first_step = 0
 
     @property
     def models(self) -> dict[str, PromptViTForImageClassification]:
@@ -146,10 +134,7 @@ class ContinualDistillationTrainer:
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds that the rest of the stream will take; `None` before the first step of this process."""
-        if self._began is None or self.steps == self._first_step:
-            return None
-        each = (time.perf_counter() - self._began) / (self.steps - self._first_step)
-        return each * max(self.total_steps - self.steps, 0)
+        return self.progress.seconds_left
 
     def train(self) -> dict[str, Any]:
         """Runs the whole stream, or with `args.resume_from_checkpoint` the rest of it; returns the run's results.
@@ -169,10 +154,8 @@ class ContinualDistillationTrainer:
             folder.enter_context(self.folder)
             self.begin()
             self._has_trained = True
-            self._began, self._first_step = time.perf_counter(), self.steps
-            start_trackers(self.accelerator, self.args, to_dict(self.arguments), self.steps)
-            options = {"total": self.total_steps, "initial": self.steps, **_OVERALL}
-            with self._stop_request, progress_bar(**options) as self._bar:
+            start_trackers(self.accelerator, self.args, to_dict(self.arguments), self.progress.steps)
+            with self._stop_request, self.progress.shown():
                 self._train()
             results = finish_run(self)
             if not self._has_opened_folder:  # its owner closes it
@@ -219,7 +202,7 @@ class ContinualDistillationTrainer:
                     self._run_stage(task, number, state)
                 state = None
             first_stage = 0
-            self._queries = None
+            self._teacher_outputs.forget_queries()
             self._fit_classifiers(task)
             self._evaluate(task)
             if self.accelerator.is_main_process:
@@ -241,7 +224,7 @@ class ContinualDistillationTrainer:
                 options = (self.args.eval_batch_size, self.args.dataloader_num_workers, self._after_batch)
                 for learner in learners:
                     measure_fisher(self.accelerator, learner.model, self.images_for_fitting(task), *options)
-            self._end_task(learners)
+            end_task(learners, self.learners, self.args)
         else:
             replay.load(task.index)
         for learner in learners:
@@ -264,19 +247,18 @@ class ContinualDistillationTrainer:
                 self.accelerator, objectives, images, self.args.batch_size, steps, self._after_batch
             )
         self.accelerator.gradient_accumulation_steps = self.accumulation_steps[name]
-        division = self._division(settings)
-        cached = self._cached_outputs(task, division) if roles(learners) == [STUDENT] else None
-        if roles(learners) == [TEACHER] and self._shares_queries() and state is None:
-            self._queries = QueryCache(len(images), division)
-        queries = self._queries if roles(learners) == [TEACHER] else None
+        cached = queries = None
+        if roles(learners) == [STUDENT]:
+            cached = self._teacher_outputs.of_task(task, settings, self.args)
+        elif roles(learners) == [TEACHER] and state is None:
+            queries = self._teacher_outputs.keep_queries(len(images), settings, self.args)
         stage = Stage(self.accelerator, objectives, images, settings, cached=cached, queries=queries, start=state)
         try:
             with explain_oom(f"{settings.name}: {self._memory_advice(name)}"):
                 for epoch in stage:
                     for _ in epoch:
-                        self.steps += 1
-                        self._bar.update()
-                        if self.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
+                        self.progress.step()
+                        if self.progress.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
                             self._checkpoint(task.index, number, stage.state())
                     self._log_epoch(task, epoch)
         except StageError as error:
@@ -287,7 +269,7 @@ class ContinualDistillationTrainer:
     def _log_epoch(self, task: Task, epoch: Epoch) -> None:
         for role, values in epoch.means().items():
             tracked = {f"{role}/{key}": value for key, value in values.items() if key != "epoch"}
-            self.accelerator.log(tracked, step=self.steps)
+            self.accelerator.log(tracked, step=self.progress.steps)
             self.folder.log(event="epoch", task=task.index, stage=role, **values)
 
     def _settings(self, task: Task, learners: Sequence[Learner]) -> StageSettings:
@@ -300,107 +282,28 @@ class ContinualDistillationTrainer:
             seed=derive_seed(self.args.seed, "order", task.index),
         )
 
-    def _end_task(self, learners: Sequence[Learner]) -> None:
-        """Ends the task for the models just trained; a teacher's prompts may be merged with its student's instead."""
-        teacher = self.learners.get(TEACHER)
-        is_late = STUDENT in self.learners and teacher is not None and teacher.is_trained
-        is_late = is_late and self.args.teacher_merge == "after_student"
-        for learner in learners:
-            if learner is not teacher or not is_late:
-                learner.model.end_task()
-        if STUDENT in roles(learners) and is_late and teacher is not None:
-            teacher.model.end_task()
-
     def _memory_advice(self, stage: str) -> str:
         processes = self.accelerator.num_processes
         return advice(self.accelerator.device, self.args.batch_size, processes, self.accumulation_steps[stage])
 
-    def _shares_queries(self) -> bool:
-        """Whether the teacher's stage computes the very queries that the student's stage needs."""
-        models = self.models
-        return len(models) == len(self.stages) == 2 and models[STUDENT].shares_query_with(models[TEACHER])
-
-    def _division(self, settings: StageSettings) -> tuple:
-        """What decides which images each process has in each step of the coming stage, and how they are augmented.
-
-        A callback may change the arguments between the stages.
-        """
-        args, steps = self.args, self.accelerator.gradient_accumulation_steps
-        return settings.seed, settings.batch_size, steps, args.seed, list(args.crop_scale), args.horizontal_flip
-
-    def _cached_outputs(self, task: Task, division: tuple) -> OutputCache | None:
-        """The teacher's outputs that a student's stage of this division need not compute."""
-        if TEACHER not in self.learners:
-            return None
-        cached = self.learners[TEACHER].cached_outputs(task, self.args)
-        if not self.models[STUDENT].shares_query_with(self.models[TEACHER]):
-            cached.pop("query", None)
-        elif self._queries is not None and self._queries.division == division:
-            cached["query"] = self._queries.epochs
-        return OutputCache(cached)
-
     def _cache_teacher_outputs(self, task: Task) -> None:
-        """Writes the outputs of the teacher, whose stage is over, for the task's images, unless they are there."""
         if not self.args.cache_teacher_outputs:
             return
-        teacher = self.learners[TEACHER]
-        outputs = teacher.checkpoints.cached_outputs(task.index)
-        if outputs.exist(teacher.model.prompt_pool.needs_query):
-            return
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
-        images, settings = self._images_for_training(task), self._settings(task, [teacher])
+        settings = self._settings(task, [self.learners[TEACHER]])
         with explain_oom(f"{settings.name}: {self._memory_advice(TEACHER)}"):
-            _, loader = training_loader(self.accelerator, images, settings, every_image=True)
-            outputs.write(
-                self.accelerator,
-                teacher.model,
-                images,
-                loader,
-                self.args.num_train_epochs,
-                name=f"{settings.name}'s outputs",
-                after_batch=self._after_batch,
-            )
+            self._teacher_outputs.store(task, self._images_for_training(task), settings)
 
     def _fit_classifiers(self, task: Task) -> None:
-        """Fits the classifiers that predict in place of the heads to the task's images, or aligns the heads."""
-        args = self.args
-        smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}, --ranpac_width or --analytic_width"
         if task.index == 0:
-            self._add_unlabeled()
-        images = self.images_for_fitting(task)
-
-        def read(model: PromptViTForImageClassification, mirrored: bool) -> tuple[Tensor, Tensor]:
-            options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
-            return head_features(self.accelerator, model, images, *options, mirrored)
-
-        for role, model in self.models.items():
-            learner, began = self.learners[role], time.perf_counter()
-            if not learner.fits_classifier or (model.classifier is None and learner.alignment is None):
-                continue
-            where = f"the {role}'s classifier after task {task.index + 1}"
-            with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
-                learner.fit_classifier(task, read, args.horizontal_flip > 0, self._after_batch)
+            self._classifiers.add_unlabeled(self.unlabeled_images, self.args)
+        began = time.perf_counter()
+        if self._classifiers.fit(task, self.images_for_fitting(task), self.args):
             self.seconds["classifiers"] = self.seconds.get("classifiers", 0.0) + time.perf_counter() - began
-
-    def _add_unlabeled(self) -> None:
-        """Adds the images without labels to a student's distillation in closed form."""
-        args, objective = self.args, self.learners[STUDENT].objective if STUDENT in self.learners else None
-        for images in self.unlabeled_images:
-            assert isinstance(objective, Analytic)  # see check_fit
-
-            def read(model: PromptViTForImageClassification, mirrored: bool, images: TaskImages = images) -> Tensor:
-                options = (args.eval_batch_size, args.dataloader_num_workers, self._after_batch)
-                return head_features(self.accelerator, model, images, *options, mirrored)[0]
-
-            objective.add_unlabeled(read, args.horizontal_flip > 0)
 
     def _evaluate(self, task: Task) -> None:
         began = time.perf_counter()
-        known = {
-            role: learner.replay.checkpoints.correct_counts(task.index)
-            for role, learner in self.learners.items()
-            if learner.replay is not None and learner.replay.has_counts
-        }
+        recorded = {role: learner.recorded_counts(task) for role, learner in self.learners.items()}
+        known = {role: counts for role, counts in recorded.items() if counts is not None}
         models = {role: model for role, model in self.models.items() if role not in known}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
@@ -413,7 +316,7 @@ class ContinualDistillationTrainer:
             values[role] = {"accuracies": matrix.rows[-1], "average_accuracy": matrix.average_accuracy}
         self.folder.log(event="evaluation", task=task.index, **values)
         tracked = {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()}
-        self.accelerator.log(tracked, step=self.steps)
+        self.accelerator.log(tracked, step=self.progress.steps)
         for callback in self.callbacks:
             callback.on_evaluation(self, task)
 
@@ -450,20 +353,18 @@ class ContinualDistillationTrainer:
         """Saves everything that a resumed run needs; the task and stage are those that come next or are under way."""
         began = time.perf_counter()
         if self.accelerator.is_main_process:
-            states = {role: learner.state_dict() for role, learner in self.learners.items()}
             content = {
                 "task": task_index,
                 "stage": stage,
                 "state": None if state is None else vars(state),
-                "steps": self.steps,
+                "steps": self.progress.steps,
                 "seconds": self.seconds,
                 "parts": self.accumulation_steps,
                 "logged_bytes": self.folder.logged_bytes(),
                 "fingerprint": self.fingerprint,
+                **state_of(self.learners),
             }
-            for name in next(iter(states.values())):
-                content[name] = {role: of_learner[name] for role, of_learner in states.items()}
-            save_checkpoint(self.folder.checkpoints, checkpoint_name(task_index, stage, self.steps), content)
+            save_checkpoint(self.folder.checkpoints, checkpoint_name(task_index, stage, self.progress.steps), content)
         self.accelerator.wait_for_everyone()
         self.seconds["saving"] += time.perf_counter() - began
         self._after_batch()
@@ -481,11 +382,10 @@ class ContinualDistillationTrainer:
             logger.info("No valid checkpoint found: starting from the beginning.")
             self._start = (0, 0, None)
             return
-        for role, learner in self.learners.items():
+        for learner in self.learners.values():
             learner.verify_tasks(state["task"])
-            names = ("modules", "class_names", "tasks_seen", "matrices", "alignments")
-            learner.load_state_dict({name: state[name].get(role) for name in names})
-        self.seconds, self.steps = state["seconds"], state["steps"]
+        load_state_of(self.learners, state)
+        self.seconds, self.progress.steps = state["seconds"], state["steps"]
         if self.args.auto_find_batch_size:
             self.accumulation_steps = state["parts"]
         self.folder.cut_log(state["logged_bytes"])
@@ -497,12 +397,3 @@ class ContinualDistillationTrainer:
             next_up = [*map(stage_name, self.stages), "evaluation"][state["stage"]]
             logger.info(f"Resuming in task {state['task'] + 1}, {next_up}{where}.")
         self._start = (state["task"], state["stage"], position)
-
-
-def roles(learners: Sequence[Learner]) -> list[str]:
-    return [learner.role for learner in learners]
-
-
-def stage_name(learners: Sequence[Learner]) -> str:
-    """Name of the stage in which these learners are trained together."""
-    return " and ".join(roles(learners))

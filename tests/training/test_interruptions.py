@@ -12,7 +12,7 @@ from tiny_runs import arguments, assert_same_run, run_recipe
 
 from cdl_hf.evaluation.evaluator import Evaluator
 from cdl_hf.models import PromptViTForImageClassification
-from cdl_hf.training import build, classifier_fitting, interruptions, memory
+from cdl_hf.training import build, classifier_alignment, interruptions, memory
 from cdl_hf.training.interruptions import EX_TEMPFAIL, StopRequest, interruptible
 from cdl_hf.training.output_cache import TeacherOutputCache
 
@@ -26,7 +26,7 @@ PLACES = {
     "evaluating": ("ranpac", Evaluator, "_predict"),
     "reading features": ("ranpac", PromptViTForImageClassification, "head_features"),
     "trying batch sizes": ("ranpac", memory, "_fits"),
-    "aligning heads": ("aligned", classifier_fitting.F, "cross_entropy"),
+    "aligning heads": ("aligned", classifier_alignment.F, "cross_entropy"),
 }
 
 
