@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..escaping import markdown_name
+from ..evaluation import tasks_of
 from .effects import contenders, effects_over_prompts, finding, grouped, listed, of_the_stream
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .statistics import MIN_RUNS, MeanStd, best_of
@@ -107,9 +108,12 @@ def _data(experiments: list[Experiment]) -> str:
     lengths = sorted({e.stream["num_tasks"] for e in experiments if not e.is_joint})
     num_classes = sum(stream["classes_per_task"])
     tasks = f"in {listed(lengths)} tasks" if lengths else "in one task"
-    if len(lengths) == 1:
-        first = next(e for e in experiments if not e.is_joint)
-        sizes = sorted(set(first.stream["classes_per_task"]))
+    first = next((e.stream for e in experiments if not e.is_joint), stream)
+    if len(lengths) == 1 and "domains" in first:
+        names = listed(markdown_name(name) for name in dict.fromkeys(first["domains"]))
+        tasks = f"in {lengths[0]} {tasks_of(first)} ({names})"
+    elif len(lengths) == 1:
+        sizes = sorted(set(first["classes_per_task"]))
         tasks += f" of {sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f" of {sizes[0]}"
     joint = ", and all at once (joint training)" if lengths and any(e.is_joint for e in experiments) else ""
     per_class = [

@@ -30,6 +30,11 @@ class Assignment:
     tasks: dict[str, np.ndarray]
     domains: list[str] | None = None
 
+    def at_once(self) -> "Assignment":
+        """The same images and class order in a single task, for joint training."""
+        tasks = {split: np.where(each == LEFT_OUT, each, 0) for split, each in self.tasks.items()}
+        return Assignment(self.order, [len(self.order)], tasks)
+
 
 def by_class(labels: dict[str, np.ndarray], order: np.ndarray, sizes: list[int]) -> Assignment:
     """Each class in one task.

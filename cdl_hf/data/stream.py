@@ -64,7 +64,7 @@ class TaskStream(Sequence[Task]):
         num_tasks: number of tasks; 10 if neither this nor `classes_per_task` is given. If it does not divide the
             number of classes, the first tasks have one class more than the others, with a warning.
         classes_per_task: number of classes per task, instead of `num_tasks`; the last task has the remaining ones.
-            Of domains it makes several tasks each.
+            In a stream of domains, each domain is divided into tasks of so many classes.
         first_task_classes: number of classes of the first task, if it differs from the others.
         class_order: "natural" (order of the labels), "seeded" (permuted by `seed` with numpy's legacy generator, as in
             published orders: 1993 gives the usual 68, 56, 78, ...), or a list of all labels or all class names.
@@ -108,12 +108,13 @@ class TaskStream(Sequence[Task]):
         labels = {split: _complete_labels(dataset[split], split) for split in ("train", "test")}
         order = class_order_of(names, class_order, seed)
         if DOMAIN in dataset["train"].column_names:
-            if num_tasks is not None or first_task_classes is not None:
+            if num_tasks not in (None, 1) or first_task_classes is not None:
                 raise ValueError(
-                    "each domain is a task, so num_tasks and first_task_classes do not go with domain_column; "
-                    "classes_per_task makes several tasks of each domain"
+                    "each domain is a task, so num_tasks and first_task_classes do not go with domain_column, except "
+                    "num_tasks=1 for joint training; classes_per_task makes several tasks of each domain"
                 )
             assigned = by_domain(dataset, order, domain_order, classes_per_task)
+            assigned = assigned.at_once() if num_tasks == 1 else assigned
         elif domain_order != "natural":
             raise ValueError("domain_order needs domain_column: this data set has no domains")
         else:

@@ -1,7 +1,7 @@
 """The accuracy matrix of a run, and the metrics that are computed from it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,10 @@ class Metric:
         """Label and unit, for the head of a row or column."""
         return f"{self.label[:1].upper()}{self.label[1:]} ({self.unit})"
 
+    def over(self, parts: str) -> "Metric":
+        """The same metric for a stream whose tasks are called otherwise: `"domains"`."""
+        return replace(self, label=self.label.replace("tasks", parts))
+
 
 # Name in results.json, a dot for a name within a group -> metric. Tables show them in this order.
 METRICS: dict[str, Metric] = {
@@ -177,6 +181,21 @@ METRICS: dict[str, Metric] = {
     "forgetting.bwt": Metric("backward transfer", "points", lambda matrix: forgetting_bwt(matrix.rows)),
     "forgetting.coda": Metric("forgetting (coda)", "points", lambda matrix: forgetting_coda(matrix.rows)),
 }
+
+
+def metrics_of(stream: Mapping[str, Any]) -> dict[str, Metric]:
+    """[`METRICS`], named for the tasks of a stream.
+
+    Args:
+        stream: Description of the stream as results.json has it.
+    """
+    return {name: metric.over(tasks_of(stream)) for name, metric in METRICS.items()}
+
+
+def tasks_of(stream: Mapping[str, Any]) -> str:
+    """What the tasks of a stream are, in the plural: domains, or simply tasks."""
+    domains = stream.get("domains") or []
+    return "domains" if domains and len(set(domains)) == len(domains) else "tasks"
 
 
 def metric_in(summary: Mapping[str, Any], name: str) -> float | None:

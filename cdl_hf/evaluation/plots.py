@@ -44,6 +44,7 @@ def plot_accuracy_over_tasks(
     title: str | None = None,
     *,
     classes_per_task: Sequence[int] | None = None,
+    tasks: str = "tasks",
 ) -> None:
     """Plot the average accuracy over the tasks seen so far, after every task.
 
@@ -52,6 +53,7 @@ def plot_accuracy_over_tasks(
         path: file to write; its suffix sets the format.
         title: title of the plot.
         classes_per_task: if given, the horizontal axis shows the number of classes seen, not of tasks.
+        tasks: what the tasks are called: `"tasks"` or `"domains"`.
     """
     averages = {name: matrix.average_accuracies for name, matrix in curves.items()}
     num_tasks = max(map(len, averages.values()))
@@ -70,8 +72,8 @@ def plot_accuracy_over_tasks(
     axes.set_xlim(steps[0] - margin, steps[-1] + margin)
     axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-    axes.set_xlabel("Tasks learned" if classes_per_task is None else "Classes seen")
-    axes.set_ylabel("Average accuracy on seen classes (%)")
+    axes.set_xlabel(f"{tasks.capitalize()} learned" if classes_per_task is None else "Classes seen")
+    axes.set_ylabel(f"Average accuracy on seen {'classes' if tasks == 'tasks' else tasks} (%)")
     axes.set_title(_shown(title or ""), fontsize=11)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -246,17 +248,20 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 
 @matplotlib.rc_context(LITERAL)
-def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | PathLike) -> None:
+def plot_accuracy_matrices(
+    matrices: Mapping[str, AccuracyMatrix], path: str | PathLike, domains: Sequence[str] | None = None
+) -> None:
     """Plot accuracy matrices side by side with one color scale.
 
     Args:
         matrices: name -> matrix; the name is the title.
         path: file to write; its suffix sets the format.
+        domains: domain of each task, if the tasks are domains.
     """
     num_tasks = max(matrix.tasks_seen for matrix in matrices.values())
     highest = max(value for matrix in matrices.values() for row in matrix.rows for value in row) or 1.0
     colors = matplotlib.colormaps["YlGnBu"]
-    side = max(0.36 * num_tasks, 1.5)
+    side, what = max(0.36 * num_tasks, 1.5), "task" if domains is None else "domain"
     figure = Figure(figsize=(len(matrices) * (side + 0.5), side), layout="constrained")
     panels = list(figure.subplots(1, len(matrices), squeeze=False)[0])
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
@@ -269,13 +274,14 @@ def plot_accuracy_matrices(matrices: Mapping[str, AccuracyMatrix], path: str | P
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
         image = axes.imshow(cells, cmap=colors, vmin=0, vmax=highest)
         ticks = np.arange(num_tasks)
-        axes.set_xticks(ticks, ticks + 1, fontsize=8)
-        axes.set_yticks(ticks, ticks + 1, fontsize=8)
+        names = ticks + 1 if domains is None else [_shown(name) for name in domains[:num_tasks]]
+        axes.set_xticks(ticks, names, fontsize=8, rotation=0 if domains is None else 90)
+        axes.set_yticks(ticks, names, fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("Test images of task", fontsize=9)
+        axes.set_xlabel(f"Test images of {what}", fontsize=9)
         axes.set_title(_shown(name), fontsize=11)
-    panels[0].set_ylabel("After training task", fontsize=9)
+    panels[0].set_ylabel(f"After training {what}", fontsize=9)
     bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02)
     bar.set_label("Accuracy (%)", fontsize=9)
     bar.ax.tick_params(labelsize=8)

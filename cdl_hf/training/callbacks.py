@@ -70,7 +70,8 @@ class ShowAccuracy(ContinualCallback):
 
     def on_evaluation(self, trainer: Run, task: Task) -> None:
         shown = ", ".join(f"{role} {matrix.average_accuracy:.1f}%" for role, matrix in trainer.matrices.items())
-        done = f"task {task.index + 1}/{len(trainer.stream)}, {task.class_ids.stop} classes"
+        domain = f" ({task.domain})" if task.domain is not None else ""
+        done = f"task {task.index + 1}/{len(trainer.stream)}{domain}, {task.class_ids.stop} classes"
         left = trainer.seconds_left
         estimate = f" ({duration(left)} left)" if left else ""
         trainer.accelerator.print(f"{done}: accuracy {shown}{estimate}")

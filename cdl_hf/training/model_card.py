@@ -22,7 +22,7 @@ from ..catalogue import (
     method_of,
 )
 from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
-from ..evaluation import METRICS, metric_in
+from ..evaluation import metric_in, metrics_of, tasks_of
 from ..utils import atomic_write, write_json, write_text
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -121,7 +121,7 @@ def complete_model_folder(run: Path, content: ModelCardContent) -> None:
 
 
 def _metadata(content: ModelCardContent) -> ModelCardData:
-    own = content.results[content.role]
+    own, stream = content.results[content.role], content.results["stream"]
     hub_dataset = content.hub_dataset if _is_on_the_hub(content.hub_dataset) else None
     return ModelCardData(
         model_name=content.model_name,
@@ -135,15 +135,15 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                task_name="Class-incremental image classification",
+                task_name=f"{'Domain' if 'domains' in stream else 'Class'}-incremental image classification",
                 dataset_type=hub_dataset or content.dataset,
-                dataset_name=f"{content.dataset}, {content.results['stream']['num_tasks']} tasks",
+                dataset_name=f"{content.dataset}, {stream['num_tasks']} {tasks_of(stream)}",
                 dataset_split=content.results["tested_on"],
                 metric_type=metric.hub_type,
                 metric_name=metric.title,
                 metric_value=round(value, 2),
             )
-            for name, metric in METRICS.items()
+            for name, metric in metrics_of(stream).items()
             if metric.hub_type is not None and (value := metric_in(own, name)) is not None
         ],
     )
@@ -186,6 +186,7 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         "weights_license": markdown_text(str(content.weights_license or "")),
         "megabytes": weights_bytes / 1e6,
         "stream": stream,
+        "parts": tasks_of(stream),  # what the tasks are called
         "num_classes": len(stream["class_names"]),
         "num_images": {split: sum(stream[split]) for split in ("train", "validation", "test")},
         "tested_on": results["tested_on"],
@@ -193,7 +194,7 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         "tasks": _task_rows(results[content.role]["accuracy_matrix"], stream),
         "roles": roles,
         "comparison": [
-            *_comparison([results[role] for role in roles]),
+            *_comparison([results[role] for role in roles], stream),
             _latency_row(results["latency_ms"], roles),
         ],
         "command": fenced(_lines([portable(word) for word in content.command])),
@@ -228,9 +229,13 @@ def _papers(methods: list[Method]) -> list[Paper]:
 
 
 def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each task: its classes, the accuracy right after it and after the last task."""
+    """For each task: its domain or its classes, the accuracy right after it and after the last task."""
     rows, start = [], 0
     for task, row in enumerate(matrix):
+        if "domains" in stream:
+            name = markdown_text(stream["domains"][task])
+            rows.append({"classes": name, "first": row[task], "last": matrix[-1][task]})
+            continue
         names = stream["class_names"][start : start + stream["classes_per_task"][task]]
         start += len(names)
         shown = ", ".join(markdown_text(name) for name in names[:NAMES_SHOWN])
@@ -239,10 +244,10 @@ def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[s
     return rows
 
 
-def _comparison(models: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def _comparison(models: list[dict[str, Any]], stream: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Rows of the table teacher against student: label, one value for each."""
     rows = []
-    for name, metric in METRICS.items():
+    for name, metric in metrics_of(stream).items():
         values = [metric_in(model, name) for model in models]
         rows.append((metric.title, ["" if value is None else f"{value:.2f}" for value in values]))
     rows += [("Parameters", [f"{model['parameters']:,}" for model in models])]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..cli import to_dict
 from ..data import dataset_spec
-from ..evaluation import METRICS, metric_in
+from ..evaluation import metric_in, metrics_of, tasks_of
 from ..evaluation.speed import latency
 from ..invocation import how_it_started, how_to_start
 from ..models import PromptViTForImageClassification
@@ -171,11 +171,11 @@ _BASELINES = {
 def table(results: dict[str, Any]) -> str:
     """Teacher against student, in words that a newcomer understands."""
     roles = [role for role in ("teacher", "student") if role in results]
-    tasks = results["stream"]["num_tasks"]
+    tasks = f"{results['stream']['num_tasks']} {tasks_of(results['stream'])}"
     classes, images = len(results["stream"]["class_names"]), sum(results["stream"][results["tested_on"]])
     rows = [
         (f"{metric.label} ({metric.unit})", [f"{metric_in(results[role], name):.2f}" for role in roles])
-        for name, metric in METRICS.items()
+        for name, metric in metrics_of(results["stream"]).items()
         if metric.is_headline
     ]
     rows += [
@@ -204,8 +204,7 @@ def table(results: dict[str, Any]) -> str:
         ]
     width = max(len(label) for label, _ in rows)
     lines = [
-        f"After {tasks} tasks with {classes} classes, on {images:,} {results['tested_on']} images, all classes "
-        "competing:",
+        f"After {tasks} with {classes} classes, on {images:,} {results['tested_on']} images, all classes competing:",
         " " * width + "".join(f"{role:>12}" for role in roles),
         *(label.ljust(width) + "".join(f"{value:>12}" for value in values) for label, values in rows),
     ]

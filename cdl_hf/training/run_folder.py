@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from ..escaping import portable
-from ..evaluation import AccuracyMatrix
+from ..evaluation import AccuracyMatrix, tasks_of
 from ..utils import atomic_write, remove, write_json, write_text
 from . import run_lock
 from .checkpointing import STATE, list_checkpoints
@@ -242,10 +242,11 @@ class RunFolder:
                 title += f", distillation {args['distillation']}"
             if args["classifier"] != "linear":
                 title += f", head {args['classifier']}"
-            plot_accuracy_over_tasks(
-                matrices, self.path / "accuracy.png", title, classes_per_task=stream["classes_per_task"]
-            )
-            plot_accuracy_matrices(matrices, self.path / "matrices.png")
+            domains = stream.get("domains")
+            classes = None if domains else stream["classes_per_task"]
+            options: dict[str, Any] = {"classes_per_task": classes, "tasks": tasks_of(stream)}
+            plot_accuracy_over_tasks(matrices, self.path / "accuracy.png", title, **options)
+            plot_accuracy_matrices(matrices, self.path / "matrices.png", domains)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """`results.json`, the last of all files: where it is, the run is finished."""

@@ -68,6 +68,13 @@ def test_test_images_of_classes_not_seen_by_then_are_left_out():
     assert [task.test["label"][:] for task in stream] == [[0], [1, 2, 3]]
 
 
+def test_joint_training_has_the_same_images_in_one_task():
+    stream = TaskStream(domains_of([(2, 0), (1, 0), (1, 1), (0, 1), (2, 2), (3, 2)]), num_tasks=1)
+    assert stream.classes_per_task == [4] and stream.domains is None and not stream.repeats_classes
+    assert stream.class_names == ["c1", "c2", "c0", "c3"], "as in the stream of domains"
+    assert sorted(stream[0].train[DOMAIN][:]) == [0, 0, 1, 1, 2, 2]
+
+
 def test_limits_and_validation_are_of_each_class_and_domain():
     stream = TaskStream(domains_of(EVERYTHING * 2), validation_fraction=0.25, max_samples_per_class=4)
     for index, task in enumerate(stream):
