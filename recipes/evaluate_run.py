@@ -31,6 +31,9 @@ class EvaluateArguments:
     dataset: str | None = argument("Data to test on, as for train.py", None, unset="the run's own test images")
     image_column: str | None = argument("Column of the images", None, unset="found by its type")
     label_column: str | None = argument("Column of the labels", None, unset="found by its type")
+    domain_column: str | None = argument(
+        "Column of the domains, or a name for folders above those of the classes", None, unset="no domains"
+    )
     test_split: str | None = argument(
         "Split to test on", None, unset="found by its name, or all images if there is none"
     )
@@ -43,7 +46,7 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
-        for name in ("image_column", "label_column", "test_split", "split_file"):
+        for name in ("image_column", "label_column", "domain_column", "test_split", "split_file"):
             if self.dataset is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} needs dataset: without it, the run's own test images are used")
 
@@ -55,6 +58,7 @@ def main() -> None:
     from torch.utils.data import DataLoader
 
     from cdl_hf.data import Batches, eval_transform
+    from cdl_hf.data.domains import domain_names
     from cdl_hf.data.task_images import known_classes
     from cdl_hf.evaluation.metrics import prediction_metrics
     from cdl_hf.evaluation.predictions import predict
@@ -79,9 +83,10 @@ def main() -> None:
     # A teacher of joint training has one task, its student several.
     config = max((each.model.config for each in saved.values()), key=lambda config: config.num_tasks)
     classes_per_task = config.classes_per_task[: config.tasks_seen]
+    domains = domain_names(images.view)
     results = {
         name: {
-            **prediction_metrics(predictions[name], labels, first.class_names, classes_per_task),
+            **prediction_metrics(predictions[name], labels, first.class_names, classes_per_task, domains),
             "parameters": sum(p.numel() for p in each.model.parameters()),
             **speed(each.logits, batch),
         }
@@ -116,7 +121,8 @@ def eval_views(args: EvaluateArguments, class_names: list[str]) -> tuple[list, l
     from cdl_hf.training.run_images import own_test_images, run_of, unseen_images
 
     if args.dataset is not None:
-        options = ("image_column", "label_column", "test_split", "split_file", "skip_unreadable_images")
+        columns = ("image_column", "label_column", "domain_column")
+        options = (*columns, "test_split", "split_file", "skip_unreadable_images")
         splits = load_image_dataset(
             args.dataset, test_fraction=None, **{option: getattr(args, option) for option in options}
         )
@@ -162,12 +168,14 @@ def table(report: dict[str, Any]) -> str:
     def row(label: str, text: str, value) -> tuple[str, list[str]]:
         return label, [text.format(value(figures)) for figures in models.values()]
 
-    batch = report["batch_size"]
+    batch, by_task = report["batch_size"], all("accuracy_by_task" in figures for figures in models.values())
     calibration = "calibration"
     section(
         "all classes",
         [
-            row("accuracy, mean over tasks", "{:.2f} %", lambda f: f["average_accuracy"]),
+            row(
+                f"accuracy, mean over {'tasks' if by_task else 'domains'}", "{:.2f} %", lambda f: f["average_accuracy"]
+            ),
             row("accuracy, mean over images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
             row("mean confidence of the predictions", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
             row("calibration error (ECE), points", "{:.2f}", lambda f: f[calibration]["expected_calibration_error"]),
@@ -177,13 +185,15 @@ def table(report: dict[str, Any]) -> str:
         ],
     )
     lines.append(f"(measured on {report['device']}, including the query pass)")
-    tasks, start = [], 0
-    for task, size in enumerate(report["classes_per_task"]):
+    parts, start = [], 0
+    for task, size in enumerate(report["classes_per_task"] if by_task else []):
         names = report["class_names"][start : start + size]
         start += size
         values = [shown(figures["accuracy_by_task"][task]) for figures in models.values()]
-        tasks.append((f"  {task + 1:>2}  {listed(names, 3)}", values))
-    section("by task", tasks)
+        parts.append((f"  {task + 1:>2}  {listed(names, 3)}", values))
+    for domain in [] if by_task else next(iter(models.values()))["accuracy_by_domain"]:
+        parts.append((f"  {domain}", [shown(figures["accuracy_by_domain"][domain]) for figures in models.values()]))
+    section("by task" if by_task else "by domain", parts)
     last = list(models)[-1]
     by_class = [(name, a) for name, a in models[last]["accuracy_by_class"].items() if a is not None]
     hardest = sorted(by_class, key=lambda pair: pair[1])[:SHOWN]
@@ -231,7 +241,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
             folder / f"confusion_{name}.png",
             f"{report['dataset']}: confusion of the {name}",
             class_names=report["class_names"],
-            classes_per_task=report["classes_per_task"],
+            classes_per_task=[size for size in report["classes_per_task"] if size],
         )
 
 

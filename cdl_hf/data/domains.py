@@ -48,6 +48,13 @@ def read_domains(dataset: Dataset) -> np.ndarray:
     return np.asarray(dataset.select_columns([DOMAIN]).with_format("arrow")[DOMAIN][:], np.int32)
 
 
+def domain_names(dataset: Dataset) -> np.ndarray | None:
+    """Name of the domain of each image, (n,); None for a data set without domains."""
+    if DOMAIN not in dataset.column_names:
+        return None
+    return np.array(dataset.features[DOMAIN].names)[read_domains(dataset)]
+
+
 def _values(dataset: Dataset, what: str) -> pa.ChunkedArray:
     """Names, numbers or booleans (n,)."""
     column, kind = dataset.select_columns([DOMAIN]).with_format("arrow")[DOMAIN][:], dataset.features[DOMAIN]

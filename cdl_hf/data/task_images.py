@@ -32,6 +32,7 @@ class TaskImages(torch.utils.data.Dataset):
 
     Attributes:
         labels: class id of each sample, (n,).
+        view: the data set.
     """
 
     def __init__(
@@ -43,14 +44,16 @@ class TaskImages(torch.utils.data.Dataset):
         seed: int | None = None,
         task: int = 0,
     ):
+        self.view = view
         self.labels = label_to_class_id[read_labels(view)]
         self.transform = transform
         self.seed = seed
         self.task = task
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
-        # in shared memory, so that persistent workers see the next epoch
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        if seed is not None:  # so that persistent workers see the next epoch; shared memory is an open file
+            self._epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch. A loader of Accelerate calls this with its own count; use the loader's `set_epoch` there."""

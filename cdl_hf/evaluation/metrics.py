@@ -11,7 +11,11 @@ NUM_WORST_PAIRS = 20  # confusions that are listed
 
 
 def prediction_metrics(
-    predictions: Predictions, labels: np.ndarray, class_names: list[str], classes_per_task: list[int]
+    predictions: Predictions,
+    labels: np.ndarray,
+    class_names: list[str],
+    classes_per_task: list[int],
+    domains: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Accuracy (%) overall, by task and by class, confusion, and calibration, in types of JSON.
 
@@ -20,19 +24,25 @@ def prediction_metrics(
         labels: (n,) true class ids.
         class_names: Names of the classes seen, C of them, by class id.
         classes_per_task: Number of classes of each task seen; they add up to C.
+        domains: Name of the domain of each image, (n,): then the accuracies are by domain in place of by task.
 
     Returns:
         The accuracy of a task or class without images is `None`, and excluded from means.
     """
     correct = predictions.class_ids == labels
-    task_of_class = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
-    tasks = [_accuracy(correct[task_of_class[labels] == task]) for task in range(len(classes_per_task))]
+    if domains is None:
+        task_of_class = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
+        tasks = [_accuracy(correct[task_of_class[labels] == task]) for task in range(len(classes_per_task))]
+        by_part: dict[str, Any] = {"accuracy_by_task": tasks}
+    else:
+        of_domain = {str(name): _accuracy(correct[domains == name]) for name in np.unique(domains)}
+        tasks, by_part = list(of_domain.values()), {"accuracy_by_domain": of_domain}
     confusion = confusion_matrix(labels, predictions.class_ids, len(class_names))
     return {
         "images": len(labels),
         "average_accuracy": float(np.mean([accuracy for accuracy in tasks if accuracy is not None])),
         "average_accuracy_by_image": _accuracy(correct),
-        "accuracy_by_task": tasks,
+        **by_part,
         "accuracy_by_class": {name: _accuracy(correct[labels == i]) for i, name in enumerate(class_names)},
         "calibration": {
             "expected_calibration_error": expected_calibration_error(predictions.confidences, correct),

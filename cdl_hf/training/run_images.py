@@ -134,7 +134,8 @@ def own_test_images(
     if kept is None:
         note = f"{run} is of a version that kept no digests: whether its images are still the same was not compared"
         return [task.test for task in build_stream(args)], [note]
-    names = ("image_column", "label_column", "train_split", "test_split", "skip_unreadable_images")
+    columns_and_splits = ("image_column", "label_column", "domain_column", "train_split", "test_split")
+    names = (*columns_and_splits, "skip_unreadable_images")
     view = load_image_dataset(args.dataset, test_fraction=None, **{name: getattr(args, name) for name in names})[
         "test"
     ]

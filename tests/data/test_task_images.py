@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -155,3 +156,13 @@ def test_images_are_opened_as_the_processor_takes_them(tmp_path, mode):
         opened = PIL.ImageOps.exif_transpose(PIL.Image.open(file))
         expected = PROCESSOR(opened, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(normalized(images[0]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux shows them")
+@pytest.mark.filterwarnings("ignore:10 of 10 tasks have only one class")
+def test_images_of_a_test_open_no_file(stream_data):
+    """A stream of a thousand tasks must not need a thousand open files, of which a process may have 1,024."""
+    stream = TaskStream(stream_data(10), 10)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [TaskImages(task.test, stream.label_to_class_id, eval_transform(PROCESSOR)) for task in stream]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before and len(kept) == 10

@@ -62,6 +62,12 @@ def test_prediction_metrics_by_hand():
         {"class": "b", "taken_for": "d", "images": 1},
     ]
     assert told["calibration"]["expected_calibration_error"] == pytest.approx(10.0)
+    domains = np.array(["b", "a", "b", "b", "a"])
+    by_domain = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, list("abcd"), [4, 0], domains)
+    right = answers == labels
+    expected = {name: 100 * right[domains == name].mean() for name in ("a", "b")}
+    assert by_domain["accuracy_by_domain"] == pytest.approx(expected) and "accuracy_by_task" not in by_domain
+    assert by_domain["average_accuracy"] == pytest.approx(sum(expected.values()) / 2)
     task_without_images = prediction_metrics(
         Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [2, 2]
     )
