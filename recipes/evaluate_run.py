@@ -169,13 +169,12 @@ def table(report: dict[str, Any]) -> str:
         return label, [text.format(value(figures)) for figures in models.values()]
 
     batch, by_task = report["batch_size"], all("accuracy_by_task" in figures for figures in models.values())
+    parts_are = "tasks" if by_task else "domains"
     calibration = "calibration"
     section(
         "all classes",
         [
-            row(
-                f"accuracy, mean over {'tasks' if by_task else 'domains'}", "{:.2f} %", lambda f: f["average_accuracy"]
-            ),
+            row(f"accuracy, mean over {parts_are}", "{:.2f} %", lambda f: f["average_accuracy"]),
             row("accuracy, mean over images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
             row("mean confidence of the predictions", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
             row("calibration error (ECE), points", "{:.2f}", lambda f: f[calibration]["expected_calibration_error"]),
@@ -193,7 +192,7 @@ def table(report: dict[str, Any]) -> str:
         parts.append((f"  {task + 1:>2}  {listed(names, 3)}", values))
     for domain in [] if by_task else next(iter(models.values()))["accuracy_by_domain"]:
         parts.append((f"  {domain}", [shown(figures["accuracy_by_domain"][domain]) for figures in models.values()]))
-    section("by task" if by_task else "by domain", parts)
+    section(f"by {parts_are[:-1]}", parts)
     last = list(models)[-1]
     by_class = [(name, a) for name, a in models[last]["accuracy_by_class"].items() if a is not None]
     hardest = sorted(by_class, key=lambda pair: pair[1])[:SHOWN]
