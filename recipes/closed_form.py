@@ -91,14 +91,14 @@ def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> 
     teacher_backbone, student_backbone = load_pair(ModelArguments(teacher=args.teacher, student=args.student))
     common = {"classes_per_task": stream.classes_per_task, "prompt_method": "none", "head": "ranpac"}
     teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, **common)
-    width = teacher.readout.width(teacher.backbone.embed_dim)
+    width = teacher.network.width(teacher.readout)
     student = PromptViTForImageClassification.from_backbone(
         student_backbone, **common, kd_branch="analytic", teacher_width=width
     )
-    side = student.backbone.patch_embed.img_size[0]
+    side = student.network.image_size
     transform = eval_transform(image_processor_for({**student_backbone.pretrained_cfg, "input_size": (3, side, side)}))
     accelerator = Accelerator()
-    found = Features({}, {}, {}, student.backbone.embed_dim)
+    found = Features({}, {}, {}, student.network.embed_dim)
     for model, of_model in ((student, found.student), (teacher, found.teacher)):
         model.to(accelerator.device)
         for split in ("train", "test"):

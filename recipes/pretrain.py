@@ -47,7 +47,7 @@ from cdl_hf.data.loading import load_image_dataset
 from cdl_hf.data.splits import Splits
 from cdl_hf.data.views import image_digests, ordered_digest
 from cdl_hf.models.backbones import backbone_digest
-from cdl_hf.models.prefix_attention import check_backbone, check_images
+from cdl_hf.models.networks import check_images
 from cdl_hf.pretraining.augmentation import PhotographAugmentation, augment_drawings
 from cdl_hf.pretraining.card import backbone_card, describe
 from cdl_hf.pretraining.device_images import DeviceImages, TrainingBatches
@@ -134,8 +134,6 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[torch.nn.Mod
         cli_error(f"timm cannot create {args.model} with {args.model_args}: {error}")
     try:
         check_images(network, args.model)
-        if isinstance(network, VisionTransformer):  # another network can guide one (distill_from)
-            check_backbone(network, args.model)
     except ValueError as error:
         cli_error(f"model: {error}")
     expected = get_model_input_config(network)

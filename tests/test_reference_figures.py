@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
 from cdl_hf.models.conversion import convert
-from cdl_hf.models.prefix_attention import cls_features
 
 OTHER_FOLDER = os.environ.get("CDL_HF_REFERENCE_FIGURES")
 DEVICE = os.environ.get("CDL_HF_DEVICE", "cpu")
@@ -90,7 +89,7 @@ class Case:
         teacher, student = self.model("teacher"), self.model("student")
         method = self.method(student, teacher)
         with torch.no_grad():
-            self.query = cls_features(student.query_backbone or student.backbone, self.images)
+            self.query = student.query_network.features(self.images)
         self.compare("query", self.query)
         self.compare("teacher_eval_logits", self.all_logits(teacher))
         self.compare("student_eval_logits", self.all_logits(student))

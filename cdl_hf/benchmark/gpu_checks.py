@@ -206,7 +206,7 @@ def compiled(bench: Workbench) -> dict[str, Any]:
     for size in bench.batch_sizes:
         pair = bench.pair()
         for model in (pair.teacher, pair.student):
-            for block in model.backbone.blocks:
+            for block in model.network.blocks:
                 block.compile()
         made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
         for name in ("teacher step", "student step, stored queries and teacher's logits"):

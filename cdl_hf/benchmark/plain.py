@@ -7,14 +7,15 @@ block computes all tokens. Losses, prompts and heads are those of the package.
 from typing import cast
 
 from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, cat, nn, no_grad
 
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
 from ..models import PromptViTForImageClassification
+from ..models.networks import Network, PlainNetwork
 from ..models.outputs import Encoded
-from ..models.prefix_attention import Prefix, embed, final_norm
+from ..models.prefix_attention import Prefix
 from ..models.readout import Readout
 
 
@@ -36,21 +37,22 @@ class PlainPromptViT(PromptViTForImageClassification):
     def query(self, pixel_values: Tensor) -> Tensor | None:
         if not self.prompt_pool.needs_query:
             return None
-        vit = self.query_backbone or self.backbone
+        vit = _transformer(self.query_network)
         x = _embed(vit, pixel_values)
         for block in vit.blocks:
             x = _run_block(block, x, None, None, 0)
-        return final_norm(vit, x)[:, 0]
+        return vit.norm(x)[:, 0]
 
     def _encode(
         self, pixel_values: Tensor, query: Tensor | None, readout: Readout, output_hidden_states: bool | None = None
     ) -> Encoded:
         branch, task_id = self.kd_branch, self.config.tasks_seen - 1
-        x, cls_index = _embed(self.backbone, pixel_values), 0
+        vit = _transformer(self.network)
+        x, cls_index = _embed(vit, pixel_values), 0
         if branch is not None:
             x, cls_index = branch.add_token(x), branch.cls_index
         hidden_states, losses = [x], []
-        for i, block in enumerate(self.backbone.blocks):
+        for i, block in enumerate(vit.blocks):
             prefix, loss = self.prompt_pool(query, i, task_id)
             suffix = None
             if branch is not None:
@@ -58,7 +60,7 @@ class PlainPromptViT(PromptViTForImageClassification):
             x = _run_block(block, x, prefix, suffix, cls_index)
             hidden_states.append(x)
             losses += [] if loss is None else [loss]
-        tokens = final_norm(self.backbone, x)
+        tokens = vit.norm(x)
         read = [cls_index] if branch is None else [cls_index, branch.kd_index]
         total = cast(Tensor, sum(losses)) if losses else None
         return Encoded(tokens[:, read], total, tuple(hidden_states) if output_hidden_states else None)
@@ -74,9 +76,14 @@ def plain_method(method: TrainingObjective, student: PlainPromptViT, teacher: Pl
     return plain
 
 
-def _embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
+def _transformer(network: Network) -> PlainNetwork:
+    assert isinstance(network, PlainNetwork)  # as those of the benchmark's pairs are
+    return network
+
+
+def _embed(vit: PlainNetwork, pixel_values: Tensor) -> Tensor:
     """Tokens in float32, as autocast does."""
-    return embed(vit, pixel_values).float()
+    return vit.embed(pixel_values)[0].float()
 
 
 def _run_block(module: nn.Module, x: Tensor, prefix: Prefix | None, suffix: Prefix | None, cls_index: int) -> Tensor:

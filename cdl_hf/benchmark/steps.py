@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
+from ..models.modeling_prompt_vit import frozen_networks
 from .machine import flops_of, linear_rate, now, peak_growth
 from .pairs import MeasuredPair
 from .plain import PlainPromptViT, plain_method
@@ -129,7 +129,7 @@ def measure(steps: Steps, repeats: int) -> dict[str, Any]:
     Returns:
         `linear_gflops_per_second`, and under `ours` and `plain` the figures of each step by name.
     """
-    tokens = steps.batch["pixel_values"].shape[0] * (steps.teacher.backbone.patch_embed.num_patches + 1)
+    tokens = steps.batch["pixel_values"].shape[0] * (steps.teacher.network.module.patch_embed.num_patches + 1)
     named = {f"{kind}: {name}": step for kind in ("ours", "plain") for name, step in getattr(steps, kind).items()}
     memory, flops = {}, {}
     for name, step in named.items():  # which also warms up
@@ -141,7 +141,7 @@ def measure(steps: Steps, repeats: int) -> dict[str, Any]:
     times: dict[str, list[dict[str, float]]] = {name: [] for name in named}
     rates = []
     for _ in range(repeats):
-        rates.append(linear_rate(tokens, steps.teacher.backbone.embed_dim, steps.device, steps.dtype))
+        rates.append(linear_rate(tokens, steps.teacher.network.embed_dim, steps.device, steps.dtype))
         for name in sorted(named, key=lambda name: name.split(": ")[1]):
             times[name].append(timed(named[name], steps.device))
     rate = statistics.median(rates)
@@ -225,7 +225,7 @@ def _update(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     """All parameters except those of the frozen transformers, which get gradients in the plain implementation."""
-    frozen = {p for child in module.modules() if isinstance(child, VisionTransformer) for p in child.parameters()}
+    frozen = {p for _, child in frozen_networks(module) for p in child.parameters()}
     return [p for p in module.parameters() if p.requires_grad and p not in frozen]
 
 

@@ -142,7 +142,7 @@ def measure_latencies(
         names = [name for name in experiment.runs.values() if (folder / name / role / "config.json").is_file()]
         if names:
             model = load_model(folder / names[0] / role)
-            side = model.backbone.patch_embed.img_size[0]
+            side = model.network.image_size
             milliseconds = latency(model, torch.zeros(1, 3, side, side, device=model.device), repeats=100)
             device = f"{model.device.type}, {torch.get_num_threads()} thread(s)"
             measured = {"milliseconds": round(milliseconds, 3), "device": device}

@@ -45,7 +45,7 @@ class Analytic(TrainingObjective):
                 f"the student takes over its teacher's classifier, {theirs.head} of width {theirs.ranpac_width:,}, "
                 f"but was made for {ours.head} of width {ours.ranpac_width:,}: make both alike"
             )
-        width = teacher.readout.width(teacher.backbone.embed_dim)
+        width = teacher.network.width(teacher.readout)
         if student.config.teacher_width != width:
             raise ValueError(
                 f"the student predicts {student.config.teacher_width} features of its teacher, but the teacher's "

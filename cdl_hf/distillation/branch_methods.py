@@ -55,7 +55,7 @@ class CDLPrompt(DeiT):
         if type(pool) is not type(copy) or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
             raise ValueError(
                 "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes and blocks, "
-                f"teacher_width={teacher.backbone.embed_dim} (it has {shapes}, the student expects {expected})"
+                f"teacher_width={teacher.network.embed_dim} (it has {shapes}, the student expects {expected})"
             )
 
     @property

@@ -1,15 +1,15 @@
 """Distillation methods that match the tokens of the transformer blocks, with the logits or without."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import PromptViTForImageClassification
-from ..models.prefix_attention import cls_features, final_norm
+from ..models.networks import Network, network_of
 from .logit_methods import KD
 from .objective import TrainingObjective
 
@@ -21,22 +21,27 @@ class TokenGrid:
     Args:
         before: Number of tokens before the patches: CLS and registers.
         height, width: Number of patches.
+        has_class_token: Whether the first token is CLS.
     """
 
     before: int
     height: int
     width: int
+    has_class_token: bool
 
     @classmethod
-    def of(cls, vit: VisionTransformer) -> "TokenGrid":
-        return cls(vit.num_prefix_tokens, *vit.patch_embed.grid_size)
+    def of(cls, network: Network, tokens: Tensor) -> "TokenGrid":
+        """The layout of tokens (B, n, D) of a layer of a network; its images are square."""
+        before = network.num_prefix_tokens
+        side = math.isqrt(tokens.shape[1] - before)
+        return cls(before, side, side, network.has_class_token)
 
     def resample(self, tokens: Tensor, grid: "TokenGrid") -> Tensor:
         """CLS and patches, the patches interpolated to another grid: (B, n, D) -> (B, 1 + height * width, D).
 
-        Registers belong to no image region and are left out.
+        Registers belong to no image region and are left out, as is CLS if one of the two has none.
         """
-        cls, patches = tokens[:, :1], tokens[:, self.before :]
+        cls, patches = tokens[:, : self.has_class_token and grid.has_class_token], tokens[:, self.before :]
         if (self.height, self.width) != (grid.height, grid.width):
             image = patches.float().transpose(1, 2).unflatten(2, (self.height, self.width))
             image = F.interpolate(image, (grid.height, grid.width), mode="bilinear", antialias=True)
@@ -56,15 +61,16 @@ class FeatureKD(KD):
         **settings: float | None,
     ):
         super().__init__(student, teacher, **settings)
-        self.grids = TokenGrid.of(student.backbone), TokenGrid.of(teacher.backbone)
-        self.embed_dims = student.backbone.embed_dim, teacher.backbone.embed_dim
+        self.networks = student.network, teacher.network
+        self.token_dims = student.network.token_dim, teacher.network.token_dim
 
     def align(self, student_tokens: Tensor, teacher_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the same image regions: (B, n_s, D_s) and (B, n_t, D_t) -> (B, n, D_s) and (B, n, D_t)."""
-        ours, theirs = self.grids
+        ours, theirs = map(TokenGrid.of, self.networks, (student_tokens, teacher_tokens))
         if ours == theirs:
             return student_tokens, teacher_tokens
-        return ours.resample(student_tokens, ours), theirs.resample(teacher_tokens, ours)
+        common = replace(ours, has_class_token=ours.has_class_token and theirs.has_class_token)
+        return ours.resample(student_tokens, common), theirs.resample(teacher_tokens, common)
 
 
 class FitNets(FeatureKD):
@@ -80,7 +86,7 @@ class FitNets(FeatureKD):
         **settings: float | None,
     ):
         super().__init__(student, teacher, **settings)
-        self.projection = nn.Linear(*self.embed_dims)
+        self.projection = nn.Linear(*self.token_dims)
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         ours, theirs = self.align(student_tokens[-1], teacher_tokens[-1])
@@ -93,6 +99,9 @@ class ReviewKD(FeatureKD):
     Blocks are paired by their distance from the end.
 
     The loss is the mean over the pairs; the first blocks of a deeper student have none and are left out.
+
+    Raises:
+        ValueError: A network has stages in place of blocks of one width.
     """
 
     weight = 0.2
@@ -104,8 +113,14 @@ class ReviewKD(FeatureKD):
         **settings: float | None,
     ):
         super().__init__(student, teacher, **settings)
-        pairs = min(len(student.backbone.blocks), len(teacher.backbone.blocks))
-        self.fusions = nn.ModuleList(Fusion(*self.embed_dims, deepest=i == 0) for i in range(pairs))
+        for model in (student, teacher):
+            if not model.network.blocks:
+                raise ValueError(
+                    f"reviewkd fuses the tokens of blocks of one width, and {model.config.backbone} has stages: take "
+                    "fitnets or another distillation"
+                )
+        pairs = min(student.network.depth, teacher.network.depth)
+        self.fusions = nn.ModuleList(Fusion(*self.token_dims, deepest=i == 0) for i in range(pairs))
 
     def feature_loss(self, student_tokens: tuple[Tensor, ...], teacher_tokens: tuple[Tensor, ...]) -> Tensor:
         deeper, losses = None, []
@@ -119,7 +134,7 @@ class ReviewKD(FeatureKD):
 
 
 class FrozenFeatures(TrainingObjective):
-    """The class token of the teacher's frozen backbone, matched through a linear map by cosine.
+    """What heads read of the teacher's frozen backbone, its class token, matched through a linear map by cosine.
 
     The target is the same in every task, as nothing of the teacher that is trained has a part in it. The loss is
     1 - cos plus the prompt loss, and needs no labels: these only train the head, which reads detached features.
@@ -144,7 +159,7 @@ class FrozenFeatures(TrainingObjective):
                 "trains nothing that could: take prompt_method='lora'"
             )
         self.target = (teacher.backbone,)  # in a tuple: not a child
-        self.projection = nn.Linear(student.backbone.embed_dim, teacher.backbone.embed_dim)
+        self.projection = nn.Linear(student.network.embed_dim, teacher.network.embed_dim)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, query: Tensor | None = None, teacher_logits: Tensor | None = None
@@ -152,9 +167,9 @@ class FrozenFeatures(TrainingObjective):
         model = self.model
         query = model.query(pixel_values) if query is None else query
         output = model(pixel_values, query=query, output_hidden_states=True)
-        features = final_norm(model.backbone, output.hidden_states[-1][:, 0])
+        features = model.network.pooled(output.hidden_states[-1])
         with torch.no_grad():
-            target = cls_features(self.target[0], pixel_values)
+            target = network_of(self.target[0]).features(pixel_values)
         output.logits = model.head(features.detach(), model.config.seen_classes)
         logits, terms = self._hard_loss(output, labels)
         similarity = F.cosine_similarity(self.projection(features).float(), target.float(), dim=-1)

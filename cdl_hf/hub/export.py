@@ -38,7 +38,7 @@ def export_program(saved: SavedModel) -> ExportedProgram:
     crop = saved.image_processor.crop_size
     images = torch.zeros(2, 3, crop["height"], crop["width"])
     model = copy.deepcopy(saved.model.cpu()).eval()
-    model.prompt_pool.fold(model.backbone.blocks)
+    model.prompt_pool.fold(model.network.blocks)
     with torch.no_grad():
         program = torch.export.export(
             _Logits(model).eval(),

@@ -11,6 +11,7 @@ from typing import Any
 
 MAX_DEPTH = 100
 MAX_EMBED_DIM = 8192
+MAX_STAGES = 10
 _NAME = re.compile(r"[a-zA-Z0-9_]{1,100}(\.[a-zA-Z0-9_]{1,100})?")
 _FLAGS = (
     "class_token dynamic_img_pad dynamic_img_size fc_norm final_norm fix_init no_embed_class pool_include_prefix "
@@ -57,16 +58,32 @@ def _size(high: int) -> _Check:
     return fits, f"one or two integers from 1 to {high}"
 
 
+def _each(check: _Check) -> _Check:
+    """One value, or one for each stage of a network."""
+    fits, wanted = check
+
+    def all_fit(value: Any) -> bool:
+        is_list = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_STAGES
+        return all(map(fits, value)) if is_list else fits(value)
+
+    return all_fit, f"{wanted}, or at most {MAX_STAGES} of them"
+
+
 _NORM = _one_of(*_NORMS.split(), normalize=lambda name: name.replace("_", "").lower())
 _FLAG: _Check = (lambda value: isinstance(value, bool), "true or false")
 ARCHITECTURE_ARGS: dict[str, _Check] = {
     "img_size": _size(4096),
     "patch_size": _size(4096),
     "in_chans": _whole(1, 64),
-    "embed_dim": _whole(1, MAX_EMBED_DIM),
+    "embed_dim": _each(_whole(1, MAX_EMBED_DIM)),
     "depth": _whole(1, MAX_DEPTH),
-    "num_heads": _whole(1, 1024),
+    "num_heads": _each(_whole(1, 1024)),
     "mlp_ratio": _number(1 / 64, 64),
+    # of networks with stages
+    **dict.fromkeys(("depths", "layers"), _each(_whole(1, MAX_DEPTH))),
+    **dict.fromkeys(("dims", "embed_dims", "channels"), _each(_whole(1, MAX_EMBED_DIM))),
+    **dict.fromkeys(("window_size", "window_sizes"), _each(_whole(1, 256))),
+    "mlp_ratios": _each(_number(1 / 64, 64)),
     "init_values": _number(-1000, 1000),
     "reg_tokens": _whole(0, 1024),
     "pos_embed": _one_of("", "none", "learn"),
@@ -103,7 +120,7 @@ def check_architecture(field: str, name: str, args: dict[str, Any]) -> None:
         if value is not None and not fits(value):
             raise ValueError(f"{arg} in {field}_args must be {wanted}, got {shown(value)}")
     embed_dim, heads = args.get("embed_dim"), args.get("num_heads")
-    if embed_dim and heads and embed_dim % heads:
+    if isinstance(embed_dim, int) and isinstance(heads, int) and embed_dim % heads:
         raise ValueError(f"embed_dim in {field}_args must be divisible by num_heads ({heads}), got {embed_dim}")
 
 

@@ -235,10 +235,10 @@ def main() -> None:
     except (OSError, ValueError, pickle.UnpicklingError) as error:
         cli_error(str(error))
     model.save_pretrained(args.output_dir)
-    height, width = model.backbone.patch_embed.img_size
+    side = model.network.image_size
     CLIPImageProcessor(
         size={"shortest_edge": args.resize},
-        crop_size={"height": height, "width": width},
+        crop_size={"height": side, "width": side},
         resample=PILImageResampling.BILINEAR,
         do_normalize=False,  # the authors' pixels are in [0, 1]
     ).save_pretrained(args.output_dir)

@@ -135,7 +135,7 @@ class Growing(BackbonesLeftOut):
                 "RanPAC has mixed the images of all classes: to remove some, give the features and labels of theirs"
             )
         if features is not None and labels is not None:
-            own = self.readout_of_classifier.select(features, self.readout)
+            own = self.network.select(features, self.readout_of_classifier, self.readout)
             for i, classifier in enumerate((self.classifier, self.kd_classifier)):
                 if classifier is not None:
                     classifier.subtract(own[:, i], labels)

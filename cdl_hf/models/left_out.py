@@ -10,18 +10,32 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model_pretrained
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from transformers import PreTrainedModel
 
 from .architecture_args import shown
 from .backbones import BUNDLED, PretrainedBackbone, create_backbone, create_network, load_weights, pretrained_cfg
+from .networks import Network, network_of
 
 # Revision of a Hub repository, or none. The Hub client uses it in a path, which must stay inside its cache.
 _REVISION = re.compile(r"([\w-][\w.-]*(/[\w-][\w.-]*)*)?", re.ASCII)
 
 
 class BackbonesLeftOut(PreTrainedModel):
-    """A model whose frozen transformers `backbone` and `query_backbone` need not be in its checkpoint."""
+    """A model whose frozen networks `backbone` and `query_backbone` need not be in its checkpoint."""
+
+    backbone: nn.Module
+    query_backbone: nn.Module | None
+
+    @property
+    def network(self) -> Network:
+        """What the backbone is to this model: its tokens, blocks and features."""
+        return network_of(self.backbone)
+
+    @property
+    def query_network(self) -> Network:
+        """The same of the network that computes the query."""
+        return network_of(self.query_backbone or self.backbone)
 
     def save_pretrained(  # type: ignore[override]  # takes all but the folder by keyword
         self, save_directory: str | PathLike, *, save_backbone: bool = True, **kwargs
@@ -87,6 +101,7 @@ class BackbonesLeftOut(PreTrainedModel):
             ) from error
         except SafetensorError as error:
             raise ValueError(f"the weights of {str(pretrained_model_name_or_path)!r} are damaged: {error}") from error
+        _restore_buffers(model)
         download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
         restore_backbones(model, backbones, **download)
         return (model, loading_info) if output_loading_info else model
@@ -163,9 +178,21 @@ def restore_backbones(model: PreTrainedModel, given: Sequence[PretrainedBackbone
     config.left_out = []
 
 
+def _restore_buffers(model: Any) -> None:
+    """Computes what timm keeps in no checkpoint, such as tables of positions, and transformers leaves empty."""
+    for name in ("backbone", "query_backbone"):
+        network = getattr(model, name)
+        if network is None or network.state_dict().keys() >= dict(network.named_buffers()).keys():
+            continue
+        created = create_backbone(getattr(model.config, name), **getattr(model.config, f"{name}_args"))
+        for key, buffer in created.named_buffers():
+            if key not in network.state_dict():
+                network.get_buffer(key).copy_(buffer)
+
+
 def _load_left_out(
     name: str, args: dict[str, Any], source: str, download: dict[str, Any]
-) -> tuple[VisionTransformer, str | None]:
+) -> tuple[nn.Module, str | None]:
     """The transformer with weights from its source, and their Hub repository, if they have one."""
     if source.startswith(("hf_hub:", "hf-hub:")):
         hub_name, _, revision = source.split(":", 1)[1].partition("@")
@@ -187,7 +214,7 @@ def _load_left_out(
     return create_network(source, source, args, True, {"file": str(file), "custom_load": False}), weights.hf_hub_id
 
 
-def _with_weights(name: str, args: dict[str, Any], file: Path, source: str) -> VisionTransformer:
+def _with_weights(name: str, args: dict[str, Any], file: Path, source: str) -> nn.Module:
     if not file.is_file():
         raise ValueError(f"there is no {file}, and a checkpoint may not name another file")
     module = create_backbone(name, **args)

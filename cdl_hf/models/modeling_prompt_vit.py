@@ -1,7 +1,7 @@
 """Prompted Vision Transformer: a frozen backbone, learned prompts, and a head that grows task by task."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -19,8 +19,8 @@ from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
 from .left_out import left_out_pattern
 from .low_rank import LowRankUpdate
+from .networks import check_prompts
 from .outputs import Encoded, PromptViTOutput
-from .prefix_attention import cls_features, embed
 from .prompt_pools import POOLS, PromptPool
 from .readout import LAST, Readout
 
@@ -42,7 +42,7 @@ class PromptViTForImageClassification(Growing):
     input_modalities = ["image"]
     accepts_loss_kwargs = False
     _auto_class = "AutoModelForImageClassification"  # its code travels with a checkpoint
-    _no_split_modules = ["PrefixBlock"]
+    _no_split_modules = ["PrefixBlock", "PrefixEvaBlock"]
     _keep_in_fp32_modules_strict = ["head", "kd_head", "classifier", "kd_classifier", "analytic"]
     # Statistics of RanPAC in checkpoints of earlier versions, needed only to add classes.
     _keys_to_ignore_on_load_unexpected = [r"^(kd_)?classifier\.(gram|sums)$"]
@@ -54,13 +54,15 @@ class PromptViTForImageClassification(Growing):
         for class_id in range(config.seen_classes):
             names.setdefault(class_id, f"LABEL_{class_id}")  # as transformers does without names
         self.backbone = create_backbone(config.backbone, **config.backbone_args)
-        embed_dim, depth = self.backbone.embed_dim, len(self.backbone.blocks)
-        self.query_backbone: VisionTransformer | None = None
+        embed_dim, depth = self.network.embed_dim, self.network.depth
+        self.query_backbone: nn.Module | None = None
         if config.query_backbone is not None:
             self.query_backbone = create_backbone(config.query_backbone, **config.query_backbone_args)
-        query_dim = (self.query_backbone or self.backbone).embed_dim
-        self.prompt_pool: PromptPool = POOLS[config.prompt_method](config, embed_dim, query_dim, depth)
-        self.prompt_pool.add_updates(self.backbone.blocks)
+        query_dim = self.query_network.embed_dim
+        pool = POOLS[config.prompt_method]
+        check_prompts(self.backbone, config, needs_class_token=pool.needs_class_token)
+        self.prompt_pool: PromptPool = pool(config, embed_dim, query_dim, depth)
+        self.prompt_pool.add_updates(self.network.blocks)
         head = self.prompt_pool.head_class
         self.head = head(embed_dim, config.num_classes)
         self.kd_branch: KDBranch | None = None
@@ -78,12 +80,12 @@ class PromptViTForImageClassification(Growing):
             own = self.readout = self.readout_of_classifier = classifier.readout(config)
             if own.layers > depth:
                 raise ValueError(f"ranpac_layers is {own.layers}, but {config.backbone} has {depth} blocks")
-            self.classifier = classifier(config, own.width(embed_dim))
+            self.classifier = classifier(config, self.network.width(own))
             if self.kd_head is not None:
-                self.kd_classifier = classifier(config, own.width(embed_dim))
+                self.kd_classifier = classifier(config, self.network.width(own))
             if config.kd_branch == "analytic":
-                self.readout = Readout(depth, patch_means=True)
-                self.analytic = AnalyticHead(config, self.readout.width(embed_dim))
+                self.readout = Readout(depth, patch_means=self.network.has_patch_means)
+                self.analytic = AnalyticHead(config, self.network.width(self.readout))
             self.logit_scale = nn.Buffer(torch.empty(()))  # of the computed classifiers, for the probabilities
         self._in_task = False
         self._freeze()
@@ -117,7 +119,7 @@ class PromptViTForImageClassification(Growing):
             if network is not None and loaded is not None:
                 network.load_state_dict(loaded.module.state_dict())
                 data_config = {**loaded.pretrained_cfg, "hf_hub_id": loaded.hub_name}
-                network.pretrained_cfg = data_config  # type: ignore[assignment]  # timm declares no attribute
+                cast(Any, network).pretrained_cfg = data_config  # timm declares no attribute
         return model
 
     @torch.no_grad()
@@ -214,7 +216,7 @@ class PromptViTForImageClassification(Growing):
         """
         if self.classifier is None:
             return
-        own = self.readout_of_classifier.select(features, self.readout)
+        own = self.network.select(features, self.readout_of_classifier, self.readout)
         for i, classifier in enumerate((self.classifier, self.kd_classifier)):
             if classifier is not None:
                 classifier.fit(own[:, i], labels)
@@ -242,7 +244,7 @@ class PromptViTForImageClassification(Growing):
         """
         if not self.prompt_pool.needs_query:
             return None
-        return cls_features(self.query_backbone or self.backbone, pixel_values)
+        return self.query_network.features(pixel_values)
 
     def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
         """Whether one query pass serves both: both use a query, and their query networks have equal weights.
@@ -288,7 +290,7 @@ class PromptViTForImageClassification(Growing):
         encoded = self._encode(pixel_values, query, self.readout if is_computed else LAST, output_hidden_states)
         features, prompt_loss = encoded.features, encoded.prompt_loss
 
-        seen, last = self.config.seen_classes, slice(-self.backbone.embed_dim, None)
+        seen, last = self.config.seen_classes, slice(-self.network.embed_dim, None)
         logits = head_logits = self.head(features[:, 0, last], seen)
         kd_logits = None if self.kd_head is None else self.kd_head(features[:, 1, last], seen)
         if is_computed:
@@ -310,34 +312,11 @@ class PromptViTForImageClassification(Growing):
     def _encode(
         self, pixel_values: Tensor, query: Tensor | None, readout: Readout, output_hidden_states: bool | None = None
     ) -> Encoded:
-        vit, branch, task_id = self.backbone, self.kd_branch, self.config.tasks_seen - 1
-        task_id = min(task_id, self.config.num_trained_tasks - 1)
-        with torch.no_grad():
-            x = embed(vit, pixel_values)
-        cls_index, read, num_tokens = 0, [0], x.shape[1]
-        if branch is not None:
-            x = branch.add_token(x)
-            cls_index, read = branch.cls_index, [branch.cls_index, branch.kd_index]
-        patches = slice(cls_index + vit.num_prefix_tokens, cls_index + num_tokens)
-        hidden_states: tuple[Tensor, ...] = (x,) if output_hidden_states else ()
-        prompt_losses, features = [], []
-        first_read = len(vit.blocks) - readout.layers
-        for i, block in enumerate(vit.blocks):
-            prefix, prompt_loss = self.prompt_pool(query, i, task_id)
-            suffix = None
-            if branch is not None:
-                prefix, suffix = branch.attention_context(prefix, query, i, task_id)
-            needs_only_read = i == len(vit.blocks) - 1 and not output_hidden_states and not readout.patch_means
-            x = block(x, prefix, suffix, cls_index, read if needs_only_read else None, self.prompt_pool.updates_of(i))
-            if prompt_loss is not None:
-                prompt_losses.append(prompt_loss)
-            if output_hidden_states:
-                hidden_states += (x,)
-            if i >= first_read:
-                features.append(readout.read(vit, x, slice(None) if needs_only_read else read, patches))
-        total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None
-        joined = features[0] if len(features) == 1 else torch.cat(features, dim=2)
-        return Encoded(joined.flatten(2), total, hidden_states if output_hidden_states else None)
+        task_id = min(self.config.tasks_seen, self.config.num_trained_tasks) - 1
+        hidden_states = bool(output_hidden_states)
+        return self.network.encode(
+            pixel_values, self.prompt_pool, self.kd_branch, query, task_id, readout, hidden_states
+        )
 
     def _computed_scores(self, features: Tensor, num_classes: int, *, held_out: bool = False) -> Tensor:
         """Scores (B, num_classes) of the computed classifiers, mixed as those of the heads.
@@ -351,7 +330,7 @@ class PromptViTForImageClassification(Growing):
             return (classifier.held_out_scores if held_out else classifier)(features, num_classes)
 
         assert self.classifier is not None
-        own = self.readout_of_classifier.select(features, self.readout)
+        own = self.network.select(features, self.readout_of_classifier, self.readout)
         scores = scores_of(self.classifier, own[:, 0])
         if self.kd_classifier is not None and self.kd_branch is not None:
             scores = torch.lerp(scores, scores_of(self.kd_classifier, own[:, 1]), self.kd_branch.kd_weight)
@@ -376,6 +355,15 @@ class PromptViTForImageClassification(Growing):
             )
         targets = torch.where(ignored, labels, labels - classes.start)
         return F.cross_entropy(logits[:, classes].float(), targets)
+
+
+def frozen_networks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The backbones and query backbones of all models in a module, with their names in it."""
+    for name, child in module.named_modules():
+        if isinstance(child, PromptViTForImageClassification):
+            for role, network in (("backbone", child.backbone), ("query_backbone", child.query_backbone)):
+                if network is not None:
+                    yield f"{name}.{role}".removeprefix("."), network
 
 
 __all__ = ["PromptViTForImageClassification", "PromptViTOutput"]

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.layers import Attention, HybridEmbed, Mlp, PatchEmbed
-from timm.models import get_model_input_config
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import Attention, Mlp, apply_rot_embed_cat
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,73 +39,34 @@ class Prefix:
         return Prefix(*(torch.cat([x.expand(size, -1, -1) for x in pair], dim=1) for pair in pairs))
 
 
-def check_backbone(backbone: torch.nn.Module, name: str) -> None:
-    """Checks that a network is a plain timm Vision Transformer with a class token.
+@dataclass
+class Rotation:
+    """Rotary position embedding (arXiv 2104.09864) of the patch tokens in one block.
 
-    Raises:
-        ValueError: It is of another family, its patch embedding is not a projection or a convolutional stem, its
-            blocks are not timm's standard pre-norm blocks, it has no class token, or its images are not square or do
-            not have three channels.
+    It turns query and key by the angles of their places in the image, so that their product depends on the distance of
+    the two. What has no place is not turned: class token, registers, the token of a KD branch, and the keys of a
+    prefix, which every query shall see at the same angle, wherever it is.
+
+    Args:
+        angles: (N, 2 * d) or (H, N, 2 * d): sines and cosines of the N patches.
+        first: Position of the first patch token.
+        half: Whether the two values of a pair are half a head apart, not neighbors.
     """
-    if type(backbone) is not VisionTransformer:  # subclasses have tokens or paths of their own
-        raise ValueError(f"{name} is a {type(backbone).__name__}; prompts need a plain timm VisionTransformer")
-    if not backbone.has_class_token:
-        raise ValueError(f"{name} has no class token, which heads and queries need; choose a backbone that has one")
-    if type(backbone.patch_embed) not in (PatchEmbed, HybridEmbed):
-        raise ValueError(
-            f"{name} embeds its patches with {type(backbone.patch_embed).__name__}; prompts need timm's PatchEmbed "
-            "or HybridEmbed"
-        )
-    check_images(backbone, name)
-    for block in backbone.blocks:
-        if type(block) is not Block:
-            raise ValueError(f"{name} has blocks of type {type(block).__name__}; prompts need timm's pre-norm Block")
-        if type(block.attn) is not Attention or block.attn.gate is not None:
-            raise ValueError(f"{name} has a {type(block.attn).__name__} that is gated or not timm's plain Attention")
 
+    angles: Tensor
+    first: int
+    half: bool
 
-def check_images(network: torch.nn.Module, name: str) -> None:
-    """Checks that a timm network takes square images with three channels, as all images are here.
-
-    Raises:
-        ValueError: It takes other images.
-    """
-    channels, height, width = get_model_input_config(network)["input_size"]
-    if channels != 3:
-        raise ValueError(f"{name} takes images of {channels} channels, but images here have 3: leave in_chans at 3")
-    if height != width:
-        raise ValueError(f"{name} takes images of {height} x {width} pixels, but images here are square: set img_size")
-
-
-def embed(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """Tokens before the first block: (B, 3, H, W) -> (B, n, D), [CLS, registers, patches].
-
-    Images are resized to the size of this transformer, so that teacher, student and query network with different sizes
-    can share a batch. On a CPU under autocast to bfloat16, the tokens are bfloat16 from here on.
-    """
-    size = tuple(vit.patch_embed.img_size)
-    if tuple(pixel_values.shape[-2:]) != size and not vit.dynamic_img_size:
-        pixel_values = F.interpolate(pixel_values, size, mode="bilinear", antialias=True)
-    tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values))))
-    if is_on_cpu(tokens) and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-        # Adding position embeddings gives float32, which takes twice the memory and a conversion before every product.
-        # On other devices autocast computes norms in float32, so this would not save conversions.
-        tokens = tokens.to(torch.bfloat16)
-    return tokens
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, n, d) -> (B, H, n, d)"""
+        stop = self.first + self.angles.shape[-2]
+        patches = apply_rot_embed_cat(x[:, :, self.first : stop], self.angles, half=self.half)
+        return torch.cat([x[:, :, : self.first], patches.to(x.dtype), x[:, :, stop:]], dim=2)
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
     """Whether a tensor is on a CPU; tests replace this function to run the code for other devices on a CPU."""
     return tensor.device.type == "cpu"
-
-
-def final_norm(vit: VisionTransformer, tokens: Tensor) -> Tensor:
-    """The norm between the last block and a head (one of timm's two is the identity): (..., D) -> (..., D).
-
-    The output has the precision of the weights.
-    """
-    assert vit.cls_token is not None  # see check_backbone
-    return vit.fc_norm(vit.norm(tokens.to(vit.cls_token.dtype)))
 
 
 def run_block(
@@ -117,6 +77,7 @@ def run_block(
     cls_index: int = 0,
     rows: list[int] | None = None,
     updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
+    rotation: Rotation | None = None,
 ) -> Tensor:
     """One transformer block.
 
@@ -127,13 +88,18 @@ def run_block(
         cls_index: Position of the CLS token.
         rows: Positions of the output tokens; all if `None`. Queries, projection and MLP are computed only for these.
         updates: Those of the weights of its linear layers: `qkv`, `proj`, `fc1` or `fc2`.
+        rotation: Rotary position embedding of queries and keys; timm's `Block` has none.
 
     Returns:
         (B, n or len(rows), D)
     """
-    attended = _attention(cast(Attention, block.attn), block.norm1(x), prefix, suffix, cls_index, rows, updates)
+    attn = cast(Attention, block.attn)
+    normed = block.norm1(x)
+    query, key, value = project(attn.qkv, normed, attn.attn_dim, rows, updates.get("qkv"))
+    attended = attend(attn, (query, key, value), prefix, suffix, cls_index, rows, rotation)
+    attended = linear(attn.proj, attn.norm(attended), updates.get("proj"))
     x = (x if rows is None else x[:, rows]) + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(_mlp(block.mlp, block.norm2(x), updates)))
+    return x + block.drop_path2(block.ls2(mlp(block.mlp, block.norm2(x), updates)))
 
 
 class PrefixBlock(Block):
@@ -145,64 +111,74 @@ class PrefixBlock(Block):
     forward = run_block  # type: ignore[assignment]
 
 
-def cls_features(vit: VisionTransformer, pixel_values: Tensor) -> Tensor:
-    """CLS output of a transformer without prompts after its final norm: (B, 3, H, W) -> (B, D)."""
-    x = embed(vit, pixel_values)
-    for block in vit.blocks[:-1]:
-        x = block(x)
-    return final_norm(vit, vit.blocks[-1](x, rows=[0])[:, 0])
-
-
-def linear_layers(block: Block) -> dict[str, nn.Linear]:
-    """The linear layers of a block whose weights can be updated, by name."""
-    attn = cast(Attention, block.attn)
-    layers: dict[str, nn.Module] = {"qkv": attn.qkv, "proj": attn.proj}
+def linear_layers(block: Any) -> dict[str, nn.Linear]:
+    """The linear layers of a block, of `Block` or `EvaBlock`, whose weights can be updated, by name."""
+    layers: dict[str, nn.Module | None] = {"qkv": block.attn.qkv, "proj": block.attn.proj}
     if type(block.mlp) is Mlp:
         layers |= {"fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
 
 
-def _linear(layer: nn.Linear, x: Tensor, update: LowRankUpdate | None) -> Tensor:
+def linear(layer: nn.Linear, x: Tensor, update: LowRankUpdate | None) -> Tensor:
     return layer(x) if update is None else update(layer, x)
 
 
-def _mlp(mlp: nn.Module, x: Tensor, updates: Mapping[str, LowRankUpdate]) -> Tensor:
+def mlp(module: nn.Module, x: Tensor, updates: Mapping[str, LowRankUpdate]) -> Tensor:
     fc1, fc2 = updates.get("fc1"), updates.get("fc2")
     if fc1 is None and fc2 is None:
-        return mlp(x)
-    assert isinstance(mlp, Mlp) and isinstance(mlp.fc1, nn.Linear) and isinstance(mlp.fc2, nn.Linear)
-    x = mlp.norm(mlp.drop1(mlp.act(_linear(mlp.fc1, x, fc1))))
-    return mlp.drop2(_linear(mlp.fc2, x, fc2))
+        return module(x)
+    assert isinstance(module, Mlp) and isinstance(module.fc1, nn.Linear) and isinstance(module.fc2, nn.Linear)
+    x = module.norm(module.drop1(module.act(linear(module.fc1, x, fc1))))
+    return module.drop2(linear(module.fc2, x, fc2))
 
 
-def _attention(
-    attn: Attention,
-    x: Tensor,
+def project(
+    qkv: nn.Linear, x: Tensor, split: int, rows: list[int] | None, update: LowRankUpdate | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens at `rows` (B, n or len(rows), split), keys and values of all tokens (B, n, split)."""
+    if rows is None:
+        query, key, value = linear(qkv, x, update).split(split, dim=-1)
+    elif update is not None:
+        query = update(qkv, x[:, rows], slice(split))
+        key, value = update(qkv, x, slice(split, None)).chunk(2, dim=-1)
+    else:
+        weight, bias = qkv.weight, qkv.bias
+        query_bias, key_value_bias = (None, None) if bias is None else (bias[:split], bias[split:])
+        query = F.linear(x[:, rows], weight[:split], query_bias)
+        key, value = F.linear(x, weight[split:], key_value_bias).chunk(2, dim=-1)
+    return query, key, value
+
+
+def attend(
+    attn: Any,
+    projected: tuple[Tensor, Tensor, Tensor],
     prefix: Prefix | None,
     suffix: Prefix | None,
     cls_index: int,
     rows: list[int] | None,
-    updates: Mapping[str, LowRankUpdate],
+    rotation: Rotation | None,
 ) -> Tensor:
-    split, qkv = attn.attn_dim, updates.get("qkv")
-    if rows is None:
-        query, key, value = _linear(attn.qkv, x, qkv).split(split, dim=-1)
-    elif qkv is not None:
-        query = qkv(attn.qkv, x[:, rows], slice(split))
-        key, value = qkv(attn.qkv, x, slice(split, None)).chunk(2, dim=-1)
-    else:
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        query_bias, key_value_bias = (None, None) if bias is None else (bias[:split], bias[split:])
-        query = F.linear(x[:, rows], weight[:split], query_bias)
-        key, value = F.linear(x, weight[split:], key_value_bias).chunk(2, dim=-1)
+    """Attention over prefix, tokens and suffix.
 
+    Args:
+        attn: The attention module, of which `num_heads`, `q_norm`, `k_norm` and `scale` are used.
+        projected: Queries (B, n or len(rows), D), keys and values (B, n, D) of the tokens.
+        rows: Positions of the queries; see [`run_block`]. They may not be patches where there is a rotation.
+
+    Returns:
+        (B, n or len(rows), D), before the output projection.
+    """
+    query, key, value = projected
     if prefix is not None and prefix.cls_key is not None and prefix.cls_value is not None:
-        around = (0, 0, cls_index, x.shape[1] - cls_index - 1)
+        around = (0, 0, cls_index, key.shape[1] - cls_index - 1)
         key = key + F.pad(prefix.cls_key[None].to(key.dtype), around)
         value = value + F.pad(prefix.cls_value[None].to(value.dtype), around)
 
     query, key, value = (_heads(t, attn.num_heads) for t in (query, key, value))
     query, key = attn.q_norm(query), attn.k_norm(key)
+    if rotation is not None:
+        key = rotation(key)
+        query = rotation(query) if rows is None else query
     keys, values = [key], [value]
     if prefix is not None and prefix.key is not None and prefix.value is not None:
         keys.insert(0, _prefix_heads(prefix.key, key))
@@ -212,9 +188,7 @@ def _attention(
         values.append(_prefix_heads(suffix.value, value))
     if len(keys) > 1:
         key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
-
-    out = _attend(query, key, value, attn.scale).transpose(1, 2).flatten(2)
-    return _linear(attn.proj, attn.norm(out), updates.get("proj"))
+    return _attend(query, key, value, attn.scale).transpose(1, 2).flatten(2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
@@ -38,6 +37,7 @@ class PromptPool(nn.Module):
 
     Attributes:
         needs_query: Whether prompts are selected by the query of an image.
+        needs_class_token: Whether prompts are added to the class token.
         head_class: Head that is trained with the prompts.
         needs_fisher: Whether the Fisher information of each update is measured before `end_task`.
 
@@ -46,6 +46,7 @@ class PromptPool(nn.Module):
     """
 
     needs_query = True
+    needs_class_token = False
     needs_fisher = False
     head_class: type[LinearHead] = LinearHead
 
@@ -232,6 +233,7 @@ class APT(PromptPool):
     """
 
     needs_query = False
+    needs_class_token = True
     head_class = UnitNormHead
     merged: Tensor
 
@@ -287,7 +289,7 @@ class LoRA(PromptPool):
         for i, block in enumerate(blocks):
             if i not in self.blocks:
                 continue
-            layers = linear_layers(cast(Block, block))
+            layers = linear_layers(block)
             for name in self.targets:
                 if name not in layers:
                     raise ValueError(
@@ -300,7 +302,7 @@ class LoRA(PromptPool):
     @torch.no_grad()
     def fold(self, blocks: Iterable[nn.Module]) -> None:
         for i, block in enumerate(blocks):
-            layers = linear_layers(cast(Block, block))
+            layers = linear_layers(block)
             for name, update in self.updates_of(i).items():
                 layers[name].weight.copy_(update.folded(layers[name].weight))
         self.blocks, self.updates = [], nn.ModuleDict()

@@ -59,7 +59,7 @@ def baseline_accuracies(
     """
     set_seed(derive_seed(seed, "baseline", "teacher"))
     teacher = frozen(models["teacher"], class_names)
-    width = teacher.readout.width(teacher.backbone.embed_dim)
+    width = teacher.network.width(teacher.readout)
     set_seed(derive_seed(seed, "baseline", "student"))
     student = frozen(models["student"], class_names, kd_branch="analytic", teacher_width=width)
     plain = frozen(models["student"], class_names)
@@ -75,7 +75,7 @@ def baseline_accuracies(
     teacher.fit_classifier(taught, labels)
     features, _ = read(student)
     Analytic(student, teacher).fit_classifier(features, labels, lambda model, mirrored: taught, mirror=False)
-    plain.fit_classifier(features[..., -student.backbone.embed_dim :], labels)
+    plain.fit_classifier(features[..., -student.network.embed_dim :], labels)
     predictors = {"teacher": teacher, "student": plain, "analytic": student}
     counts = Evaluator(evaluator.accelerator, *options)(predictors, test_images)
     accuracies = {

@@ -17,6 +17,7 @@ from ..distillation import METHODS, TrainingObjective
 from ..distillation.analytic import Analytic
 from ..distillation.logit_methods import KD
 from ..models import PretrainedBackbone, PromptViTConfig, PromptViTForImageClassification, load_backbone
+from ..models.networks import network_of
 from ..models.prompt_pools import POOLS
 from ..utils import derive_seed
 from .arguments import (
@@ -95,13 +96,14 @@ def load_pair(model_args: ModelArguments, pretrained: bool = True) -> tuple[Pret
     size: dict[str, Any] = {} if model_args.image_size is None else {"img_size": model_args.image_size}
     weights: dict[str, Any] = {"weights": model_args.student_weights, "pretrained": pretrained}
     student = load_backbone(model_args.student, **weights, **size)
-    side = student.module.patch_embed.img_size[0]
+    side = network_of(student.module).image_size
     weights["weights"] = model_args.teacher_weights
     teacher = load_backbone(model_args.teacher, **weights, **size)
-    if teacher.module.patch_embed.img_size[0] != side:
+    if network_of(teacher.module).image_size != side:
         teacher = load_backbone(model_args.teacher, **weights, img_size=side)
     for role, backbone in (("teacher", teacher), ("student", student)):
-        patch = backbone.module.patch_embed.patch_size[0]
+        network = network_of(backbone.module)
+        patch = network.module.patch_embed.patch_size[0] if network.blocks else 1
         if side % patch:
             raise ValueError(
                 f"images of {side} pixels cannot be cut into the {role}'s patches of {patch}: choose an image_size "
@@ -194,7 +196,7 @@ def build_models(
         assert teacher is not None
         objective = TrainingObjective(teacher)
     check_heads(objective.model, training_args)
-    side = student_backbone.module.patch_embed.img_size[0]
+    side = network_of(student_backbone.module).image_size
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     if model_args.crop_pct is not None:
         data_config["crop_pct"] = model_args.crop_pct
@@ -208,8 +210,8 @@ def _teacher_width(kd_branch: str, teacher: PromptViTForImageClassification | No
     """What a student's configuration must know of its teacher."""
     if teacher is None or kd_branch not in ("cdl_prompt", "analytic"):
         return None
-    embed_dim = teacher.backbone.embed_dim
-    return embed_dim if kd_branch == "cdl_prompt" else teacher.readout.width(embed_dim)
+    network = teacher.network
+    return network.embed_dim if kd_branch == "cdl_prompt" else network.width(teacher.readout)
 
 
 def _config_fields(argument_class: type) -> list[str]:
@@ -323,10 +325,9 @@ def check_fit(
             raise ValueError(
                 f"the {role} has begun {model.config.tasks_seen} tasks already: a run starts with a new model"
             )
-        if model.backbone.patch_embed.img_size[0] != side:
+        if model.network.image_size != side:
             raise ValueError(
-                f"the image processor makes images of {side} pixels, but the {role} takes "
-                f"{model.backbone.patch_embed.img_size[0]}"
+                f"the image processor makes images of {side} pixels, but the {role} takes {model.network.image_size}"
             )
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..models.computed import Computed
-from ..models.modeling_prompt_vit import LOGIT_SCALE
+from ..models.modeling_prompt_vit import LOGIT_SCALE, frozen_networks
 from ..utils import atomic_folder, remove
 
 NUM_KEPT = 2
@@ -28,7 +27,7 @@ def trained_state(module: nn.Module, *, statistics: bool = False) -> dict[str, T
     Args:
         statistics: Whether with what computed classifiers keep for further classes, and no prediction needs.
     """
-    frozen = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, VisionTransformer))
+    frozen = tuple(f"{name}." for name, _ in frozen_networks(module))
     state = {
         name: value.detach().cpu()
         for name, value in module.state_dict().items()

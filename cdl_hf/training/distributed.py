@@ -23,7 +23,6 @@ from accelerate.utils import (
     parse_flag_from_env,
     patch_environment,
 )
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, share_comm_ctx
@@ -31,6 +30,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from ..models.modeling_prompt_vit import frozen_networks
+from ..models.networks import network_of
 from ..utils import num_cores
 from .arguments import CDLConfig
 
@@ -232,9 +233,10 @@ def shard_transformers(module: nn.Module, accelerator: Accelerator) -> None:
     """Leaves each process its share of the frozen transformers of `module`, block by block, on its device."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
-    for child in list(module.modules()):
-        if isinstance(child, VisionTransformer):
-            blocks = [fully_shard(block, mesh=mesh, reshard_after_forward=reshard) for block in child.blocks]
+    for _, child in list(frozen_networks(module)):
+        of_network = network_of(child).blocks  # a network without such blocks stays whole
+        blocks = [fully_shard(block, mesh=mesh, reshard_after_forward=reshard) for block in of_network]
+        if blocks:
             share_comm_ctx(blocks)
             for block in blocks:  # their memory must not come from an inference mode that is the first to need it
                 block.unshard()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -189,12 +189,18 @@ def _time(
 
 
 def _flops_per_second(model: PromptViTForImageClassification, batch_size: int, accelerator: Accelerator) -> float:
-    """Operations per second of a block of the model's shape, forward and backward with frozen weights."""
-    device, backbone = accelerator.device, model.backbone
-    block = Block(backbone.embed_dim, cast(Any, backbone.blocks[0]).attn.num_heads, qkv_bias=True).to(device)
+    """Operations per second of a block of the model's shape, forward and backward with frozen weights.
+
+    A network without blocks counts as one of its width, with 7 x 7 patches.
+    """
+    device, network = accelerator.device, model.network
+    num_heads, patches = 1, 49
+    if network.blocks:
+        num_heads, patches = network.module.blocks[0].attn.num_heads, network.module.patch_embed.num_patches
+    block = Block(network.embed_dim, num_heads, qkv_bias=True).to(device)
     block.requires_grad_(False)
     count = batch_size if device.type == "cuda" else min(batch_size, 16)
-    tokens = torch.randn(count, backbone.patch_embed.num_patches + 1, backbone.embed_dim, device=device)
+    tokens = torch.randn(count, patches + 1, network.embed_dim, device=device)
     tokens.requires_grad_()
 
     def step() -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -19,6 +19,7 @@ from ..distillation import TrainingObjective
 from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
+from ..models.networks import network_of
 from ..utils import versions
 from .argument_sets import (
     affecting,
@@ -180,10 +181,7 @@ def _weights(role: str, model: PromptViTForImageClassification) -> dict[str, Any
         f"weights of the {whose}": weights["sha256"] if weights else backbone_digest(network)
         for whose, (network, weights) in networks.items()
     }
-    shapes = {
-        f"shape of the {whose}": [*network.patch_embed.img_size, cast(Any, network.blocks[0]).attn.num_heads]
-        for whose, (network, _) in networks.items()
-    }
+    shapes = {f"shape of the {whose}": network_of(network).shape for whose, (network, _) in networks.items()}
     return digests | shapes
 
 

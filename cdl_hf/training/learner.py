@@ -117,7 +117,7 @@ class Learner:
         features, labels = read(self.model, False)
         self.objective.fit_classifier(features, labels, lambda model, mirrored: read(model, mirrored)[0], mirror)
         if self.alignment is not None:
-            self.alignment.add(features[..., -self.model.backbone.embed_dim :], labels)  # what the heads read
+            self.alignment.add(features[..., -self.model.network.embed_dim :], labels)  # what the heads read
             self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
 
     def recorded_counts(self, task: Task) -> list[tuple[int, int]] | None:

@@ -245,11 +245,11 @@ def describe(
     `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
     the model fits, `images` (which they are, their order and augmentation) whether its cached outputs do.
     """
-    networks = (model.backbone, model.query_backbone or model.backbone)
+    networks = [(each.module, each.image_size) for each in (model.network, model.query_network)]
     metadata = {
         "stream": describe_stream(stream),
         "train_tasks": model.config.train_tasks,
-        "networks": [[backbone_digest(network), *network.patch_embed.img_size] for network in networks],
+        "networks": [[backbone_digest(network), side, side] for network, side in networks],
         "head": {
             "head": model.config.head,
             **{name: getattr(model.config, name) for name in _RANPAC},

@@ -19,7 +19,7 @@ def pair(tasks=3, prompts="none", teacher_options=None, **config):
     teacher = tiny_model(
         prompts, tasks=tasks, backbone=tiny_backbone(**TEACHER), **{**options, **(teacher_options or {})}
     )
-    width = teacher.readout.width(teacher.backbone.embed_dim)
+    width = teacher.network.width(teacher.readout)
     student = tiny_model(prompts, "analytic", tasks, teacher_width=width, **options)
     return teacher.eval(), student.eval()
 

@@ -10,7 +10,6 @@ from cdl_hf.distillation import METHODS
 from cdl_hf.distillation.feature_methods import Fusion, TokenGrid
 from cdl_hf.distillation.losses import dist_loss, dkd_loss, kd_loss, standardized_kd_loss
 from cdl_hf.models.low_rank import LowRankUpdate
-from cdl_hf.models.prefix_attention import cls_features, final_norm
 
 DISTILLING = [name for name in METHODS if name not in ("none", "features", "analytic")]
 
@@ -164,8 +163,8 @@ def test_frozen_features_by_hand():
     for update in (module for module in student.modules() if isinstance(module, LowRankUpdate)):
         nn.init.normal_(update.up, std=0.1)
     output = method(x, labels)
-    token = final_norm(student.backbone, student(x, output_hidden_states=True).hidden_states[-1][:, 0])
-    frozen = cls_features(teacher.backbone, x)
+    token = student.network.norm(student(x, output_hidden_states=True).hidden_states[-1][:, 0])
+    frozen = teacher.network.features(x)
     cosine = F.cosine_similarity(method.projection(token), frozen, dim=1)
     assert torch.allclose(output["feature_loss"], (1 - cosine).mean(), atol=1e-6)
     for module in teacher.prompt_pool.modules():
@@ -210,12 +209,12 @@ def test_feature_methods_between_transformers_of_other_sizes(name, teacher):
 
 
 def test_tokens_are_resampled_where_they_lie():
-    grid = TokenGrid(before=3, height=2, width=4)
+    grid = TokenGrid(before=3, height=2, width=4, has_class_token=True)
     tokens = torch.arange(3 + 8.0)[None, :, None]  # CLS 0, registers 1 and 2, patches 3..10
-    assert grid.resample(tokens, TokenGrid(1, 2, 4)).flatten().tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10]
-    halved = grid.resample(tokens, TokenGrid(1, 1, 1)).flatten()
+    assert grid.resample(tokens, TokenGrid(1, 2, 4, True)).flatten().tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10]
+    halved = grid.resample(tokens, TokenGrid(1, 1, 1, True)).flatten()
     assert halved.tolist() == pytest.approx([0, 6.5])
-    assert grid.resample(tokens, TokenGrid(1, 4, 8)).shape == (1, 33, 1)
+    assert grid.resample(tokens, TokenGrid(1, 4, 8, True)).shape == (1, 33, 1)
 
 
 def test_the_teacher_takes_its_own_query_where_they_differ():

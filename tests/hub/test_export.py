@@ -49,7 +49,7 @@ def learnt_model(prompt_method: str, kd_branch: str, head: str, x: torch.Tensor)
             parameter.normal_()
     if head != "linear":
         columns = model.config.seen_classes
-        width = model.readout.width(STUDENT["embed_dim"])
+        width = model.network.width(model.readout)
         features, labels = torch.randn(60, 1 if model.kd_branch is None else 2, width), torch.arange(60) % columns
         features[torch.arange(60), :, labels] += 9  # so that there is something to tell apart
         model.fit_classifier(features, labels, None if model.analytic is None else 9 * F.one_hot(labels, 24).float())

@@ -8,7 +8,6 @@ from tiny_models import images, start_task, tiny_backbone, tiny_model
 from torch import nn
 
 from cdl_hf.hub.peft_adapter import CONFIG, adapter_fields, load_adapter, save_adapter
-from cdl_hf.models.prefix_attention import cls_features
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_an_adapter_of_peft_is_where_training_begins(tmp_path):
     model = tiny_model("lora", backbone=backbone, **fields)
     load_adapter(model, tmp_path)
     features = adapted.base_model.model.forward_features(x)[:, 0]
-    assert not torch.allclose(cls_features(model.backbone, x), features, atol=1e-2)
+    assert not torch.allclose(model.network.features(x), features, atol=1e-2)
     model.end_task()
     assert torch.allclose(model.eval().head_features(x)[:, 0], features, atol=1e-5)
 

@@ -3,10 +3,11 @@ import json
 import pytest
 import timm
 import torch
-from tiny_models import STUDENT, images, tiny_backbone
+from tiny_models import STUDENT, images, tiny_backbone, tiny_model
 
 from cdl_hf.models import load_backbone
 from cdl_hf.models.backbones import create_backbone
+from cdl_hf.models.networks import network_of
 
 SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 
@@ -14,11 +15,6 @@ SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 @pytest.mark.parametrize(
     ("name", "args", "reason"),
     [
-        ("vit_base_patch16_siglip_224", SMALL, "no class token"),
-        ("deit_tiny_distilled_patch16_224", SMALL, "VisionTransformerDistilled"),
-        ("vit_small_patch16_18x2_224", SMALL, "ParallelThingsBlock"),
-        ("resnet18", {}, "ResNet"),
-        ("eva02_tiny_patch14_224", {}, "Eva"),
         ("vit_tinny_patch16_224", {}, "no model 'vit_tinny_patch16_224'"),
         ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
         ("vit_tiny_patch16_224", {**SMALL, "in_chans": 1}, "images of 1 channels, but images here have 3"),
@@ -26,9 +22,12 @@ SMALL = {"depth": 1, "embed_dim": 32, "num_heads": 2}
         ("vit_tiny_r_s16_p8_224", {**SMALL, "in_chans": 4}, "images of 4 channels"),
         ("vit_tiny_patch16_224", {**SMALL, "img_size": (32, 64)}, "32 x 64 pixels, but images here are square"),
         ("vit_tiny_patch16_224", {"embed_dim": 33, "num_heads": 2}, "divisible"),
+        ("resnet18", {"in_chans": 1}, "images of 1 channels"),
+        ("resnet18", {"depths": (1, 1)}, "depths"),
+        ("resnet18", {"layers": (1,)}, "timm cannot create the backbone 'resnet18'"),
     ],
 )
-def test_unsuitable_transformers_are_refused_with_the_reason(name, args, reason):
+def test_unsuitable_networks_are_refused_with_the_reason(name, args, reason):
     with pytest.raises(ValueError, match=reason):
         create_backbone(name, **args)
     with pytest.raises(ValueError, match=reason):
@@ -105,6 +104,11 @@ def test_folder_in_timms_form(tmp_path):
         ({"model_args": {"pretrained_cfg": {"url": "https://example.org/x.pth"}}}, "model_args has 'pretrained_cfg'"),
         ({"model_args": {"depth": 20_000}}, "depth in model_args must be an integer from 1 to 100"),
         ({"model_args": {"depth": 100, "embed_dim": 8192, "num_heads": 8}}, "more than 3,000,000,000"),
+        (
+            {"architecture": "convnext_tiny", "model_args": {"depths": [9] * 4, "dims": [8192] * 4}},
+            "more than 3,000,000,000",
+        ),
+        ({"architecture": "convnext_tiny", "model_args": {"depths": [1] * 11}}, "depths in model_args must be"),
         ({"model_args": {"norm_layer": "os.system"}}, "norm_layer in model_args must be one of"),
     ],
 )
@@ -117,3 +121,27 @@ def test_a_folder_of_a_backbone_is_a_strangers_word_too(tmp_path, config, reason
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is damaged"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("vit_small_patch16_18x2_224", SMALL, "has blocks of type ParallelThingsBlock"),
+        ("deit_tiny_distilled_patch16_224", SMALL, "is a VisionTransformerDistilled"),
+        ("vit_dwee_patch16_reg1_gap_256", SMALL, "DiffAttention"),
+    ],
+)
+def test_blocks_that_cannot_be_prompted(name, args, reason):
+    backbone = load_backbone(name, pretrained=False, **args)
+    with pytest.raises(ValueError, match=rf"^prompt_method 'l2p' changes .* and {name} .*{reason}"):
+        tiny_model("l2p", backbone=backbone)
+
+
+def test_a_network_for_images_of_any_size_keeps_the_one_that_it_is_given(tmp_path):
+    args = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}
+    backbone = load_backbone("resnet50", pretrained=False, img_size=32, **args)
+    assert network_of(backbone.module).image_size == 32
+    timm.models.save_for_hf(backbone.module, tmp_path, model_args=args)  # timm itself knows no img_size of it
+    loaded = load_backbone(tmp_path)
+    assert network_of(loaded.module).image_size == loaded.args["img_size"] == 32 and loaded.digest == backbone.digest
+    assert network_of(load_backbone(tmp_path, img_size=48).module).image_size == 48

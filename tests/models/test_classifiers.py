@@ -287,11 +287,11 @@ def test_ranpac_reads_tokens_of_several_blocks(branch, readout):
         kinds.append(lambda z, position=position: z[:, position])
         expected = torch.cat([kind(z) for z in states[-readout.layers :] for kind in kinds], dim=1)
         found = model.head_features(x)[:, i]
-        assert found.shape[1] == readout.width(model.backbone.embed_dim)
+        assert found.shape[1] == model.network.width(readout)
         assert torch.allclose(found, expected, atol=1e-5)
     for narrower in (Readout(), Readout(1, readout.patch_means), Readout(readout.layers)):
-        part = narrower.select(model.head_features(x), readout)
-        assert part.shape[-1] == narrower.width(model.backbone.embed_dim)
+        part = model.network.select(model.head_features(x), narrower, readout)
+        assert part.shape[-1] == model.network.width(narrower)
         assert torch.equal(part[..., -32:], model.head_features(x)[..., -32:])
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from cdl_hf.models import load_backbone
 from cdl_hf.models.backbones import create_backbone
-from cdl_hf.models.prefix_attention import Prefix, cls_features, embed, run_block
+from cdl_hf.models.networks import network_of
+from cdl_hf.models.prefix_attention import Prefix, run_block
 
 VARIANTS = {
     "plain": {},
@@ -45,7 +46,7 @@ def timms(vit):
 def test_without_prompts_it_is_timms_transformer(variant):
     vit, x = random_vit(**VARIANTS[variant]), images()
     features = timms(vit).forward_features(x)
-    assert torch.allclose(cls_features(vit, x), vit.fc_norm(features[:, 0]), atol=1e-5)
+    assert torch.allclose(network_of(vit).features(x), vit.fc_norm(features[:, 0]), atol=1e-5)
     assert torch.allclose(vit.forward_features(x), features, atol=1e-5)
 
 
@@ -53,14 +54,14 @@ def test_without_prompts_it_is_timms_transformer(variant):
 def test_a_convolutional_stem_may_make_the_patches():
     hybrid = load_backbone("vit_tiny_r_s16_p8_224", pretrained=False, **{**STUDENT, "patch_size": 4}).module.eval()
     x = images()
-    assert torch.allclose(cls_features(hybrid, x), timms(hybrid).forward_features(x)[:, 0], atol=1e-5)
+    assert torch.allclose(network_of(hybrid).features(x), timms(hybrid).forward_features(x)[:, 0], atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_convolutional_stem_runs_too():
     vit = create_backbone("vit_tiny_r_s16_p8_224", img_size=64, embed_dim=32, depth=2, num_heads=2).eval()
     x = images(2, size=64)
-    assert torch.allclose(cls_features(vit, x), timms(vit).forward_features(x)[:, 0], atol=1e-5)
+    assert torch.allclose(network_of(vit).features(x), timms(vit).forward_features(x)[:, 0], atol=1e-5)
 
 
 def naive_attention(attn, x, prefix, suffix, cls_index):
@@ -108,15 +109,15 @@ def test_one_prefix_follows_another_for_all_images():
 
 @torch.no_grad()
 def test_images_of_another_size_are_resized():
-    vit, x = random_vit(), images(2, size=48)
+    embed, x = network_of(random_vit()).embed, images(2, size=48)
     resized = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
-    assert torch.equal(embed(vit, x), embed(vit, resized))
+    assert torch.equal(embed(x)[0], embed(resized)[0])
 
 
 def test_half_precision_on_a_cpu_learns_what_full_precision_does():
     """There attention is written out in training, and fused in evaluation."""
     vit, x = random_vit(), images()
-    tokens = embed(vit, x).detach()
+    tokens = network_of(vit).embed(x)[0].detach()
     prefix = torch.randn(2, 4, STUDENT["embed_dim"])
     gradients, outputs = [], []
     for enabled in (False, True):

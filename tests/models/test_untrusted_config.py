@@ -163,7 +163,7 @@ UNSUITABLE = [
     ({"backbone_args": {"img_size": 4096, "patch_size": 1}}, "and 16,777,216 patches"),
     ({"backbone_args": {**STUDENT, "in_chans": 4}}, "images of 4 channels, but images here have 3"),
     ({"backbone_args": {**STUDENT, "img_size": [32, 64]}}, "32 x 64 pixels, but images here are square"),
-    ({"backbone_args": {**STUDENT, "class_token": False, "global_pool": "avg"}}, "no class token"),
+    ({"backbone_args": {**STUDENT, "class_token": False, "global_pool": "avg"}}, "shapes of its configuration"),
     ({"backbone": "resnet18", "backbone_args": {}}, "ResNet"),
     ({"backbone": "vit_tinny_patch16_224"}, "no model 'vit_tinny_patch16_224'"),
     ({"backbone_args": {**STUDENT, "embed_dim": 64}}, "do not have the shapes of its configuration"),

@@ -114,7 +114,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     # Backbones and their weights
     ("unknown backbone", ["--teacher", "vit_tinny"], ("vit_tinny", "no such folder")),
     ("backbone without tag", ["--teacher", "vit_base_patch16_224"], ("does not name pretrained weights", "augreg")),
-    ("no transformer", ["--teacher", "resnet18", "--teacher_weights", "x"], ("resnet18", "VisionTransformer")),
+    ("prompts for a CNN", ["--teacher", "resnet18"], ("does not name pretrained weights", "resnet18.")),
     ("backbone not on the Hub", ["--teacher", "hf_hub:nobody/nothing"], ("nobody/nothing", "Hub")),
     ("no backbone's folder", lambda w: w.empty_folder("--teacher"), ("no config.json", "recipes/pretrain.py")),
     ("damaged configuration", lambda w: w.backbone("config.json", b"{"), ("config.json", "damaged")),

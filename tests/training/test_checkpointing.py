@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from tiny_models import tiny_model
 from torch import nn
 
 from cdl_hf.training.checkpointing import (
@@ -19,8 +19,10 @@ from cdl_hf.training.checkpointing import (
 
 @pytest.fixture
 def module() -> nn.Module:
-    vit = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=0)
-    return nn.ModuleDict({"backbone": vit, "head": nn.Linear(8, 2)})
+    """As an objective: its head beside a model with nothing but a frozen network."""
+    model = tiny_model("none")
+    model.head = nn.Identity()
+    return nn.ModuleDict({"model": model, "head": nn.Linear(8, 2)})
 
 
 def at(step: int) -> str:
