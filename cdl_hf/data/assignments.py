@@ -1,4 +1,4 @@
-"""Which task each image of a stream belongs to: by its class or by its domain."""
+"""Which task each image of a stream belongs to: by its class, by its domain, or with blurry boundaries."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from .domains import DOMAIN, read_domains
 from .errors import listed
-from .labels import normalized_name, read_labels
+from .labels import normalized_name, rank_in_class, read_labels
 
 LEFT_OUT = -1  # task of an image that no task has
 
@@ -23,12 +23,24 @@ class Assignment:
         sizes: number of classes of each task that no earlier task has.
         tasks: split -> task of each image, (n,) integers, or `LEFT_OUT`.
         domains: domain of each task, if the tasks are made of domains.
+        repeats_classes: whether classes may come again in later tasks.
     """
 
     order: np.ndarray
     sizes: list[int]
     tasks: dict[str, np.ndarray]
     domains: list[str] | None = None
+    repeats_classes: bool = False
+
+    def tasks_of_classes(self, labels: np.ndarray, split: str) -> np.ndarray:
+        """Task of the images of each class, (C,) by class id, where all images of a class are in one task.
+
+        Args:
+            labels: labels of the images of the split, (n,).
+        """
+        task_of_label = np.empty(len(self.order), np.int64)
+        task_of_label[labels] = self.tasks[split]
+        return task_of_label[self.order]
 
     def at_once(self) -> "Assignment":
         """The same images and class order in a single task, for joint training."""
@@ -97,7 +109,54 @@ def by_domain(
         raise ValueError(
             f"no test images of the domains {listed(empty)}: add some, or leave out their training images"
         )
-    return Assignment(order, sizes, tasks, of_tasks)
+    return Assignment(order, sizes, tasks, of_tasks, repeats_classes=True)
+
+
+def blurry(
+    labels: dict[str, np.ndarray],
+    order: np.ndarray,
+    num_tasks: int,
+    disjoint_class_ratio: float,
+    blurry_sample_ratio: float,
+    seed: int,
+) -> Assignment:
+    """Tasks without clear boundaries, as in Si-Blurry (arXiv 2308.09303, section 3).
+
+    Each class has a task, drawn at random, so that tasks have different numbers of classes, but each at least one. All
+    training images of a disjoint class are in its task. Of the images of all other classes, the blurry ones, a share
+    is drawn and each of these is in a random task; at least one image of each class stays in the task of its class.
+    Test images are in the task of their class, whose accuracy is that of these classes.
+
+    Args:
+        labels: split -> labels of its images, (n,).
+        order: labels (C,) in class order; it decides among classes that first come in the same task.
+        disjoint_class_ratio: share of the classes that are disjoint.
+        blurry_sample_ratio: share of the training images of the blurry classes that are in random tasks.
+        seed: seed of all that is drawn.
+
+    Raises:
+        ValueError: a ratio is not between 0 and 1, or there are more tasks than classes.
+    """
+    for name, ratio in (
+        ("disjoint_class_ratio", disjoint_class_ratio),
+        ("blurry_sample_ratio", blurry_sample_ratio),
+    ):
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {ratio}")
+    if not 1 <= num_tasks <= len(order):
+        raise ValueError(f"{len(order)} classes cannot be divided into {num_tasks} tasks; every task needs a class")
+    rng = np.random.default_rng([seed, 1])
+    task_of_label = np.empty(len(order), np.int32)
+    drawn = rng.permutation(len(order))
+    task_of_label[drawn] = np.r_[np.arange(num_tasks), rng.integers(num_tasks, size=len(order) - num_tasks)]
+    is_blurry = np.ones(len(order), bool)
+    is_blurry[rng.permutation(len(order))[: round(disjoint_class_ratio * len(order))]] = False
+    tasks = {split: task_of_label[each] for split, each in labels.items()}
+    may_move = np.flatnonzero(is_blurry[labels["train"]] & (rank_in_class(labels["train"], rng) > 0))
+    moved = rng.permutation(may_move)[: round(blurry_sample_ratio * int(is_blurry[labels["train"]].sum()))]
+    tasks["train"][moved] = rng.integers(num_tasks, size=len(moved))
+    order, sizes = _by_first_task(order, labels["train"], tasks["train"], num_tasks)
+    return Assignment(order, sizes, tasks, repeats_classes=True)
 
 
 def _domain_order(names: list[str], domain_order: str | Sequence[str]) -> np.ndarray:

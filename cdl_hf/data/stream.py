@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .assignments import LEFT_OUT, Assignment, by_class, by_domain
+from .assignments import LEFT_OUT, Assignment, blurry, by_class, by_domain
 from .class_order import class_order_of, task_sizes
 from .domains import DOMAIN
 from .errors import listed
@@ -72,6 +72,8 @@ class TaskStream(Sequence[Task]):
             orders the classes that first come in the same task.
         domain_order: "natural" (order of the ClassLabel; alphabetical for names in other columns), or a list of all
             domains.
+        disjoint_class_ratio, blurry_sample_ratio: shares between 0 and 1, both or none: tasks with blurry boundaries,
+            see [`blurry`]. `num_tasks` is then the only other argument that makes tasks.
         seed: seed of the class order, the validation images, and the images kept by `max_samples_per_class`.
         validation_fraction: fraction of each class's training images that becomes `Task.validation`.
         max_samples_per_class: maximum number of training and of test images per class, for quick experiments. In a
@@ -96,6 +98,8 @@ class TaskStream(Sequence[Task]):
         first_task_classes: int | None = None,
         class_order: str | Sequence[int] | Sequence[str] = "natural",
         domain_order: str | Sequence[str] = "natural",
+        disjoint_class_ratio: float | None = None,
+        blurry_sample_ratio: float | None = None,
         seed: int = 0,
         validation_fraction: float = 0.0,
         max_samples_per_class: int | None = None,
@@ -107,7 +111,16 @@ class TaskStream(Sequence[Task]):
         names = dataset["train"].features["label"].names
         labels = {split: _complete_labels(dataset[split], split) for split in ("train", "test")}
         order = class_order_of(names, class_order, seed)
-        if DOMAIN in dataset["train"].column_names:
+        if (disjoint_class_ratio is None) != (blurry_sample_ratio is None):
+            raise ValueError("disjoint_class_ratio and blurry_sample_ratio make a blurry stream together: give both")
+        if disjoint_class_ratio is not None and blurry_sample_ratio is not None:
+            if DOMAIN in dataset["train"].column_names or classes_per_task or first_task_classes:
+                raise ValueError(
+                    "a blurry stream draws the tasks of its classes: it goes with num_tasks, and not with "
+                    "domain_column, classes_per_task or first_task_classes"
+                )
+            assigned = blurry(labels, order, num_tasks or 10, disjoint_class_ratio, blurry_sample_ratio, seed)
+        elif DOMAIN in dataset["train"].column_names:
             if num_tasks not in (None, 1) or first_task_classes is not None:
                 raise ValueError(
                     "each domain is a task, so num_tasks and first_task_classes do not go with domain_column, except "
@@ -131,13 +144,15 @@ class TaskStream(Sequence[Task]):
             "first_task_classes": first_task_classes,
             "class_order": class_order if isinstance(class_order, str) else [str(entry) for entry in class_order],
             "domain_order": domain_order if isinstance(domain_order, str) else [str(entry) for entry in domain_order],
+            "disjoint_class_ratio": disjoint_class_ratio,
+            "blurry_sample_ratio": blurry_sample_ratio,
             "stream_seed": seed,
             "validation_fraction": validation_fraction,
             "max_samples_per_class": max_samples_per_class,
         }
         self.label_to_class_id = np.argsort(assigned.order)
         self._ordered_names = [names[label] for label in assigned.order]
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "source": dataset["train"].info.dataset_name,
             "class_order": class_order if isinstance(class_order, str) else "given",
             "seed": seed,
@@ -145,7 +160,14 @@ class TaskStream(Sequence[Task]):
             "max_samples_per_class": max_samples_per_class,
             "unreadable_images_left_out": len(dataset.unreadable) if isinstance(dataset, Splits) else 0,
         }
+        if disjoint_class_ratio is not None:
+            self._settings["blurry"] = {
+                "disjoint_class_ratio": disjoint_class_ratio,
+                "blurry_sample_ratio": blurry_sample_ratio,
+                "task_of_class": assigned.tasks_of_classes(labels["test"], "test").tolist(),
+            }
         self._dataset = dataset
+        self._repeats_classes = assigned.repeats_classes
 
         train, validation = _rows_by_task(
             labels["train"], "train", names, assigned, seed, max_samples_per_class, validation_fraction
@@ -202,7 +224,7 @@ class TaskStream(Sequence[Task]):
     @property
     def repeats_classes(self) -> bool:
         """Whether classes may come again in later tasks."""
-        return self.domains is not None
+        return self._repeats_classes
 
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
         """Split -> digest of the images and class ids of each task; `digest` is, for example, [`ordered_digest`]."""
@@ -233,6 +255,8 @@ class TaskStream(Sequence[Task]):
         each = f"of {sizes[0]}" if len(set(sizes)) == 1 else f"of {', '.join(map(str, sizes))}"
         if self.domains is not None:
             each = f"of the domains {listed(self.domains, 10)}"
+        elif self.repeats_classes:
+            each = f"with blurry boundaries and {', '.join(map(str, sizes))} new classes"
         order = {
             "natural": "in natural order",
             "given": "in a given order",

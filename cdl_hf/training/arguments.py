@@ -69,6 +69,20 @@ class StreamArguments(DatasetArguments):
     domain_order: str | list[str] = argument(
         "natural", "Order of the domains: natural, or all their names, separated by commas or as a list"
     )
+    disjoint_class_ratio: float | None = argument(
+        None,
+        "Blurry stream (Si-Blurry): share of the classes that come in one task only, with blurry_sample_ratio",
+        unset="no blurry stream",
+        min=0,
+        max=1,
+    )
+    blurry_sample_ratio: float | None = argument(
+        None,
+        "Blurry stream: share of the other classes' training images that are in random tasks",
+        unset="no blurry stream",
+        min=0,
+        max=1,
+    )
     stream_seed: int = argument(
         0,
         "Seed of the class order and of which images are held out or kept: runs with other seeds share a stream",

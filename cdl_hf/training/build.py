@@ -78,6 +78,8 @@ def build_stream(stream_args: StreamArguments) -> TaskStream:
         first_task_classes=stream_args.first_task_classes,
         class_order=order,
         domain_order=domains.split(",") if isinstance(domains, str) and domains != "natural" else domains,
+        disjoint_class_ratio=stream_args.disjoint_class_ratio,
+        blurry_sample_ratio=stream_args.blurry_sample_ratio,
         seed=stream_args.stream_seed,
         validation_fraction=stream_args.validation_fraction,
         max_samples_per_class=stream_args.max_samples_per_class,

@@ -236,7 +236,11 @@ def _task_rows(matrix: list[list[float]], stream: dict[str, Any]) -> list[dict[s
             name = markdown_text(stream["domains"][task])
             rows.append({"classes": name, "first": row[task], "last": matrix[-1][task]})
             continue
-        names = stream["class_names"][start : start + stream["classes_per_task"][task]]
+        if "blurry" in stream:
+            of_class = zip(stream["class_names"], stream["blurry"]["task_of_class"], strict=True)
+            names = [name for name, own in of_class if own == task]
+        else:
+            names = stream["class_names"][start : start + stream["classes_per_task"][task]]
         start += len(names)
         shown = ", ".join(markdown_text(name) for name in names[:NAMES_SHOWN])
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

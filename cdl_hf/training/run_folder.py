@@ -243,7 +243,7 @@ class RunFolder:
             if args["classifier"] != "linear":
                 title += f", head {args['classifier']}"
             domains = stream.get("domains")
-            classes = None if domains else stream["classes_per_task"]
+            classes = None if domains or "blurry" in stream else stream["classes_per_task"]
             options: dict[str, Any] = {"classes_per_task": classes, "tasks": tasks_of(stream)}
             plot_accuracy_over_tasks(matrices, self.path / "accuracy.png", title, **options)
             plot_accuracy_matrices(matrices, self.path / "matrices.png", domains)

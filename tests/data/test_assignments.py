@@ -1,4 +1,4 @@
-"""Streams of domains."""
+"""Streams of domains, and streams with blurry boundaries."""
 
 import warnings
 
@@ -99,3 +99,62 @@ def test_a_domain_needs_test_images(stream_data):
         TaskStream(domains_of(EVERYTHING, [(label, label % 2) for label in range(4)]))
     with pytest.raises(ValueError, match="domain_order needs domain_column"), warnings.catch_warnings():
         TaskStream(stream_data(4), 2, domain_order=["x"])
+
+
+def blurry_of(data, **options):
+    return TaskStream(data, 4, **{"disjoint_class_ratio": 0.5, "blurry_sample_ratio": 0.25, **options})
+
+
+def test_a_blurry_stream(stream_data):
+    """Half of the classes are in one task each; of the others, a quarter of the images are in random tasks."""
+    data = stream_data(num_classes=20, train=40, test=2)
+    stream = blurry_of(data)
+    assert stream.repeats_classes and stream.domains is None and sum(stream.classes_per_task) == 20
+    counts = np.array([np.bincount(task.train["label"][:], minlength=20) for task in stream])
+    assert (counts.sum(0) == 40).all(), "each image is in one task"
+    disjoint = (counts > 0).sum(0) == 1
+    assert 10 <= disjoint.sum() <= 11 and (counts > 0).sum(0)[~disjoint].min() >= 2
+    home = counts.argmax(0)
+    assert 400 - counts[home, np.arange(20)][~disjoint].sum() == pytest.approx(100 * 3 / 4, abs=15)
+    for index, task in enumerate(stream):
+        seen = stream.label_to_class_id[task.train["label"][:]]
+        assert seen.max() < task.class_ids.stop, "no class before its first task"
+        assert sorted(set(task.test["label"][:])) == np.flatnonzero(home == index).tolist(), "its own classes"
+    assert len({len(task.train) for task in stream}) > 1, "tasks of different sizes"
+    of_class = np.empty(20, int)
+    of_class[stream.label_to_class_id] = home
+    ratios = {"disjoint_class_ratio": 0.5, "blurry_sample_ratio": 0.25}
+    assert stream.describe()["blurry"] == {**ratios, "task_of_class": of_class.tolist()}
+
+
+def test_a_blurry_stream_depends_on_its_seed_alone(stream_data):
+    data = stream_data(num_classes=8, train=10, test=1)
+    rows = [[task.train["label"][:] for task in blurry_of(data, seed=seed)] for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_a_blurry_stream_of_disjoint_classes_repeats_none(stream_data):
+    stream = blurry_of(stream_data(num_classes=8, train=3, test=1), disjoint_class_ratio=1)
+    for task in stream:
+        assert set(stream.label_to_class_id[task.train["label"][:]]) == set(task.class_ids)
+
+
+def test_all_images_in_random_tasks_still_leave_each_class_in_its_own(stream_data):
+    stream = blurry_of(stream_data(num_classes=8, train=3, test=1), disjoint_class_ratio=0, blurry_sample_ratio=1)
+    for task in stream:
+        assert set(task.test["label"][:]) <= set(task.train["label"][:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blurry_sample_ratio": None}, "give both"),
+        ({"blurry_sample_ratio": 1.5}, "blurry_sample_ratio must be between 0 and 1, got 1.5"),
+        ({"first_task_classes": 2}, "it goes with num_tasks, and not with domain_column"),
+    ],
+)
+def test_what_a_blurry_stream_does_not_go_with(stream_data, options, message):
+    with pytest.raises(ValueError, match=message):
+        blurry_of(stream_data(8), **options)
+    with pytest.raises(ValueError, match="3 classes cannot be divided into 4 tasks"):
+        blurry_of(stream_data(3))

@@ -1,4 +1,4 @@
-"""Runs over streams of domains, whose classes come again."""
+"""Runs over streams of domains and with blurry boundaries, whose classes come again."""
 
 import json
 import re
@@ -110,3 +110,18 @@ def test_alignment_remembers_a_class_once(train, stream, tmp_path, capsys):
 def test_the_domains_are_those_of_the_folders(domains):
     splits = load_image_dataset(str(domains), domain_column="color")
     assert splits["train"].features["domain"].names == sorted(DOMAINS)
+
+
+def test_a_run_with_blurry_boundaries(train, command, tmp_path):
+    ratios = ["--disjoint_class_ratio", "0.5", "--blurry_sample_ratio", "0.4"]
+    alone = ["--stages", "student", "--distillation", "none", "--num_train_epochs", "1", "--prompt_method", "apt"]
+    train(*command, *ratios, *alone, "--output_dir", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    about, blurry = results["stream"], results["stream"]["blurry"]
+    assert sum(about["classes_per_task"]) == 6 and sum(about["train"]) == 42 and blurry["blurry_sample_ratio"] == 0.4
+    assert [len(row) for row in results["student"]["accuracy_matrix"]] == [1, 2, 3]
+    card = (tmp_path / "run" / "student" / "README.md").read_text()
+    assert "50% of the classes come in one task only" in card and "40% of the training images of the others" in card
+    of_class = zip(about["class_names"], blurry["task_of_class"], strict=True)
+    own = [name.replace("_", "\\_") for name, task in of_class if task == 1]
+    assert f"| 2 | {', '.join(own)} |" in card
