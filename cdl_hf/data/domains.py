@@ -26,7 +26,8 @@ def with_domains(splits: dict[str, Dataset], name: str, column: str, columns: li
     """
     if any(DOMAIN not in dataset.column_names for dataset in splits.values()):
         raise DatasetError(
-            f"{name!r} has no column {column!r} for domain_column; its columns are {', '.join(columns)}"
+            f"{name!r} has no column {column!r} for domain_column; its columns are {', '.join(columns)} (in a folder "
+            "of images, domains are the folders above those of the classes)"
         )
     values = {
         split: _values(dataset, f"the domain_column {column!r} of {name!r}") for split, dataset in splits.items()

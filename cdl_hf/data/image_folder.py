@@ -99,7 +99,8 @@ def read_image_folder(layout: Layout, path: Path) -> DatasetDict:
         warnings.warn(note, stacklevel=2)
     others: Counter[str] = Counter()
     features, domain = Features(image=Image(), label=Value("string")), layout.domain_column
-    if domain is None:
+    deep = [folder for root in layout.roots.values() for folder in _imaged(root).values() if _imaged(folder)]
+    if domain is None or not deep:  # without further folders, the files' names may hold the domain: ImageNet-R
         splits = {split: _rows(root, others, layout.left_out) for split, root in layout.roots.items()}
     else:
         features[domain] = Value("string")

@@ -72,9 +72,12 @@ def test_folders_of_domains(tmp_path, split):
 
 
 def test_domains_need_folders_of_classes(tmp_path):
-    save_images(tmp_path, {"cat": 4, "dog": 5})
-    with pytest.raises(DatasetError, match="has no folders of classes: with domain_column expected <domain>/<class>"):
-        load_image_dataset(str(tmp_path), domain_column="domain")
+    save_images(tmp_path / "flat", {"cat": 4, "dog": 5})
+    with pytest.raises(DatasetError, match="has no column 'domain' for domain_column; its columns are image, label"):
+        load_image_dataset(str(tmp_path / "flat"), domain_column="domain")
+    save_images(tmp_path / "mixed", {"real/cat": 4, "real/dog": 5, "sketch": 3})
+    with pytest.raises(DatasetError, match="sketch' has no folders of classes: with domain_column expected <domain>"):
+        load_image_dataset(str(tmp_path / "mixed"), domain_column="domain")
 
 
 def test_domains_in_a_metadata_table(tmp_path):

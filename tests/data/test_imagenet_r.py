@@ -50,6 +50,15 @@ def test_original_folder_is_divided_four_to_one(folder):
     assert {*stream[3].test["rendition"][:]} <= {"art", "cartoon", "sketch", "videogame"}
 
 
+@pytest.mark.filterwarnings("ignore:Left out .* test images of classes")
+def test_renditions_as_domains(folder):
+    """The same division as of a stream of classes; each image is in the domain that its name holds."""
+    stream = TaskStream(load_image_dataset(str(folder), domain_column="rendition"))
+    assert stream.domains == ["art", "cartoon", "sketch", "videogame"] and sum(stream.classes_per_task) == 200
+    for task in stream:
+        assert {re.split("[/_]", key)[1] for key in file_keys(task.train)} == {task.domain}
+
+
 def test_division_can_be_used_again(folder, tmp_path):
     first = load_image_dataset(str(folder), seed=3)
     (tmp_path / "split.yaml").write_text(TaskStream(first, 10).split_list())
