@@ -26,8 +26,9 @@ import yaml
 from .cli_arguments import KINDS, Argument, argument, collect
 from .cli_help import help_page, shown, title
 from .console import show_messages
+from .presets import preset_names, preset_or_file
 
-__all__ = ["ParsedArguments", "argument", "cli_error", "did_you_mean", "parse", "to_dict", "to_yaml"]
+__all__ = ["ParsedArguments", "argument", "cli_error", "did_you_mean", "parse", "program_name", "to_dict", "to_yaml"]
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("none", "null", "~", "")
@@ -132,10 +133,15 @@ def cli_error(message: str) -> NoReturn:
     The message is one line, unless it has lines of its own, such as a list of files.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one message from each node, not one from each process
-        print(f"{os.path.basename(sys.argv[0])}: error: {message.strip()}", file=sys.stderr, flush=True)
+        print(f"{program_name()}: error: {message.strip()}", file=sys.stderr, flush=True)
     else:
         time.sleep(PATIENCE)  # a launcher kills all when the first one ends: it must be the one with the message
     raise SystemExit(2)
+
+
+def program_name() -> str:
+    """The name of this program in its messages, such as `train.py` or `cdl-hf train`."""
+    return os.path.basename(sys.argv[0])
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def _read_command_line(
         opposite = name.removeprefix("no_")
         if name == "config":
             if len(values) != 1 or not values[0]:
-                cli_error("--config needs the path of one YAML file")
+                cli_error("--config needs the path of one YAML file, or the name of a preset")
             config_file = values[0]
         elif name in arguments:
             argument = arguments[name]
@@ -223,12 +229,12 @@ def _read_yaml(path: str, arguments: dict[str, Argument], header: str) -> dict[s
     """
     where = f"--config {path}" if header else path
     try:
-        with open(_expanded(path), encoding="utf-8") as file:
+        with open(preset_or_file(_expanded(path)), encoding="utf-8") as file:
             is_record = file.readline().startswith(header)
             file.seek(0)
             root = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
-        cli_error(f"{where}: cannot read this file ({error.strerror})")
+        cli_error(f"{where}: cannot read this file ({error.strerror}){did_you_mean(path, preset_names())}")
     except UnicodeDecodeError:
         cli_error(f"{where}: this file is not a text in UTF-8")
     except yaml.YAMLError as error:

@@ -27,7 +27,9 @@ def help_page(argument_classes: tuple[type, ...], arguments: Mapping[str, Argume
         group.add_argument(name, metavar=name.upper(), help=_described(argument))
     group = page.add_argument_group("options")
     group.add_argument("-h, --help", action="store_true", help="Show this page and stop")
-    group.add_argument("--config", metavar="FILE.yaml", help="File of arguments, which the command line overrides")
+    group.add_argument(
+        "--config", metavar="FILE.yaml", help="File of arguments or name of a preset, which the command line overrides"
+    )
     for argument_class in argument_classes:
         group = page.add_argument_group(title(argument_class))
         for f in fields(argument_class):

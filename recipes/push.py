@@ -1,47 +1,9 @@
-"""Pushes the teacher and the student of a finished run to the Hub, as <name>-teacher and <name>-student.
+"""`cdl-hf push`, from a checkout: pushes the models of a finished run to the Hub.
 
-    hf auth login
-    python recipes/push.py runs/my_run --hub_model_id me/drawings
-
-Exit code: 0 all is pushed; 2 a mistake in the arguments; 69 (EX_UNAVAILABLE) the Hub did not accept it, try again.
+python recipes/push.py runs/my_run --hub_model_id me/drawings
 """
 
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-from cdl_hf.cli import argument, cli_error, parse
-from cdl_hf.training.arguments import RepositoryArguments
-from cdl_hf.training.interruptions import EX_UNAVAILABLE
-
-
-@dataclass
-class PushArguments:
-    """The run."""
-
-    output_dir: str = argument("Output folder of the run", positional=True)
-
-
-def main() -> None:
-    args, hub_args = parse((PushArguments, RepositoryArguments), description=__doc__)
-
-    from cdl_hf.hub.push import PushError, push_run  # takes seconds
-
-    try:
-        addresses = push_run(
-            Path(args.output_dir),
-            hub_args.hub_model_id,
-            private=hub_args.hub_private,
-            task_revisions=hub_args.hub_task_revisions,
-        )
-    except PushError as error:
-        print(error, file=sys.stderr)
-        sys.exit(EX_UNAVAILABLE)
-    except ValueError as error:
-        cli_error(str(error))
-    for role, address in addresses.items():
-        print(f"{role}: {address}")
-
+from cdl_hf.commands.push import main
 
 if __name__ == "__main__":
     main()

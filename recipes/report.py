@@ -1,66 +1,9 @@
-"""Report of finished runs: report.md with pictures, results.csv, and report.html, one self-contained page.
+"""`cdl-hf report`, from a checkout: report of finished runs.
 
-    python recipes/report.py runs/compare --output_dir recipes/quickdraw100/report
-    python recipes/report.py recipes/quickdraw100/report --output_dir recipes/quickdraw100/report    # the same bytes
-
-RUNS is a folder with the folders of runs, a report, or its runs.jsonl. Their results are stored in the runs.jsonl of
-the output folder, together with those that are there already, and the report is made of that file. If the output
-folder has a findings.md, the report includes it; HTML in it is shown as text. Needs the extra [report].
+python recipes/report.py runs/compare --output_dir runs/report
 """
 
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-
-from cdl_hf.cli import argument, cli_error, parse
-from cdl_hf.comparison.experiments import group_runs
-from cdl_hf.comparison.reported import REPORTED
-from cdl_hf.comparison.results import (
-    RUNS,
-    complete_results,
-    latencies,
-    measure_latencies,
-    merge_runs,
-    read_runs,
-    write_runs,
-)
-
-RECIPES = Path(__file__).parent
-
-
-@dataclass
-class ReportArguments:
-    """The report."""
-
-    runs: str = argument("Folder of the folders of runs, or a report, or its runs.jsonl", positional=True)
-    output_dir: str = argument("Folder of the report")
-    measure_latency: bool = argument(
-        "Time one image on a saved model of each experiment, and store the latencies", False
-    )
-
-
-def main() -> None:
-    (args,) = parse((ReportArguments,), description=__doc__)
-    if find_spec("markdown_it") is None:
-        cli_error("markdown-it-py not installed: pip install 'cdl_hf[report]'")
-    from cdl_hf.comparison.rendering import write_report  # matplotlib takes a second
-
-    source, output = Path(args.runs), Path(args.output_dir)
-    try:
-        runs = [run.portable() for run in read_runs(source)]
-        if (output / RUNS).is_file():
-            runs = merge_runs(read_runs(output / RUNS), runs)
-        experiments = group_runs(complete_results(runs))
-        if args.measure_latency:
-            from cdl_hf.hub.saved_models import load_saved_model  # torch takes seconds
-
-            runs = measure_latencies(runs, experiments, source, lambda folder: load_saved_model(folder).model)
-        write_runs(output, runs)
-        write_report(experiments, latencies(runs, experiments), output, sorted(RECIPES.glob(f"*/{REPORTED}")))
-    except ValueError as error:
-        cli_error(str(error))
-    print(f"{output / 'report.md'}, report.html and results.csv report {len(experiments)} experiments")
-
+from cdl_hf.commands.report import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,14 @@ from ..version import __version__
 
 COMMANDS = {
     "train": "train a teacher and a student on a stream of tasks",
+    "compare": "train over a grid of methods, class orders and seeds",
+    "report": "make a report with tables and plots of finished runs",
+    "evaluate": "measure accuracy, confusion, calibration and speed of a run or a saved model",
     "predict": "classify image files with a saved model",
+    "export": "export a saved model to ONNX and torch.export",
+    "push": "push the models of a finished run to the Hub",
+    "demo": "show teacher and student of a run side by side on a web page",
+    "pretrain": "pre-train a backbone, for a domain that has none",
 }
 
 

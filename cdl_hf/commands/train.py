@@ -1,7 +1,7 @@
 """Continual distillation learning: a teacher and a student learn a stream of tasks.
 
 cdl-hf train                                                # the bundled drawings
-cdl-hf train --distillation kd --seed 1 --output_dir runs/my_run
+cdl-hf train --config quickdraw100/l2p --distillation kd --seed 1
 accelerate launch -m cdl_hf.commands.train                  # in several processes, or as your accelerate config says
 accelerate launch recipes/train.py                          # the same, in a checkout
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from ..cli import parse, to_dict
 from ..training.arguments import RUN
 
-REPORTED = "reported.csv"
 METRICS = ("A_N", "F_N")
 
 

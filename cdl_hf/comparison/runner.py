@@ -1,4 +1,4 @@
-"""The runs of a comparison: each is one call of recipes/train.py, made if it is not finished yet."""
+"""The runs of a comparison: each is one call of `cdl-hf train`, made if it is not finished yet."""
 
 import json
 import logging
@@ -29,7 +29,9 @@ from .progress import Progress
 from .statistics import MeanStd
 
 TABLE = "table.md"
-REFUSED = 2  # exit code of train.py for mistakes in its arguments
+# -P keeps the current folder, in which a file may have the name of a library, off sys.path.
+TRAIN = [sys.executable, "-P", "-m", "cdl_hf.commands.train"]
+REFUSED = 2  # exit code of a run for mistakes in its arguments
 POLL_SECONDS = 5.0  # between two looks at runs that other processes are making
 TAIL_BYTES = 4000  # of a run's messages, of which the last line is reported
 
@@ -53,10 +55,9 @@ class InUse(Exception):
 
 
 class GridRunner:
-    """Runs train.py for what is not finished.
+    """Trains what is not finished.
 
     Args:
-        script: Path of train.py.
         folder: Folder of all runs.
         runs: All runs of the comparison, sources before those that read their states.
 
@@ -64,8 +65,8 @@ class GridRunner:
         problems: Why runs are not finished, by name.
     """
 
-    def __init__(self, script: Path, folder: Path, runs: Sequence[PlannedRun]):
-        self.script, self.folder, self.runs = script, folder, runs
+    def __init__(self, folder: Path, runs: Sequence[PlannedRun]):
+        self.folder, self.runs = folder, runs
         self.problems: dict[str, Problem] = {}
         self._progress = Progress([], runs, {})
 
@@ -154,7 +155,7 @@ class GridRunner:
         if is_begun and (difference := self._difference(run)):
             self.problems[run.name] = Problem("failed", f"{difference}: remove its folder, or choose another")
             return False
-        command = [sys.executable, str(self.script), *run.command_line(self.folder), "--output_dir", str(folder)]
+        command = [*TRAIN, *run.command_line(self.folder), "--output_dir", str(folder)]
         command.append("--resume_from_checkpoint" if is_begun else "--overwrite_output_dir")
         logger.info("\n%s\n%s", self._progress.describe(run), shlex.join(command))
         start = time.monotonic()
@@ -210,7 +211,7 @@ def pause(seconds: float) -> None:
 def call(command: list[str]) -> tuple[int, str]:
     """Runs a command, and passes its messages on as they come.
 
-    It does not outlive this process: train.py notices that its parent has ended, for whatever reason. Where stderr is
+    It does not outlive this process: a run notices that its parent has ended, for whatever reason. Where stderr is
     no terminal, progress bars are drawn once a minute.
 
     Returns:

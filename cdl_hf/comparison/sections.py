@@ -71,9 +71,9 @@ def how_it_was_made(experiments: Iterable[Experiment], measured: Latencies) -> s
     return "\n\n".join(
         [
             "## How it was made",
-            "```\npython recipes/compare.py GRID.yaml --output_dir RUNS\n"
-            f"python recipes/report.py RUNS --output_dir REPORT{' --measure_latency' if measured else ''}\n```",
-            "`python recipes/report.py REPORT --output_dir REPORT` rebuilds the report from its runs.jsonl. The code "
+            "```\ncdl-hf compare GRID.yaml --output_dir RUNS\n"
+            f"cdl-hf report RUNS --output_dir REPORT{' --measure_latency' if measured else ''}\n```",
+            "`cdl-hf report REPORT --output_dir REPORT` rebuilds the report from its runs.jsonl. The code "
             "of the runs:",
             table(["commit", "versions", "runs"], versions_table(experiments), numbers_from=2),
         ]

@@ -84,7 +84,7 @@ def load_backbone(
         source: The name of a bundled one (`vit_micro_quickdraw`), a timm name with its tag
             (`vit_base_patch16_224.augreg2_in21k_ft_in1k`, fetched from the Hub), a Hub repository
             (`hf_hub:timm/...`), or a folder in timm's form (`config.json` and `model.safetensors`), such as
-            `recipes/pretrain.py` writes.
+            `cdl-hf pretrain` writes.
         weights: A local file with weights of the architecture `source`, instead of those on the Hub.
         pretrained: Whether to load weights; random ones are enough to measure speed.
         args: Keyword arguments of `timm.create_model`, such as `img_size=224` (position embeddings are resampled).
@@ -147,13 +147,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder in timm's format, which is untrusted: only architecture arguments are allowed."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see recipes/pretrain.py)")
+        raise ValueError(f"{folder} is not a saved backbone: it has no config.json (see cdl-hf pretrain)")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise ValueError(f"{file} does not describe a backbone: it names no architecture (see recipes/pretrain.py)")
+        raise ValueError(f"{file} does not describe a backbone: it names no architecture (see cdl-hf pretrain)")
     args = config.get("model_args") or {}
     if not isinstance(args, dict):
         raise ValueError(f"{file} does not describe a backbone: model_args must be an object, got {shown(args)}")

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 
+from ..invocation import how_it_started
 from ..utils import num_cores
 
 _TABLE = "| measured | |\n|---|---|\n"
@@ -28,7 +29,7 @@ def describe(device: torch.device) -> str:
 
 
 def backbone_card(name: str, result: Mapping[str, Any], command: Sequence[str], images: str, held_out: int) -> str:
-    """The card, in Markdown, of a backbone that `recipes/pretrain.py` has trained.
+    """The card, in Markdown, of a backbone that `cdl-hf pretrain` has trained.
 
     Args:
         result: As in results.json: `arguments`, `seconds`, `epochs`, `test_accuracy`, `precision`, `machine`, and the
@@ -59,7 +60,7 @@ tags: [image-feature-extraction]
 {result["precision"]}, on {result["machine"]}. The weights are averages over the last steps; no epoch was picked.
 
 ```
-accelerate launch recipes/pretrain.py {call}
+{shlex.join(how_it_started([]))} {call}
 ```
 """
     return add_probe(card, given["probe"], result) if given.get("probe") else card
@@ -72,7 +73,7 @@ def add_probe(card: str, dataset: str, figures: Mapping[str, Any]) -> str:
         ValueError: The card has no table.
     """
     if _TABLE not in card:
-        raise ValueError("the card has no table 'measured': only the cards of recipes/pretrain.py have one")
+        raise ValueError("the card has no table 'measured': only the cards of cdl-hf pretrain have one")
     rows = {
         f"| {label} on {Path(dataset).name} | ": f"{figures[key]:.1f} % |\n"
         for key, label in PROBES.items()

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 # Numbers, for Windows has not all of their names in `os`.
 EX_UNAVAILABLE, EX_TEMPFAIL = 69, 75
-# The commands and modules that start training processes and wait for them; compare.py is this project's.
+# The commands and modules that start training processes and wait for them; the last ones are this project's.
 LAUNCHERS = {
     "accelerate",
     "accelerate-launch",
     "accelerate.commands.accelerate_cli",
     "accelerate.commands.launch",
-    "compare.py",
     "torch.distributed.launch",
     "torch.distributed.run",
     "torchrun",
+    "cdl-hf",
+    "cdl_hf.commands.compare",
+    "compare.py",
 }
 WATCH_INTERVAL = 0.5  # seconds
 REPEAT_INTERVAL = 2  # seconds in which a further Ctrl-C counts as the first: terminal and launcher may both send one

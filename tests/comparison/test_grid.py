@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cdl_hf.comparison.grid import read_grid
+from cdl_hf.presets import preset_or_file
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 GRID = """
 arguments: {num_train_epochs: 2}
 seeds: [0, 5]
@@ -107,7 +107,7 @@ def test_the_earlier_key_of_classifiers_is_read(grid):
 
 
 def test_bundled_grid_asks_for_every_pair_of_methods_and_only_for_what_train_takes():
-    groups = read_grid(RECIPES / "quickdraw100" / "grid.yaml")
+    groups = read_grid(preset_or_file("quickdraw100/grid"))
     runs = {run.name: run for group in groups.values() for run in group}
     prompts = ("coda_prompt", "l2p", "dualprompt", "apt")
     methods = ("none", "kd", "dkd", "fitnets", "reviewkd", "deit", "kdp", "cdl_prompt")

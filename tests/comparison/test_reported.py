@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from cdl_hf.comparison.reported import page_tables, read_reported
+from cdl_hf.presets import reported_files
 
-FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*/reported.csv"))
+RECIPES = Path(__file__).parents[2] / "recipes"
+FILES = reported_files()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_tables_of_the_page_are_made_from_the_file(file):
-    page = file.with_name("README.md").read_text(encoding="utf-8")
+    page = (RECIPES / file.parent.name / "README.md").read_text(encoding="utf-8")
     tables = page_tables(file)
     for title, table in tables.items():
         assert f"\n## {title}\n" in page and f"\n{table}\n" in page

@@ -116,7 +116,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("backbone without tag", ["--teacher", "vit_base_patch16_224"], ("does not name pretrained weights", "augreg")),
     ("prompts for a CNN", ["--teacher", "resnet18"], ("does not name pretrained weights", "resnet18.")),
     ("backbone not on the Hub", ["--teacher", "hf_hub:nobody/nothing"], ("nobody/nothing", "Hub")),
-    ("no backbone's folder", lambda w: w.empty_folder("--teacher"), ("no config.json", "recipes/pretrain.py")),
+    ("no backbone's folder", lambda w: w.empty_folder("--teacher"), ("no config.json", "cdl-hf pretrain")),
     ("damaged configuration", lambda w: w.backbone("config.json", b"{"), ("config.json", "damaged")),
     ("another configuration", lambda w: w.backbone("config.json", b"{}"), ("config.json", "architecture")),
     ("folder without weights", lambda w: w.backbone("model.safetensors", None), ("model.safetensors", "not exist")),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_runs import load_recipe, run_recipe
+from tiny_runs import run_recipe
 
 from cdl_hf.cli import parse, to_dict
+from cdl_hf.commands.compare import main as compare_grid
 from cdl_hf.comparison import runner
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.run_lock import RunLock
@@ -50,21 +51,20 @@ def pretend_to_train(argv: list[str]) -> tuple[int, str]:
 def compare(tmp_path, monkeypatch, capsys):
     """Runs compare.py on the grid; what was trained, what was printed, the exit code."""
     (tmp_path / "grid.yaml").write_text(GRID)
-    recipe = load_recipe("compare")
 
     def run(*more: str):
         trained = []
 
         def call(line: list[str]) -> tuple[int, str]:
             trained.append(Path(line[line.index("--output_dir") + 1]).name)
-            return pretend_to_train(line[2:])
+            return pretend_to_train(line[4:])
 
         monkeypatch.setattr(runner, "call", call)
         files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
         monkeypatch.setattr(sys, "argv", ["compare.py", *files, *more])
         code = 0
         try:
-            recipe.main()
+            compare_grid()
         except SystemExit as end:
             code = end.code
         return trained, capsys.readouterr(), code
@@ -232,11 +232,10 @@ def test_grid_of_real_runs(command, tmp_path, monkeypatch):
     pairs = zip(command[::2], command[1::2], strict=True)
     arguments = "\n".join(f"  {name.removeprefix('--')}: {value}" for name, value in pairs)
     (tmp_path / "grid.yaml").write_text(GRID.replace("arguments: {num_tasks: 3}", f"arguments:\n{arguments}"))
-    recipe = load_recipe("compare")
 
     def call(line: list[str]) -> tuple[int, str]:
         try:
-            run_recipe("train", *line[2:])
+            run_recipe("train", *line[4:])
         except SystemExit as end:
             return end.code, "refused"
         return 0, ""
@@ -244,7 +243,7 @@ def test_grid_of_real_runs(command, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "call", call)
     files = [str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", ["compare.py", *files])
-    recipe.main()
+    compare_grid()
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table.count("1 of 1") == 4
     assert table.count("0 of 1, refused") == 2

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, load_recipe, run_recipe
+from tiny_runs import ROOT, run_recipe
 
+from cdl_hf.commands import demo
 from cdl_hf.demo import space as space_module
 
 needs_gradio = pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio: pip install '.[demo]'")
@@ -50,11 +51,10 @@ def test_mistakes_are_reported(finished_run, capsys, taken_port, arguments, repo
 
 
 def test_without_gradio_it_is_reported(monkeypatch, capsys, finished_run):
-    recipe = load_recipe("demo")
-    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["demo.py", str(finished_run)])
     with pytest.raises(SystemExit):
-        recipe.main()
+        demo.main()
     assert "pip install 'cdl_hf[demo]'" in capsys.readouterr().err
 
 

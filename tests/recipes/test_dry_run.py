@@ -2,13 +2,13 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import PIL.Image
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-PRESETS = [preset for data_set in ("cifar100", "imagenet_r") for preset in sorted((RECIPES / data_set).glob("*.yaml"))]
+from cdl_hf.presets import preset_names
+
+PRESETS = [name for name in preset_names() if not name.startswith("quickdraw100/")]
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def told(train, tmp_path, monkeypatch, capsys):
     return dry_run
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("preset", PRESETS)
 def test_presets_come_to_the_download(train, preset, capsys):
     with pytest.raises(SystemExit) as stop:
         train("--dry_run", "--config", preset)
     message = capsys.readouterr().err
-    local = {"cifar100": "path/to/cifar-100-python", "imagenet_r": "path/to/imagenet-r"}[preset.parent.name]
+    local = {"cifar100": "path/to/cifar-100-python", "imagenet_r": "path/to/imagenet-r"}[preset.split("/")[0]]
     assert stop.value.code == 2 and message.count("\n") == 1
     assert "the Hub cannot be reached" in message and f"--dataset {local}" in message
 
@@ -41,7 +41,7 @@ def test_a_preset_on_local_images_needs_no_weights(told, tmp_path_factory):
             (folder / name / f"class_{label}").mkdir(parents=True)
             for number in range(count):
                 PIL.Image.new("L", (8, 8), 20 * label).save(folder / name / f"class_{label}" / f"{number}.png")
-    out = told("--config", RECIPES / "cifar100" / "base_to_tiny.yaml", "--dataset", folder, "--batch_size", "2")
+    out = told("--config", "cifar100/base_to_tiny", "--dataset", folder, "--batch_size", "2")
     # a ViT-B of 85.8 million parameters and the ViT-T of 5.5 that makes its queries; CODA-Prompt's pool
     pool = 5 * 100 * (8 * 768 + 2 * 192)
     assert f"{85_798_656 + 5_524_416 + pool + 10 * 769:,} parameters, {pool + 10 * 769:,} of them trained" in out

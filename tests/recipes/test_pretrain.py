@@ -3,8 +3,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pretrain
-import probe
 import pytest
 import timm
 import torch
@@ -12,7 +10,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 
+from cdl_hf.commands import pretrain
 from cdl_hf.models.backbones import load_backbone
+from cdl_hf.pretraining import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}

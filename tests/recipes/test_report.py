@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import load_recipe
 
 from cdl_hf.cli import parse, to_dict
+from cdl_hf.commands import report as report_runs
 from cdl_hf.comparison.rendering import as_page
 from cdl_hf.comparison.reported import reported_pairs
 from cdl_hf.comparison.results import read_runs
 from cdl_hf.evaluation import AccuracyMatrix
+from cdl_hf.presets import preset_names, reported_files
 from cdl_hf.training.arguments import RUN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -73,7 +74,7 @@ def runs(tmp_path) -> Path:
 def report(monkeypatch):
     def run(*arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-        load_recipe("report").main()
+        report_runs.main()
 
     return run
 
@@ -224,7 +225,7 @@ def test_a_report_is_rebuilt_in_the_same_bytes(runs, report, tmp_path):
 
 def test_reported_figures_are_shown_next_to_the_measured_ones(report, tmp_path):
     base, small = "vit_base_patch16_224.augreg2_in21k_ft_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k"
-    preset = to_dict(parse(RUN, ["--config", str(RECIPES / "cifar100" / "base_to_small.yaml")]))
+    preset = to_dict(parse(RUN, ["--config", "cifar100/base_to_small"]))
     assert (preset["teacher"], preset["student"]) == (base, small)
     pair = ("--dataset", "cifar100", "--teacher", base, "--student", small, "--prompt_method", "l2p")
     write_run(tmp_path / "runs", "l2p-kdp", 0, 80.0, *pair, "--stages", "student", "--distillation", "kdp")
@@ -243,11 +244,10 @@ def test_reported_figures_are_shown_next_to_the_measured_ones(report, tmp_path):
 )
 def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, cdl_prompt):
     found = {}
-    for preset in sorted((RECIPES / data_set).glob("*_to_*.yaml")):
-        values = to_dict(parse(RUN, ["--config", str(preset)]))
-        files = RECIPES.glob("*/reported.csv")
-        reported = reported_pairs(files, data_set, values["teacher"], values["student"])
-        found |= {(preset.stem, *key): value for key, value in reported.items()}
+    for preset in [name for name in preset_names() if name.startswith(f"{data_set}/")]:
+        values = to_dict(parse(RUN, ["--config", preset]))
+        reported = reported_pairs(reported_files(), data_set, values["teacher"], values["student"])
+        found |= {(preset.split("/")[1], *key): value for key, value in reported.items()}
     # Seven methods on two pairs; with three prompt methods CDL-Prompt on three, two teachers and the tiny student.
     assert len(found) == 4 * 7 * 2 + 3 * (3 + 2 + 1)
     assert found["base_to_small", "l2p", None] == teacher_alone
@@ -340,11 +340,10 @@ def test_a_missing_picture_is_named(tmp_path):
 
 
 def test_a_missing_extra_is_named_first(runs, tmp_path, monkeypatch, capsys):
-    recipe = load_recipe("report")
-    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    monkeypatch.setattr(report_runs, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["report.py", str(runs), "--output_dir", str(tmp_path / "report")])
     with pytest.raises(SystemExit):
-        recipe.main()
+        report_runs.main()
     assert "pip install 'cdl_hf[report]'" in capsys.readouterr().err and not (tmp_path / "report").exists()
 
 

@@ -119,6 +119,8 @@ def test_a_ctrl_c_that_the_shell_ignores_for_a_background_job_stays_ignored():
         ("python -m torch.distributed.run train.py", True),
         (r"torchrun.exe train.py", True),
         ("python recipes/compare.py grid.yaml --output_dir runs", True),
+        ("python /usr/bin/cdl-hf compare grid.yaml --output_dir runs", True),
+        ("python -m cdl_hf.commands.compare grid.yaml --output_dir runs", True),
         ("-bash", False),
         ("bash run_accelerate.sh accelerate", False),
         ("/sbin/init", False),
