@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 from tiny_runs import run_recipe
 
-from cdl_hf.commands.export import stop_if_wrong
+from cdl_hf.commands import export
 
 
 @pytest.mark.slow
@@ -23,9 +23,9 @@ def test_files_are_compared_and_measured(finished_run, drawings, tmp_path, capsy
 
 @pytest.mark.parametrize("difference", [0.2, float("nan")])
 def test_files_that_differ_are_a_failure(difference):
-    stop_if_wrong({"model.pt2": 0.0, "model.onnx": 9e-5})
+    export.stop_if_wrong({"model.pt2": 0.0, "model.onnx": 9e-5})
     with pytest.raises(SystemExit, match="^model.onnx differ from the model by more than 0.0001"):
-        stop_if_wrong({"model.pt2": 0.0, "model.onnx": difference})
+        export.stop_if_wrong({"model.pt2": 0.0, "model.onnx": difference})
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,7 @@ def test_mistakes_are_told(finished_run, tmp_path, capsys, arguments, told):
 
 
 def test_what_is_not_installed_is_told(finished_run, monkeypatch, capsys):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else "found")
     with pytest.raises(SystemExit):
         run_recipe("export", finished_run / "student", "--output_dir", "nowhere")
     assert "onnxscript not installed: pip install 'cdl_hf[export]'" in capsys.readouterr().err
