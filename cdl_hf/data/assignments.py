@@ -120,7 +120,7 @@ def blurry(
     blurry_sample_ratio: float,
     seed: int,
 ) -> Assignment:
-    """Tasks without clear boundaries, as in Si-Blurry (arXiv 2308.09303, section 3).
+    """Tasks without clear boundaries, in the manner of Si-Blurry (arXiv 2308.09303).
 
     Each class has a task, drawn at random, so that tasks have different numbers of classes, but each at least one. All
     training images of a disjoint class are in its task. Of the images of all other classes, the blurry ones, a share
