@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.slow
 def test_the_python_example_trains_and_its_model_predicts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cdl_hf.training.results.baseline_accuracies", lambda *args: {})  # half of the time
     names = {}
     exec(block("README.md", "trainer.train()"), names)
     assert 10 < float(capsys.readouterr().out.splitlines()[-1]) <= 100  # a guess is right once in a hundred

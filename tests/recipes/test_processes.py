@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,14 +26,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def start():
-    """Starts recipes/train.py in so many processes; none outlives the test."""
+    """Starts a script, by default recipes/train.py, in so many processes; none outlives the test."""
     started = []
 
-    def run(processes: int, *arguments, **environment: str) -> subprocess.Popen:
+    def run(processes: int, *arguments, script: Path = ROOT / "recipes" / "train.py") -> subprocess.Popen:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         process = subprocess.Popen(
-            [*launcher, ROOT / "recipes" / "train.py", *map(str, arguments)],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
+            [*launcher, script, *map(str, arguments)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,6 +48,24 @@ def start():
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def start_runs(start, tmp_path):
+    """Starts runs, one after the other in the same processes; see several_runs.py."""
+
+    def run(processes: int, runs: list[dict]) -> subprocess.Popen:
+        file = tmp_path / f"runs_{processes}.json"
+        runs = [{"environment": {}, "resumes": None, **each} for each in runs]
+        file.write_text(json.dumps([{**each, "arguments": [*map(str, each["arguments"])]} for each in runs]))
+        return start(processes, file, script=Path(__file__).with_name("several_runs.py"))
+
+    return run
+
+
+def wait_for(process: subprocess.Popen) -> None:
+    out, err = process.communicate(timeout=10 * MINUTE)
+    assert process.returncode == 0, out + err
+
+
 def read(folder: Path) -> tuple[list[dict], dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], json.loads((folder / "results.json").read_text())
@@ -58,49 +75,50 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        [],
-        ["--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"],
-        ["--prompt_method", "lora", "--lora_merging", "fisher", "--distillation", "kd"],
-    ],
-    ids=["linear", "ranpac", "lora"],
-)
-def test_two_processes_learn_what_one_does(start, command, tmp_path, extra):
+METHODS = {
+    "linear": [],
+    "ranpac": ["--cache_teacher_outputs", "--classifier", "ranpac", "--ranpac_width", "24"],
+    "lora": ["--prompt_method", "lora", "--lora_merging", "fisher", "--distillation", "kd"],
+}
+
+
+def test_two_processes_learn_what_one_does(start_runs, train, command, tmp_path, monkeypatch):
     """Two tasks of 9 training and 9 test images: neither divides by the batch, nor the last batch by the processes.
 
     An epoch is one step of 8 images, so that the losses are those of the steps.
     """
     command = [*command, "--num_tasks", "2", "--max_samples_per_class", "3", "--batch_size", "8"]
-    command += ["--num_train_epochs", "4", "--eval_batch_size", "6", *extra]
-    for processes in (1, 2):
-        process = start(processes, *command, "--output_dir", tmp_path / str(processes))
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-    (one, results), (two, other_results) = (read(tmp_path / name) for name in ("1", "2"))
-    assert [line["event"] for line in one] == [line["event"] for line in two] == (["epoch"] * 8 + ["evaluation"]) * 2
-    for a, b in zip(one, two, strict=True):
-        if a["event"] == "epoch":
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    for role in ("teacher", "student"):
-        assert results["stream"]["test"] == [9, 9]
-        assert results[role]["accuracy_matrix"] == other_results[role]["accuracy_matrix"]
-    assert files(tmp_path / "1") == files(tmp_path / "2")
+    command += ["--num_train_epochs", "4", "--eval_batch_size", "6"]
+    commands = {name: [*command, *extra, "--output_dir"] for name, extra in METHODS.items()}
+    two = start_runs(2, [{"arguments": [*words, tmp_path / "2" / name]} for name, words in commands.items()])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for name, words in commands.items():
+        train(*words, tmp_path / "1" / name)
+    wait_for(two)
+    for name in METHODS:
+        (one, results), (two, other_results) = (read(tmp_path / processes / name) for processes in ("1", "2"))
+        events = (["epoch"] * 8 + ["evaluation"]) * 2
+        assert [line["event"] for line in one] == [line["event"] for line in two] == events, name
+        for a, b in zip(one, two, strict=True):
+            if a["event"] == "epoch":
+                assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), name
+        for role in ("teacher", "student"):
+            assert results["stream"]["test"] == [9, 9]
+            assert results[role]["accuracy_matrix"] == other_results[role]["accuracy_matrix"], (name, role)
+        assert files(tmp_path / "1" / name) == files(tmp_path / "2" / name)
 
 
-def test_backbones_in_shards_give_the_same_run(start, command, tmp_path):
+def test_backbones_in_shards_give_the_same_run(start_runs, command, tmp_path):
     """As accelerate_configs/fsdp.yaml asks for it."""
-
-    def run(name: str, *more: str, **environment: str) -> None:
-        process = start(2, *command, "--output_dir", tmp_path / name, *more, **environment)
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-
-    command = [*command, "--num_tasks", "2", "--num_train_epochs", "1", "--classifier_alignment"]
+    command = [*command, "--num_tasks", "2", "--num_train_epochs", "1", "--classifier_alignment", "--output_dir"]
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    run("whole")
-    run("shards", **fsdp)
+    resumed = [*command, tmp_path / "resumed", "--resume_from_checkpoint"]
+    runs = [
+        {"arguments": [*command, tmp_path / "whole"]},
+        {"arguments": [*command, tmp_path / "shards"], "environment": fsdp},
+        {"arguments": resumed, "environment": fsdp, "resumes": str(tmp_path / "shards")},
+    ]
+    wait_for(start_runs(2, runs))
     (whole, results), (shards, other_results) = (read(tmp_path / name) for name in ("whole", "shards"))
     assert len(whole) == len(shards) == 6
     for a, b in zip(whole, shards, strict=True):
@@ -112,15 +130,8 @@ def test_backbones_in_shards_give_the_same_run(start, command, tmp_path):
         ours, theirs = (load_file(tmp_path / name / role / "model.safetensors") for name in ("whole", "shards"))
         assert ours.keys() == theirs.keys()
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
-    ours, theirs = (files(tmp_path / name) for name in ("whole", "shards"))
-    assert ours == theirs
-
-    shutil.copytree(tmp_path / "shards", tmp_path / "resumed")
-    for name in (max((tmp_path / "resumed" / "checkpoints").iterdir()), "teacher", "student"):
-        shutil.rmtree(tmp_path / "resumed" / name)
-    run("resumed", "--resume_from_checkpoint", **fsdp)  # from between the last task's stages
     assert_same_run(tmp_path / "shards", tmp_path / "resumed")
-    assert files(tmp_path / "resumed") == theirs
+    assert files(tmp_path / "whole") == files(tmp_path / "shards") == files(tmp_path / "resumed")
 
 
 def test_mistake_that_one_process_meets_ends_all_and_is_told_once(start, command, tmp_path):
@@ -161,27 +172,30 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_two_and_three_processes_give_every_head_as_one_does(start, command, tmp_path, head):
+def test_two_and_three_processes_give_every_head_as_one_does(start_runs, train, command, tmp_path, monkeypatch):
     """128 test images at a time, by default, and 14 training images a task are no multiples of 3."""
-    command = [*command, "--num_train_epochs", "1", "--batch_size", "6", *HEADS[head]]
-    for processes in (1, 2, 3):
-        process = start(processes, *command, "--output_dir", tmp_path / str(processes))
-        _, err = process.communicate(timeout=5 * MINUTE)
-        assert process.returncode == 0, err
-    one, results = read(tmp_path / "1")
-    for processes in ("2", "3"):
-        other, other_results = read(tmp_path / processes)
-        for ours, theirs in zip(one, other, strict=True):
-            if ours["event"] == "epoch":
-                assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        for role in ("teacher", "student"):
-            ours, theirs = (load_file(tmp_path / name / role / "model.safetensors") for name in ("1", processes))
-            assert ours.keys() == theirs.keys()
-            for name in ours:  # Adam makes a whole step of a gradient that is 0 but for rounding
-                assert torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=2e-2), (processes, name)
-            shares = (r[role]["average_accuracy"] for r in (results, other_results))
-            assert next(shares) == pytest.approx(next(shares), abs=100 / 24)  # one of the 24 test images
+    command = [*command, "--num_train_epochs", "1", "--batch_size", "6"]
+    commands = {head: [*command, *extra, "--output_dir"] for head, extra in HEADS.items()}
+    for processes in (2, 3):
+        place = tmp_path / str(processes)
+        wait_for(start_runs(processes, [{"arguments": [*words, place / head]} for head, words in commands.items()]))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for head, words in commands.items():
+        train(*words, tmp_path / "1" / head)
+        one, results = read(tmp_path / "1" / head)
+        for processes in ("2", "3"):
+            other, other_results = read(tmp_path / processes / head)
+            for ours, theirs in zip(one, other, strict=True):
+                if ours["event"] == "epoch":
+                    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), (head, processes)
+            for role in ("teacher", "student"):
+                places = (tmp_path / name / head / role / "model.safetensors" for name in ("1", processes))
+                ours, theirs = map(load_file, places)
+                assert ours.keys() == theirs.keys()
+                for name in ours:  # Adam makes a whole step of a gradient that is 0 but for rounding
+                    assert torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=2e-2), (head, processes, name)
+                shares = (r[role]["average_accuracy"] for r in (results, other_results))
+                assert next(shares) == pytest.approx(next(shares), abs=100 / 24)  # one of the 24 test images
 
 
 @pytest.mark.parametrize(("launcher", "number"), [("accelerate", signal.SIGTERM), ("compare", signal.SIGKILL)])

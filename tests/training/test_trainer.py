@@ -47,9 +47,10 @@ def kill_after_checkpoint(monkeypatch):
     return arm
 
 
-def test_a_run_from_python_leaves_what_the_command_line_leaves(train, command, pair, drawings, tmp_path, monkeypatch):
+def test_a_run_from_python_leaves_what_the_command_line_leaves(
+    finished_run, command, pair, drawings, tmp_path, monkeypatch
+):
     """The same files with the same content: arguments, metrics, results, states, pictures, models and cards."""
-    train(*command, "--output_dir", tmp_path / "one")
     stream_args = StreamArguments(dataset=str(drawings), num_tasks=3)
     model_args = ModelArguments(teacher=str(pair[0]), student=str(pair[1]), pool_size=6, ranpac_width=24)
     args = CDLConfig(num_train_epochs=2, batch_size=4, learning_rate=0.01, output_dir=str(tmp_path / "other"))
@@ -58,7 +59,7 @@ def test_a_run_from_python_leaves_what_the_command_line_leaves(train, command, p
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, command), "--output_dir", str(tmp_path / "other")])
     results = ContinualDistillationTrainer(stream, made.objective, made.image_processor, args, callbacks=()).train()
 
-    one, other = tmp_path / "one", tmp_path / "other"
+    one, other = finished_run, tmp_path / "other"
     files = [{path.relative_to(run) for path in run.rglob("*") if path.is_file()} for run in (one, other)]
     assert files[0] == files[1]
     assert_same_run(one, other)
@@ -98,26 +99,25 @@ def test_run_leaves_results_pictures_and_models(train, command, tmp_path, prompt
     assert model.config.tasks_seen == 3
 
 
-def test_loaded_models_reach_the_accuracy_of_results(train, command, tmp_path, drawings):
+def test_loaded_models_reach_the_accuracy_of_results(finished_run, drawings):
     from cdl_hf.data import load_image_dataset
 
-    train(*command, "--output_dir", tmp_path / "run")
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((finished_run / "results.json").read_text())
     test = load_image_dataset(str(drawings))["test"]
     for role in ("teacher", "student"):
-        model = PromptViTForImageClassification.from_pretrained(tmp_path / "run" / role)
-        processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / role)
+        model = PromptViTForImageClassification.from_pretrained(finished_run / role)
+        processor = AutoImageProcessor.from_pretrained(finished_run / role)
         with torch.inference_mode():
             predicted = model(**processor(test["image"][:], return_tensors="pt")).logits.argmax(1)
         accuracy = 100 * (predicted == torch.tensor(test["label"][:])).double().mean().item()
         assert accuracy == pytest.approx(results[role]["average_accuracy_by_image"])
 
 
-def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(*command, "--seed", seed, "--output_dir", tmp_path / name)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-    assert metrics_without_times(tmp_path / "a") != metrics_without_times(tmp_path / "c")
+def test_same_seed_same_run_other_seed_another(train, command, tmp_path, finished_run):
+    train(*command, "--seed", 0, "--output_dir", tmp_path / "same")
+    assert_same_run(tmp_path / "same", finished_run)
+    train(*command, "--seed", 2, "--output_dir", tmp_path / "other")
+    assert metrics_without_times(tmp_path / "other") != metrics_without_times(finished_run)
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,24 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path):
     ],
     ids=["linear", "aligned", "ranpac", "nothing trained"],
 )
-def test_killed_runs_resume_to_the_same_end(train, command, tmp_path, kill_after_checkpoint, extra, checkpoints):
+def test_killed_runs_resume_to_the_same_end(
+    train, command, tmp_path, finished_run, kill_after_checkpoint, extra, checkpoints
+):
     """Checkpoints every 2 steps and after each stage: 1 in a teacher's stage, 8 before an evaluation, 11 in one."""
+    whole = tmp_path / "whole" if extra else finished_run  # which has saved fewer checkpoints
     command = [*command, "--save_steps", "2", *extra]
-    train(*command, "--output_dir", tmp_path / "whole")
+    if extra:
+        train(*command, "--output_dir", whole)
     for checkpoint in checkpoints:
         kill_after_checkpoint(checkpoint)
         with pytest.raises(Killed):
             train(*command, "--output_dir", tmp_path / "killed", "--overwrite_output_dir")
         kill_after_checkpoint(0)
         train(*command, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint")
-        assert_same_run(tmp_path / "whole", tmp_path / "killed")
+        assert_same_run(whole, tmp_path / "killed")
 
 
-def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_path, monkeypatch):
-    train(*command, "--output_dir", tmp_path / "whole")
+def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_path, finished_run, monkeypatch):
     show = Epoch._show
 
     def interrupt(epoch):  # between two steps of the second task's teacher
@@ -162,7 +165,7 @@ def test_signal_saves_within_the_step_and_the_run_goes_on(train, command, tmp_pa
     assert not (tmp_path / "stopped" / "results.json").exists()
     monkeypatch.setattr(Epoch, "_show", show)
     train(*command, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint")
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(finished_run, tmp_path / "stopped")
 
 
 def test_tensorboard_shows_a_resumed_run_once(train, command, tmp_path, kill_after_checkpoint):
