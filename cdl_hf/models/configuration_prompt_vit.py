@@ -62,10 +62,10 @@ class PromptViTConfig(PreTrainedConfig):
 
     Args:
         backbone (`str`, defaults to `"vit_tiny_patch16_224"`):
-            timm name of the frozen transformer (a tag such as `.augreg_in21k` names its weights).
+            timm name of the frozen network (a tag such as `.augreg_in21k` names its weights).
         backbone_args (`dict`, *optional*):
             Keyword arguments of `timm.create_model` for it, such as `{"img_size": 32, "depth": 6}`; only architecture
-            arguments are allowed (see `architecture_args.py`).
+            arguments are allowed (see `architecture_args.py`). `img_size` is the size of the images of any network.
         query_backbone (`str`, *optional*):
             timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
             model's own backbone without prompts. A teacher in CDL uses the backbone of its student.

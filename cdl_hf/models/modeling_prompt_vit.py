@@ -29,7 +29,8 @@ LOGIT_SCALE = "logit_scale"  # name of the buffer; earlier versions had none, wh
 
 class PromptViTForImageClassification(Growing):
     """
-    A frozen timm Vision Transformer with a prompt pool and a head; some students also have a KD branch with a KD head.
+    A frozen network of timm with a head and, on a Vision Transformer, a prompt pool; some students also have a KD
+    branch with a KD head.
 
     Tasks begin with [`start_task`] and end with [`end_task`]. The configuration counts the started tasks, so that a
     model saved after any task predicts the same after `from_pretrained`.
