@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from cdl_hf.cli import argument, cli_error, parse, to_dict
-from cdl_hf.training.arguments import DatasetArguments
+from cdl_hf.training.stream_arguments import DatasetArguments
 
 OWN = "own: "  # begins the names of heads that need no teacher
 

@@ -24,9 +24,10 @@ from ..distillation import METHODS
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
 from ..models.prompt_pools import POOLS
-from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
+from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments
 from ..training.dry_run import FakeSteps
 from ..training.stage import Stage, StageSettings
+from ..training.stream_arguments import StreamArguments
 from .machine import flops_of, peak_growth
 from .pairs import MeasuredPair, build_pair
 from .steps import Step, Steps

@@ -10,7 +10,8 @@ from ..data import TaskStream
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..training import build
-from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
+from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments
+from ..training.stream_arguments import StreamArguments
 from ..utils import num_cores
 
 PairArguments = tuple[StreamArguments, ModelArguments, DistillationArguments, CDLConfig]

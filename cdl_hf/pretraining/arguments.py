@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..cli import argument
-from ..training.arguments import DatasetArguments
+from ..training.stream_arguments import DatasetArguments
 
 
 @dataclass

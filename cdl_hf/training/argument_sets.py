@@ -6,7 +6,8 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from .argument_roles import Role
-from .arguments import RUN, HubArguments, StreamArguments
+from .arguments import RUN, HubArguments
+from .stream_arguments import StreamArguments
 
 _PRESENT_NAMES = {
     alias: f.name for argument_class in RUN for f in fields(argument_class) for alias in f.metadata["aliases"]

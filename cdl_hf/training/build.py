@@ -20,14 +20,8 @@ from ..models import PretrainedBackbone, PromptViTConfig, PromptViTForImageClass
 from ..models.networks import network_of
 from ..models.prompt_pools import POOLS
 from ..utils import derive_seed
-from .arguments import (
-    CDLConfig,
-    DatasetArguments,
-    DistillationArguments,
-    HubArguments,
-    ModelArguments,
-    StreamArguments,
-)
+from .arguments import CDLConfig, DistillationArguments, HubArguments, ModelArguments
+from .stream_arguments import DatasetArguments, StreamArguments
 from .task_checkpoints import TaskCheckpoints, describe_stream
 
 

@@ -26,13 +26,14 @@ from transformers import CLIPImageProcessor
 from ..data import TaskImages, TaskStream, train_transform
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
-from .arguments import CDLConfig, DistillationArguments, ModelArguments, StreamArguments
+from .arguments import CDLConfig, DistillationArguments, ModelArguments
 from .build import build_models, build_stream
 from .callbacks import duration
 from .checkpointing import NUM_KEPT
 from .memory import check_division
 from .results import describe_models
 from .stage import EpochSampler
+from .stream_arguments import StreamArguments
 from .task_checkpoints import TaskCheckpoints, describe_stream
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

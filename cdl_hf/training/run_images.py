@@ -16,9 +16,9 @@ from ..data.labels import read_labels
 from ..data.stream import IN_MEMORY, SPLITS
 from ..data.views import image_digests, select_rows
 from .argument_sets import with_present_names
-from .arguments import StreamArguments
 from .build import build_stream
 from .run_folder import ARGUMENTS
+from .stream_arguments import StreamArguments
 
 NAME = "images.npz"
 

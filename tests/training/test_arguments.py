@@ -16,7 +16,8 @@ from cdl_hf.training.argument_sets import (
     planned,
     shown_in_labels,
 )
-from cdl_hf.training.arguments import RUN, DistillationArguments, StreamArguments
+from cdl_hf.training.arguments import RUN, DistillationArguments
+from cdl_hf.training.stream_arguments import StreamArguments
 
 OF_RUN = {f.name for argument_class in RUN for f in fields(argument_class)}
 
