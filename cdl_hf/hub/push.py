@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..invocation import how_to_start
 from ..models import PromptViTForImageClassification
+from ..models.growth import STATISTICS_NAME
 from ..training.model_card import PICTURES
 from ..training.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
@@ -167,7 +168,9 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     states = TaskCheckpoints(run, role)
     tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
-    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=f"The {role} after all tasks")
+    message = f"The {role} after all tasks"
+    local = [STATISTICS_NAME]  # large, and of use only to who goes on with the run
+    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=message, ignore_patterns=local)
     if tasks:
         _push_tasks(run / role, states, tasks, repository, api)
     return f"{api.endpoint}/{repository}"

@@ -46,8 +46,11 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / "args.yaml").is_file()
 
 
-def load_run(folder: str | Path) -> dict[str, SavedModel]:
+def load_run(folder: str | Path, *, statistics: bool = False) -> dict[str, SavedModel]:
     """Models of a finished run, by role.
+
+    Args:
+        statistics: As in [`load_saved_model`].
 
     Raises:
         ValueError: There is no model, or one cannot be loaded.
@@ -55,7 +58,7 @@ def load_run(folder: str | Path) -> dict[str, SavedModel]:
     roles = [role for role in ROLES if (Path(folder) / role / "config.json").is_file()]
     if not roles:
         raise ValueError(f"the run in {folder} is not finished: it has neither teacher/ nor student/")
-    return {role: load_saved_model(Path(folder) / role) for role in roles}
+    return {role: load_saved_model(Path(folder) / role, statistics=statistics) for role in roles}
 
 
 def trained_on(source: str | Path) -> str:
@@ -70,8 +73,11 @@ def trained_on(source: str | Path) -> str:
     return str(stream.get("source") or "") if isinstance(stream, dict) else ""
 
 
-def load_saved_model(source: str | Path) -> SavedModel:
+def load_saved_model(source: str | Path, *, statistics: bool = False) -> SavedModel:
     """A model from a folder or the Hub, on the accelerator if there is one.
+
+    Args:
+        statistics: Whether to load what it needs to learn further classes.
 
     Raises:
         ValueError: There is no such model, it is damaged or of another type, or it has seen no class.
@@ -93,7 +99,9 @@ def load_saved_model(source: str | Path) -> SavedModel:
             processor = image_processor_of(_read_object(source, "preprocessor_config.json", **here))
             if _find(source, SAFE_WEIGHTS_INDEX_NAME, optional=True, **here) is not None:
                 _check_shards(_read_object(source, SAFE_WEIGHTS_INDEX_NAME, **here))
-            model, loading = PromptViTForImageClassification.from_pretrained(source, output_loading_info=True, **here)
+            model, loading = PromptViTForImageClassification.from_pretrained(
+                source, output_loading_info=True, load_statistics=statistics, **here
+            )
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
     if kind != PromptViTConfig.model_type:

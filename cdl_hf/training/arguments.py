@@ -263,6 +263,11 @@ class CDLConfig:
         aliases=("checkpoint_every",),
         affects="nothing",
     )
+    save_statistics: bool = argument(
+        False,
+        "Keep what the models need to learn further classes after the run (`cdl-hf learn`) beside their weights",
+        affects="files",
+    )
     report_to: Literal["none", "tensorboard", "wandb"] = argument(
         "none", "Where to log the metrics, besides the files of the run", affects="nothing"
     )

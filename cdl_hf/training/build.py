@@ -181,13 +181,10 @@ def build_models(
             **{name: getattr(distillation_args, name) for name in _config_fields(DistillationArguments)},
             teacher_width=_teacher_width(method_class.kd_branch, teacher),
         )
-        if distillation == "none" or is_given:
+        if is_given:
             objective = TrainingObjective(student, teacher)
         else:
-            options: dict[str, Any] = {}
-            if issubclass(method_class, KD):
-                options = {"kd_alpha": distillation_args.kd_alpha, "temperature": distillation_args.temperature}
-            objective = method_class(student, teacher, **options)
+            objective = build_objective(student, teacher, distillation_args)
     else:
         assert teacher is not None
         objective = TrainingObjective(teacher)
@@ -200,6 +197,25 @@ def build_models(
         data_config["interpolation"] = model_args.interpolation
     processor = image_processor_for(data_config, normalization=model_args.normalization)
     return ModelPair(objective, processor)
+
+
+def build_objective(
+    student: PromptViTForImageClassification,
+    teacher: PromptViTForImageClassification | None,
+    distillation_args: DistillationArguments,
+) -> TrainingObjective:
+    """How the student is trained.
+
+    Raises:
+        ValueError: The models do not fit each other or the method, or it needs a teacher.
+    """
+    method_class = METHODS[distillation_args.distillation]
+    if distillation_args.distillation == "none" or teacher is None:
+        return TrainingObjective(student, teacher)
+    options: dict[str, Any] = {}
+    if issubclass(method_class, KD):
+        options = {"kd_alpha": distillation_args.kd_alpha, "temperature": distillation_args.temperature}
+    return method_class(student, teacher, **options)
 
 
 def _teacher_width(kd_branch: str, teacher: PromptViTForImageClassification | None) -> int | None:

@@ -81,13 +81,19 @@ def save_model(
     model: PromptViTForImageClassification,
     image_processor: CLIPImageProcessor,
     folder: Path,
+    *,
+    statistics: bool = False,
 ) -> None:
-    """Writes weights, configuration and image processor, for `from_pretrained`; all processes call it together."""
+    """Writes weights, configuration and image processor, for `from_pretrained`; all processes call it together.
+
+    Args:
+        statistics: Whether to write what the model needs to learn further classes, too.
+    """
     state = whole_state(model)
     if accelerator.is_main_process:
         with atomic_folder(folder) as place:
             with _no_progress_bar():
-                model.save_pretrained(place, state_dict=state)
+                model.save_pretrained(place, state_dict=state, save_statistics=statistics)
             image_processor.save_pretrained(place)
             for weights in place.glob("*.safetensors"):
                 seal_file(weights)

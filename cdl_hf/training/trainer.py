@@ -333,7 +333,8 @@ class ContinualDistillationTrainer:
     def save_models(self) -> None:
         """Writes `teacher/` and `student/`: weights, configuration and image processor."""
         for role, model in self.models.items():
-            save_model(self.accelerator, model, self.image_processor, self.folder.path / role)
+            folder, statistics = self.folder.path / role, self.args.save_statistics
+            save_model(self.accelerator, model, self.image_processor, folder, statistics=statistics)
 
     def _images_for_training(self, task: Task) -> TaskImages:
         args, (low, high) = self.args, self.args.crop_scale

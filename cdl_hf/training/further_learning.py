@@ -1,0 +1,158 @@
+"""Further learning: what a saved model, or a teacher and its student, learn after the end of their stream."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from ..data import TaskImages, eval_transform, train_transform
+from ..data.labels import normalized_name, read_labels
+from ..data.views import select_rows
+from ..distillation import TrainingObjective
+from ..evaluation.evaluator import Evaluator
+from ..models import PromptViTForImageClassification
+from ..models.growth import names_of
+from ..utils import derive_seed
+from .arguments import CDLConfig, DistillationArguments
+from .build import build_objective
+from .classifier_fitting import head_features
+from .fisher import measure_fisher
+from .stage import Stage, StageSettings
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of it.
+
+    Args:
+        new_classes: Names of the classes that were not known before.
+        known_classes: Names of those that were.
+        images: Number of images that were learned from.
+        seconds: For all models.
+        correct: For each model, correct predictions of the test images of these classes, among all classes known now,
+            and the number of these images.
+    """
+
+    new_classes: list[str]
+    known_classes: list[str]
+    images: int
+    seconds: float
+    correct: dict[str, tuple[int, int]]
+
+
+class FurtherLearning:
+    """Models of one stream that learn from images which the stream did not have.
+
+    A computed classifier takes new classes and further images of known ones, and nothing is trained. A trained head
+    learns new classes as in a task of a run, with its prompts or weight updates; a student learns them as in its run.
+
+    Args:
+        models: By role, `"teacher"` and `"student"` or one of them.
+        image_processor: Serves all of them.
+        distillation: How the student learns.
+        args: Hyper-parameters.
+        accelerator: With `split_batches`.
+
+    Raises:
+        ValueError: A student learns from a teacher that is not given, or its heads are aligned after each task.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, PromptViTForImageClassification],
+        image_processor: CLIPImageProcessor,
+        distillation: DistillationArguments,
+        args: CDLConfig,
+        accelerator: Accelerator,
+    ):
+        self.models, self.image_processor, self.args, self.accelerator = models, image_processor, args, accelerator
+        self.distillation = distillation
+        first = next(iter(models.values()))
+        self.class_names = names_of(first.config)
+        for model in models.values():
+            if "teacher" not in models and model.config.kd_branch != "none":
+                raise ValueError(
+                    f"this model is a student that learns from its teacher (kd_branch={model.config.kd_branch}): give "
+                    "the folder of the run, which has both"
+                )
+        if args.classifier_alignment:
+            raise ValueError(
+                "the heads of this run are aligned to all classes after each task, by statistics of the earlier "
+                "classes that are not kept: choose a computed classifier (ncm or ranpac)"
+            )
+
+    def learn(self, train: Dataset, test: Dataset) -> Learned:
+        """Learns from images, and tests the models on others of the same classes.
+
+        Args:
+            train, test: Columns `image` and `label`, a ClassLabel; classes are matched to known ones by their names.
+
+        Raises:
+            ValueError: A model cannot learn these classes.
+        """
+        began, names = time.perf_counter(), train.features["label"].names
+        class_ids = {normalized_name(name): class_id for class_id, name in enumerate(self.class_names)}
+        present = [names[label] for label in np.unique(read_labels(train))]
+        new = [name for name in present if normalized_name(name) not in class_ids]
+        known = [name for name in present if name not in new]
+        class_ids |= {normalized_name(name): len(class_ids) + i for i, name in enumerate(new)}
+        label_to_class_id = np.array([class_ids.get(normalized_name(name), -1) for name in names])
+        for role in sorted(self.models, key=["teacher", "student"].index):
+            model = self.models[role]
+            if known and model.classifier is None:
+                raise ValueError(
+                    f"the {role} has a trained head, which learns a class once, and knows {known[0]!r} already: leave "
+                    "such classes out, or choose a computed classifier (ncm or ranpac)"
+                )
+            set_seed(derive_seed(self.args.seed, "further", role, model.config.tasks_seen))
+            if new:
+                model.add_classes(new)
+            self._learn(role, train, label_to_class_id)
+        self.class_names += new
+        seconds = time.perf_counter() - began
+        tested = select_rows(test, np.flatnonzero(np.isin(read_labels(test), np.unique(read_labels(train)))))
+        images = TaskImages(tested, label_to_class_id, eval_transform(self.image_processor))
+        evaluator = Evaluator(self.accelerator, self.args.eval_batch_size, self.args.dataloader_num_workers)
+        counts = evaluator(self.models, [images]) if len(images) else {}
+        return Learned(new, known, len(train), seconds, {role: of_all[0] for role, of_all in counts.items()})
+
+    def _learn(self, role: str, view: Dataset, label_to_class_id: np.ndarray) -> None:
+        args, model, task = self.args, self.models[role], self.models[role].config.tasks_seen - 1
+        objective = TrainingObjective(model)
+        if role == "student":
+            objective = build_objective(model, self.models.get("teacher"), self.distillation)
+        for_fitting = TaskImages(view, label_to_class_id, eval_transform(self.image_processor))
+        options = (args.eval_batch_size, args.dataloader_num_workers)
+        if model.classifier is None:
+            low, high = args.crop_scale
+            transform = train_transform(self.image_processor, (low, high), horizontal_flip=args.horizontal_flip)
+            images = TaskImages(view, label_to_class_id, transform, seed=args.seed, task=task)
+            settings = StageSettings(
+                name=f"the {role}'s new classes",
+                num_train_epochs=args.num_train_epochs,
+                batch_size=args.batch_size,
+                learning_rate=args.learning_rate,
+                num_workers=args.dataloader_num_workers,
+                seed=derive_seed(args.seed, "order", task),
+            )
+            for epoch in Stage(self.accelerator, {role: objective}, images, settings):
+                for _ in epoch:
+                    pass
+            measure_fisher(self.accelerator, model, for_fitting, *options)
+            model.end_task()
+        objective.eval()
+        if model.classifier is not None:
+
+            def read(model: PromptViTForImageClassification, mirrored: bool) -> tuple[Tensor, Tensor]:
+                return head_features(self.accelerator, model, for_fitting, *options, mirrored=mirrored)
+
+            features, labels = read(model, False)
+            objective.fit_classifier(
+                features, labels, lambda other, mirrored: read(other, mirrored)[0], args.horizontal_flip > 0
+            )

@@ -1,0 +1,122 @@
+"""`cdl-hf learn`: what a finished run or a saved model learns afterwards."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from tiny_runs import arguments, run_recipe
+from transformers import pipeline
+
+from cdl_hf.data import eval_transform
+from cdl_hf.hub.saved_models import load_saved_model
+from cdl_hf.models import PromptViTForImageClassification
+
+COMPUTED = ("--prompt_method", "none", "--distillation", "none", "--num_train_epochs", "0")
+
+
+def part_of(drawings: Path, folder: Path, classes: range) -> Path:
+    """A data set of some of the classes."""
+    for split in ("train", "test"):
+        for label in classes:
+            shutil.copytree(drawings / split / f"class_{label}", folder / split / f"class_{label}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(drawings, tmp_path_factory) -> tuple[Path, Path]:
+    """The first four of the six classes, and the others."""
+    folder = tmp_path_factory.mktemp("parts")
+    return part_of(drawings, folder / "first", range(4)), part_of(drawings, folder / "new", range(4, 6))
+
+
+@pytest.fixture(scope="module")
+def begin(pair, parts, tmp_path_factory):
+    """Makes a run of two tasks of two classes."""
+
+    def run(*more: str) -> Path:
+        folder = tmp_path_factory.mktemp("begun") / "run"
+        run_recipe("train", *arguments(pair, parts[0]), "--num_tasks", "2", *more, "--output_dir", folder)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def analytic_run(begin) -> Path:
+    """Of closed-form distillation, with what further classes need."""
+    return begin(*COMPUTED, "--distillation", "analytic", "--classifier", "ranpac", "--save_statistics")
+
+
+def test_a_run_learns_what_a_longer_one_learns(begin, pair, parts, drawings, tmp_path, capsys):
+    """In every bit with class means, in another process and without the earlier images."""
+    ncm = (*COMPUTED, "--classifier", "ncm")
+    whole = tmp_path / "whole"
+    run_recipe("train", *arguments(pair, drawings), *ncm, "--output_dir", whole)
+    run_recipe("learn", begin(*ncm), "--dataset", parts[1], "--output_dir", tmp_path / "new")
+    for role in ("teacher", "student"):
+        ours, theirs = (load_saved_model(folder / role) for folder in (tmp_path / "new", whole))
+        assert ours.class_names == theirs.class_names
+        assert torch.equal(ours.model.classifier.sums, theirs.model.classifier.sums)
+    printed = capsys.readouterr().out
+    assert "2 new classes: class_4, class_5" in printed and "of 8 other images of these classes" in printed
+    assert "among all 6 classes" in printed
+
+
+def test_teacher_and_student_of_a_closed_form_learn_again_and_again(analytic_run, parts, tmp_path):
+    first = tmp_path / "first"
+    run_recipe("learn", analytic_run, "--dataset", parts[1], "--output_dir", first)
+    run_recipe("learn", first, "--dataset", parts[0], "--output_dir", tmp_path / "second")  # known classes
+    model = PromptViTForImageClassification.from_pretrained(tmp_path / "second" / "student", load_statistics=True)
+    assert model.config.classes_per_task == [2, 2, 2] and model.config.seen_classes == 6
+    before = PromptViTForImageClassification.from_pretrained(first / "student", load_statistics=True)
+    assert not torch.equal(model.analytic.predictor.sums.gram, before.analytic.predictor.sums.gram)
+    learned = json.loads((tmp_path / "second" / "learned.json").read_text())["learned"]
+    assert [entry["new_classes"] for entry in learned] == [["class_4", "class_5"], []]
+    image = next((parts[1] / "test" / "class_4").iterdir())
+    predicted = pipeline("image-classification", str(first / "student"))(str(image))
+    assert {entry["label"] for entry in predicted} <= {f"class_{label}" for label in range(6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", [("dualprompt", "kd"), ("coda_prompt", "kdp"), ("lora", "fitnets"), ("apt", "none")])
+def test_trained_heads_learn_by_a_stage(begin, parts, tmp_path, methods):
+    prompt_method, distillation = methods
+    pool = ("--pool_size", "4") if prompt_method == "coda_prompt" else ()
+    run = begin("--prompt_method", prompt_method, "--distillation", distillation, *pool)
+    run_recipe("learn", run, "--dataset", parts[1], "--output_dir", tmp_path / "new", "--num_train_epochs", "20")
+    images = [PIL.Image.open(file) for label in (4, 5) for file in (parts[1] / "train" / f"class_{label}").iterdir()]
+    for role in ("teacher", "student"):
+        saved = load_saved_model(tmp_path / "new" / role)
+        assert saved.model.config.seen_classes == 6
+        pixels = torch.stack([eval_transform(saved.image_processor)(image.convert("RGB")) for image in images])
+        with torch.no_grad():  # in training mode, DualPrompt takes the prompt of this task
+            logits = saved.model.train()(pixels).logits[:, 4:]
+        told_apart = logits.argmax(1) == torch.tensor([0] * 7 + [1] * 7)
+        assert told_apart.sum() >= 11, told_apart.sum()  # of the 14
+
+
+def test_a_saved_model_learns_alone(analytic_run, parts, tmp_path):
+    run_recipe("learn", analytic_run / "teacher", "--dataset", parts[1], "--output_dir", tmp_path / "new")
+    assert load_saved_model(tmp_path / "new").class_names[4:] == ["class_4", "class_5"]
+
+
+def test_what_cannot_learn_is_refused(begin, analytic_run, finished_run, parts, tmp_path, capsys):
+    def refused(model: Path, dataset: Path = parts[1], output: Path = tmp_path / "new") -> str:
+        with pytest.raises(SystemExit) as stop:
+            run_recipe("learn", model, "--dataset", dataset, "--output_dir", output)
+        assert stop.value.code == os.EX_USAGE or stop.value.code == 2
+        assert not (tmp_path / "new").exists()
+        return capsys.readouterr().err
+
+    assert "kd_branch=analytic): give the folder of the run" in refused(analytic_run / "student")
+    assert "'class_4' already" in refused(finished_run)
+    assert "there is no model" in refused(tmp_path)
+    assert "is not empty" in refused(analytic_run, output=analytic_run)
+    run = tmp_path / "without"
+    shutil.copytree(analytic_run, run)
+    (run / "student" / "statistics.safetensors").unlink()
+    assert "has no statistics.safetensors, which FeaturePredictor and RanPAC needs" in refused(run)
