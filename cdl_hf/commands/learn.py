@@ -19,8 +19,9 @@ from typing import Any
 
 from ..cli import argument, cli_error, parse
 from ..training.argument_sets import recorded_defaults, with_present_names
-from ..training.arguments import CDLConfig, DatasetArguments, DistillationArguments
+from ..training.arguments import CDLConfig, DistillationArguments
 from ..training.interruptions import interruptible
+from ..training.stream_arguments import DatasetArguments
 
 RECORD = "learned.json"  # what the models of a folder have learned since their run
 
