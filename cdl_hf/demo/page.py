@@ -1,4 +1,4 @@
-"""The page, built with gradio: a place to draw or to choose an image, the task, and the predictions."""
+"""The page, built with gradio: an image that is drawn or chosen, the task, the predictions, and classes to teach."""
 
 import logging
 import os
@@ -10,9 +10,10 @@ from typing import Any
 
 from ..data.decoding import MAX_PIXELS
 from .inputs import MAX_BYTES, Input, from_file, from_strokes
-from .rendering import WEB, render_answers, render_classes, render_header, render_tasks
+from .rendering import WEB, render_answers, render_classes, render_header, render_tasks, render_taught
 from .run_facts import RunFacts
 from .run_models import RunModels
+from .taught import MAX_NAME, Taught
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Visit:
     drawing: Input | None = None
     upload: Input | None = None
     as_drawing: bool = False
+    taught: Taught | None = None
 
     @property
     def shown(self) -> Input | None:
@@ -51,7 +53,7 @@ def build_page(models: RunModels, facts: RunFacts) -> Any:
 
     def answers(visit: Visit) -> str:
         try:
-            return render_answers(models, facts, visit.task, visit.shown)
+            return render_answers(models, facts, visit.task, visit.shown, visit.taught)
         except ValueError as error:
             logger.error(str(error))
             return render_answers(models, facts, visit.task, DAMAGED)
@@ -79,6 +81,21 @@ def build_page(models: RunModels, facts: RunFacts) -> Any:
     def on_choice(visit: Visit, as_drawing: bool) -> tuple:
         visit = replace(visit, as_drawing=as_drawing)
         return visit, answers(visit)
+
+    def on_teach(visit: Visit, name: str) -> tuple:
+        shown, problem = visit.shown, ""
+        if shown is None or shown.pixels is None:
+            problem = "Draw or choose an image first."
+        elif visit.task < models.num_tasks - 1:
+            problem = "Choose the last task first: what you teach comes after it."
+        else:
+            taught = visit.taught or models.taught()
+            try:
+                taught.learn(name, models.transform.normalize(shown.pixels[None]))
+                visit = replace(visit, taught=taught)
+            except ValueError as error:
+                problem = str(error)
+        return visit, answers(visit), render_taught(models, visit.taught, problem)
 
     def on_tab(is_drawing: bool) -> Callable[[Visit], tuple]:
         def select(visit: Visit) -> tuple:
@@ -122,6 +139,18 @@ def build_page(models: RunModels, facts: RunFacts) -> Any:
                     apply_default_css=False,
                     js_on_load="element.setAttribute('aria-live', 'polite')",
                 )
+        with gr.Column(elem_id="teaching"):
+            gr.HTML("<h2>Teach a class</h2>", apply_default_css=False)
+            if not models.cannot_learn:
+                with gr.Row():
+                    name = gr.Textbox(label="Name of what is shown", max_length=MAX_NAME, scale=3)
+                    button = gr.Button("Learn it", scale=1)
+            lesson = gr.HTML(
+                render_taught(models, None),
+                elem_id="taught",
+                apply_default_css=False,
+                js_on_load="element.setAttribute('aria-live', 'polite')",
+            )
         control("classes", render_classes(models))
         # One after the other, because each reads what the one before has chosen; of the same kind only the last.
         options = {"concurrency_id": "visits", "trigger_mode": "always_last", "show_progress": "minimal"}
@@ -131,6 +160,8 @@ def build_page(models: RunModels, facts: RunFacts) -> Any:
             canvas.input(on_strokes, [visit], [visit, output], **options)
         upload.input(on_upload, [visit], [visit, output, choice], **options)
         choice.input(on_choice, [visit, choice], [visit, output], **options)
+        if not models.cannot_learn:
+            gr.on([button.click, name.submit], on_teach, [visit, name], [visit, output, lesson], **options)
         for tab, is_drawing in tabs:
             tab.select(on_tab(is_drawing), [visit], [visit, output], **options)
     return page

@@ -10,7 +10,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from .inputs import Input
 from .run_facts import RunFacts
-from .run_models import RunModels
+from .run_models import Classes, RunModels, most_probable
+from .taught import Taught
 
 WEB = Path(__file__).parent / "web"
 SIDE = 196  # pixels of the picture of what the models see
@@ -35,26 +36,47 @@ def render_tasks(models: RunModels) -> str:
     return _TEMPLATES.get_template("tasks.html").render(num_tasks=models.num_tasks)
 
 
-def render_answers(models: RunModels, facts: RunFacts, task: int, shown: Input | None) -> str:
+def render_answers(
+    models: RunModels, facts: RunFacts, task: int, shown: Input | None, taught: Taught | None = None
+) -> str:
     """The predictions for an image, as they were after `task`.
+
+    Args:
+        taught: What the visitor has taught the models after the last task.
 
     Raises:
         ValueError: The checkpoint of the task is damaged.
     """
     pixels = None if shown is None else shown.pixels
     new = models.classes(task)
+    added: list[str] = []
+    answers: dict[str, Classes] = {}
+    if taught is not None and task == models.num_tasks - 1:
+        added = [name for name in taught.images if name not in models.class_names]
+        new = added or new
+    if pixels is not None and added and taught is not None:
+        values = models.transform.normalize(pixels[None])
+        answers = {role: most_probable(taught.logits(role, values), taught.class_names) for role in taught.models}
+    elif pixels is not None:
+        answers = models.predict(pixels, task)
     return _TEMPLATES.get_template("answers.html").render(
         facts=facts,
         task=task,
         num_tasks=models.num_tasks,
         num_seen=models.num_seen(task),
         new=new,
+        added=added,
         few=FEW,
         shown=shown,
         picture=None if pixels is None else as_url(pixels),
         size=None if pixels is None else f"{pixels.shape[2]} x {pixels.shape[1]}",
-        answers={} if pixels is None else models.predict(pixels, task),
+        answers=answers,
     )
+
+
+def render_taught(models: RunModels, taught: Taught | None, problem: str = "") -> str:
+    """What the visitor has taught, or why it cannot be taught."""
+    return _TEMPLATES.get_template("taught.html").render(models=models, taught=taught, problem=problem)
 
 
 def as_url(pixels: Tensor) -> str:

@@ -23,8 +23,8 @@ class ModelFacts:
         parameters: Their number.
         learned: How it was trained, in a phrase.
         classifier: What its predictions are made with.
-        has_probabilities: Whether its scores are probabilities; those of a computed classifier are close together, and
-            only their order counts.
+        has_probabilities: Whether its scores are probabilities. Those of a computed classifier of an earlier version
+            are not: they are close together, and only their order counts.
         accuracies: Average accuracy in % over the tasks so far, after each task; empty if it is not known.
     """
 
@@ -93,6 +93,7 @@ def _model(models: RunModels, role: str, results: dict[str, Any]) -> ModelFacts:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         learned=", ".join(phrase for phrase in (prompts or "frozen, without prompts", distilled) if phrase),
         classifier=classifier if model.kd_head is None else f"{classifier}, combined with that of its KD tokens",
-        has_probabilities=model.config.head == "linear",
+        # a classifier of an earlier version has no scale for its logits
+        has_probabilities=model.config.head == "linear" or model.logit_scale.item() != 1,
         accuracies=[sum(row) / len(row) for row in results.get("accuracy_matrix", [])],
     )

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..data import eval_transform
 from ..data.sources import dataset_spec
-from ..hub.saved_models import is_run, load_run
+from ..hub.saved_models import SavedModel, is_run, load_run
+from ..models.growth import MissingStatistics
 from ..training.task_checkpoints import TaskCheckpoints
+from .taught import Taught, copy_of, why_not
 
 TOP = 5
 ARGUMENTS = ("dataset", "prompt_method", "distillation")  # that the page needs
@@ -32,6 +34,7 @@ class RunModels:
         has_all_tasks: Whether it can go back to earlier tasks: a run of one task, a run with a jointly trained teacher
             and a run without `states/` show only their end.
         takes_drawings: Whether the models were trained on drawings.
+        cannot_learn: Why a visitor cannot teach the models a class, in a sentence; empty if one can.
 
     Raises:
         ValueError: The folder is not a finished run, or a model cannot be loaded.
@@ -41,7 +44,8 @@ class RunModels:
         if not is_run(run):
             raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
         self.args = _arguments(run / "args.yaml")
-        self.saved = load_run(run)
+        self.saved, self.cannot_learn = _load(run)
+        self._last = {} if self.cannot_learn else {role: _copy(saved) for role, saved in self.saved.items()}
         longest = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)
         self.class_names, self.classes_per_task = longest.class_names, longest.model.config.classes_per_task
         self.transform = eval_transform(longest.image_processor)
@@ -74,13 +78,14 @@ class RunModels:
         Raises:
             ValueError: The checkpoint of the task is damaged or of another model.
         """
-        names, top = self.class_names[: self.num_seen(task)], {}
+        names, values = self.class_names[: self.num_seen(task)], self.transform.normalize(pixels[None])
         with self._lock:  # one visitor at a time, because the models change with the task
             self._go_to(task)
-            for role, saved in self.saved.items():
-                best = saved.logits(self.transform.normalize(pixels[None]))[0].softmax(0).topk(min(TOP, len(names)))
-                top[role] = list(zip([names[i] for i in best.indices.tolist()], best.values.tolist(), strict=True))
-        return top
+            return {role: most_probable(saved.logits(values), names) for role, saved in self.saved.items()}
+
+    def taught(self) -> Taught:
+        """The models after the last task, for one visitor to teach."""
+        return Taught(self._last)
 
     def _go_to(self, task: int) -> None:
         if task == self._task:
@@ -90,6 +95,31 @@ class RunModels:
             self._states[role].load(task, saved.model)
             saved.model.config.tasks_seen = task + 1
         self._task = task
+
+
+def most_probable(logits: Tensor, names: list[str]) -> Classes:
+    """Of the logits (1, C) of an image."""
+    best = logits[0].softmax(0).topk(min(TOP, len(names)))
+    return list(zip([names[i] for i in best.indices.tolist()], best.values.tolist(), strict=True))
+
+
+def _load(run: Path) -> tuple[dict[str, SavedModel], str]:
+    """The models, and why they cannot learn further classes.
+
+    Raises:
+        ValueError: A model cannot be loaded.
+    """
+    try:
+        saved = load_run(run, statistics=True)
+        return saved, why_not(saved)
+    except MissingStatistics:
+        return load_run(run), (
+            "This run has not kept what its models need to learn further classes: train it with --save_statistics."
+        )
+
+
+def _copy(saved: SavedModel) -> SavedModel:
+    return SavedModel(copy_of(saved.model), saved.image_processor)
 
 
 def _arguments(path: Path) -> dict[str, str]:

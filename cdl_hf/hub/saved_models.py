@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from ..data.sources import is_hub_reachable
 from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.architecture_args import shortened
+from ..models.growth import MissingStatistics
 from ..utils import verify
 from .image_processor import image_processor_of
 
@@ -102,6 +103,8 @@ def load_saved_model(source: str | Path, *, statistics: bool = False) -> SavedMo
             model, loading = PromptViTForImageClassification.from_pretrained(
                 source, output_loading_info=True, load_statistics=statistics, **here
             )
+    except MissingStatistics:
+        raise
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"the model {source} cannot be loaded: {_reason(error, is_folder, **here)}") from error
     if kind != PromptViTConfig.model_type:

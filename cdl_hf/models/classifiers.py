@@ -1,10 +1,10 @@
 """Classifiers that are computed from features instead of trained by gradients, one for all classes seen.
 
 All share one contract. `classifier.fit(features, labels)` adds features (n, W) with class ids (n,), of new classes or
-of known ones, and `classifier.subtract(features, labels)` takes them back. `classifier(features, num_classes)` maps
-features (B, W) to scores (B, num_classes) of the first classes, in float32 also under autocast. `init_weights` resets
-the classifier. Buffers hold what a prediction needs. Tensors that are only needed to add classes are not part of the
-weights of a saved model: see `statistics` and `load_statistics`.
+of known ones. `classifier.add` adds them, too, or takes them back, and chooses nothing by them.
+`classifier(features, num_classes)` maps features (B, W) to scores (B, num_classes) of the first classes, in float32
+also under autocast. `init_weights` resets the classifier. Buffers hold what a prediction needs. Tensors that are only
+needed to add classes are not part of the weights of a saved model: see `statistics` and `load_statistics`.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ class Classifier(Computed):
     def fit(self, features: Tensor, labels: Tensor) -> None:
         raise NotImplementedError
 
-    def subtract(self, features: Tensor, labels: Tensor) -> None:
-        """Takes back images that [`fit`] has added. What was chosen by them, such as a ridge, stays."""
+    def add(self, features: Tensor, labels: Tensor, *, subtract: bool = False) -> None:
+        """Adds images, or takes back images that were added; what [`fit`] has chosen, such as a ridge, stays."""
         raise NotImplementedError
 
     def held_out(self, labels: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class NearestClassMean(Classifier):
         self.sums.index_add_(0, labels[left_out], directions[left_out])
 
     @torch.no_grad()
-    def subtract(self, features: Tensor, labels: Tensor) -> None:
-        self.sums.index_add_(0, labels, F.normalize(features.float(), dim=1), alpha=-1)
+    def add(self, features: Tensor, labels: Tensor, *, subtract: bool = False) -> None:
+        self.sums.index_add_(0, labels, F.normalize(features.float(), dim=1), alpha=-1 if subtract else 1)
 
     def forward(self, features: Tensor, num_classes: int) -> Tensor:
         return self._scores(features, self.sums[:num_classes])
@@ -176,10 +176,16 @@ class RanPAC(Classifier):
         self.weight.copy_(weight)
 
     @torch.no_grad()
-    def subtract(self, features: Tensor, labels: Tensor) -> None:
+    def add(self, features: Tensor, labels: Tensor, *, subtract: bool = False) -> None:
         sums, targets = self._begin(features, labels)
-        sums.add(self._random_features, features, targets, subtract=True)
+        sums.add(self._random_features, features, targets, subtract=subtract)
         self.weight.copy_(sums.solve(sums.best_ridge))
+
+    def images_a_class(self, features: Tensor, num_classes: int) -> float:
+        """About how many images of each of so many classes it was fitted on, if these (n, W) are of their kind."""
+        assert self.sums is not None
+        length = self._random_features(features).square().sum(1).mean()
+        return (self.sums.gram.diagonal().sum() / length / num_classes).item()
 
     def held_out(self, labels: Tensor) -> Tensor:
         """By the paper's rule every fifth image of the task, otherwise every fifth image of each of its classes."""

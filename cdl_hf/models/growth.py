@@ -27,6 +27,10 @@ _WITHOUT_CLASSES = ("prompt_pool", "kd_branch")
 _BY_CLASS = ("weight", "bias", "sums", "classifier.weight", "classifier.sums")
 
 
+class MissingStatistics(ValueError):
+    """A model was saved without what it needs to learn further classes."""
+
+
 class Growing(BackbonesLeftOut):
     """A model that can learn classes which its stream did not plan, and forget some."""
 
@@ -138,7 +142,7 @@ class Growing(BackbonesLeftOut):
             own = self.network.select(features, self.readout_of_classifier, self.readout)
             for i, classifier in enumerate((self.classifier, self.kd_classifier)):
                 if classifier is not None:
-                    classifier.subtract(own[:, i], labels)
+                    classifier.add(own[:, i], labels, subtract=True)
         _forget_classes(self, class_names)
 
 
@@ -276,13 +280,14 @@ def _restore_statistics(model: nn.Module, source: str | PathLike, **download: An
         download: Arguments of `cached_file`.
 
     Raises:
-        ValueError: The statistics are missing, damaged or of another model.
+        MissingStatistics: They are needed, and are not there.
+        ValueError: They are damaged or of another model.
     """
     where = cached_file(source, STATISTICS_NAME, _raise_exceptions_for_missing_entries=False, **download)
     if where is None:
         computed = [module for module in model.modules() if isinstance(module, Computed)]
         if needed := sorted({type(module).__name__ for module in computed if module.num_statistics}):
-            raise ValueError(
+            raise MissingStatistics(
                 f"{str(source)!r} has no {STATISTICS_NAME}, which {' and '.join(needed)} needs to learn further "
                 "classes: train with --save_statistics, or save it with save_pretrained(..., save_statistics=True)"
             )

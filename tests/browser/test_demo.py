@@ -1,18 +1,18 @@
 """The demo's page, used as a visitor does: with a mouse, a keyboard, files, on a phone and in a dark system."""
 
 import json
-import shutil
 
 import PIL.Image
 import PIL.ImageDraw
 import pytest
+from tiny_runs import arguments, run_recipe
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def url(finished_run, drawings, tmp_path_factory):
-    """The page of a run whose models seem to be of the bundled drawings."""
+def url(pair, drawings, tmp_path_factory):
+    """The page of a run whose models seem to be of the bundled drawings, and can be taught."""
     pytest.importorskip("gradio", reason="needs gradio: pip install '.[demo]'")
     from cdl_hf.demo.page import build_page
     from cdl_hf.demo.run_facts import read_facts
@@ -20,7 +20,7 @@ def url(finished_run, drawings, tmp_path_factory):
     from cdl_hf.demo.server import launch
 
     run = tmp_path_factory.mktemp("demo") / "my_run"
-    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints"))
+    run_recipe("train", *arguments(pair, drawings), "--classifier", "ncm", "--output_dir", run)
     args = run / "args.yaml"
     args.write_text(args.read_text().replace(f"dataset: {drawings}\n", "dataset: quickdraw100\n"))
     models = RunModels(run)
@@ -162,6 +162,28 @@ def test_an_image_stays_as_it_is_until_the_box_is_ticked(page, tmp_path):
     assert "inverted" not in page.answers
     page.open("Draw")
     page.wait(lambda: page.seen == [drawing])
+
+
+def test_a_class_is_taught_and_known(page, browser):
+    from selenium.webdriver import Keys
+
+    name, button = page.one("#teaching textarea, #teaching input"), page.one("#teaching button")
+    name.send_keys("line")
+    button.click()
+    page.wait(lambda: "Draw or choose an image first." in page.one("#taught").text)
+    page.stroke((-80, 0), (160, 0))
+    page.shows("Teacher: class_")
+    name.send_keys(Keys.ENTER)
+    page.wait(lambda: "Learned: line (1 image)" in page.one("#taught").text)
+    page.shows("Teacher: line", "Student: line", "and what you have taught: 7 classes")
+    assert "kB" in page.one("#taught").text and "cdl-hf learn" in page.one("#taught").text
+    page.one("#tasks input").send_keys(Keys.HOME)
+    page.shows("After task 1 of 3: 2 classes")
+    assert "Teacher: line" not in page.answers
+    button.click()
+    page.wait(lambda: "Choose the last task first" in page.one("#taught").text)
+    browser.refresh()  # nobody else sees it, nor does the same visitor again
+    page.wait(lambda: "Learned" not in page.one("#taught").text)
 
 
 def test_all_classes_can_be_searched(page):
