@@ -110,6 +110,11 @@ class FurtherLearning:
                     f"the {role} has a trained head, which learns a class once, and knows {known[0]!r} already: leave "
                     "such classes out, or choose a computed classifier (ncm or ranpac)"
                 )
+            if len(new) < 2 and model.classifier is None:
+                raise ValueError(
+                    f"the {role} has a trained head, and training cannot tell one class alone from others: give images "
+                    "of two new classes or more, or choose a computed classifier (ncm or ranpac)"
+                )
             set_seed(derive_seed(self.args.seed, "further", role, model.config.tasks_seen))
             if new:
                 model.add_classes(new)

@@ -203,6 +203,6 @@ def test_accessible_and_readable_on_a_phone(page, browser, screen, axe_findings,
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert page.one("#answers [aria-live]").get_attribute("aria-live") == "polite"
     assert [page.one("h1").tag_name, *(h.text.split(":")[0] for h in page.all("h2"))] == [
-        *("h1", "Teacher", "Student", "All classes"),
+        *("h1", "Teacher", "Student", "Teach a class", "All classes"),
     ]
     assert axe_findings() == []
