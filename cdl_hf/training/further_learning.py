@@ -112,8 +112,8 @@ class FurtherLearning:
                 )
             if len(new) < 2 and model.classifier is None:
                 raise ValueError(
-                    f"the {role} has a trained head, and training cannot tell one class alone from others: give images "
-                    "of two new classes or more, or choose a computed classifier (ncm or ranpac)"
+                    f"the {role} has a trained head, and training cannot tell one class alone from others: give "
+                    "images of two new classes or more, or choose a computed classifier (ncm or ranpac)"
                 )
             set_seed(derive_seed(self.args.seed, "further", role, model.config.tasks_seen))
             if new:
