@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 import cdl_hf.hub.push as push_module
@@ -85,8 +86,9 @@ class FakeHub:
         branches = self.repositories[repo_id]
         branches.setdefault(branch, dict(branches["main"]))
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, revision="main"):
+    def upload_folder(self, *, repo_id, folder_path, commit_message, revision="main", ignore_patterns=()):
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        files = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=list(ignore_patterns))}
         self.repositories[repo_id][revision].update(files)
 
 
@@ -99,6 +101,7 @@ def download(files, folder):
 
 def test_two_repositories(run, tmp_path):
     hub = FakeHub()
+    (run / "student" / "statistics.safetensors").write_bytes(b"of use here only")
     assert push_run(run, "drawings", private=True, api=hub) == {
         "teacher": "https://huggingface.co/me/drawings-teacher",
         "student": "https://huggingface.co/me/drawings-student",
@@ -111,6 +114,7 @@ def test_two_repositories(run, tmp_path):
         assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "results.json"} <= set(
             files
         )
+        assert "statistics.safetensors" not in files
         assert {"accuracy.png", "matrices.png", "modeling_prompt_vit.py"} <= set(files)
         assert json.loads(files["results.json"])["student"]["accuracy_matrix"]
         assert f'checkpoint = "me/drawings-{role}"\n' in files["README.md"].decode()

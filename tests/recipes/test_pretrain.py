@@ -147,7 +147,6 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
         (["--model_args", '{"depht": 6}'], "depht"),
         (["--model_args", '{"in_chans": 1}'], "images of 1 channels, but images here have 3"),
         (["--model_args", '{"img_size": [16, 32]}'], "16 x 32 pixels, but images here are square"),
-        (["--model", "vit_base_patch16_siglip_224", "--model_args", "{}"], "no class token"),
         (["--batch_size", "7"], "must be even"),
         (["--batch_size", "64"], "has only 24 images"),
         (["--image_size", "32"], "set img_size in model_args"),

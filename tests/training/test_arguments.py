@@ -28,7 +28,14 @@ def test_every_argument_of_the_run_affects_one_thing():
     assert "learning_rate" in affecting("result") and "push_to_hub" not in affecting("result")
     assert affecting("rounding") == {"gradient_accumulation_steps", "auto_find_batch_size"}
     assert affecting("files", "nothing") == {
-        *("cache_teacher_outputs", "output_dir", "save_steps", "report_to", "dataloader_num_workers"),
+        *(
+            "cache_teacher_outputs",
+            "output_dir",
+            "save_steps",
+            "save_statistics",
+            "report_to",
+            "dataloader_num_workers",
+        ),
         "eval_batch_size",
     }
 
