@@ -47,7 +47,7 @@ from ..data.loading import load_image_dataset
 from ..data.splits import Splits
 from ..data.views import image_digests, ordered_digest
 from ..models.backbones import backbone_digest
-from ..models.networks import check_images
+from ..models.network_checks import check_images
 from ..pretraining.arguments import DataArguments, ModelArguments, PretrainingConfig
 from ..pretraining.augmentation import PhotographAugmentation, augment_drawings
 from ..pretraining.card import backbone_card, describe

@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .architecture_args import check_architecture, shown
-from .networks import check_images, network_of, prepare_blocks
+from .network_checks import check_images
+from .networks import network_of, prepare_blocks
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "backbones"
 # Arguments of timm.create_model about loading weights, not about the architecture.

@@ -19,7 +19,7 @@ from .heads import LinearHead, UnitNormHead
 from .kd_branches import BRANCHES, KDBranch
 from .left_out import left_out_pattern
 from .low_rank import LowRankUpdate
-from .networks import check_prompts
+from .network_checks import check_prompts
 from .outputs import Encoded, PromptViTOutput
 from .prompt_pools import POOLS, PromptPool
 from .readout import LAST, Readout
