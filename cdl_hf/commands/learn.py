@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             history = [*(record or {}).get("learned", []), {"dataset": Path(images.dataset).name, **asdict(learned)}]
             values = {**vars(distillation), **vars(run_args)}
-            text = json.dumps({"model": args.model, "arguments": values, "learned": history}, indent=2, default=str)
+            text = json.dumps(
+                {"model": Path(args.model).name, "arguments": values, "learned": history}, indent=2, default=str
+            )
             (output / RECORD).write_text(text + "\n", encoding="utf-8")
     accelerator.print(_summary(learned, models, output))
 
@@ -100,20 +102,22 @@ def _record(source: Path) -> dict[str, Any] | None:
     """
     import yaml
 
+    file = next((source / name for name in (RECORD, "args.yaml") if (source / name).is_file()), None)
+    if file is None:
+        return None
     try:
-        if (source / RECORD).is_file():
-            return json.loads((source / RECORD).read_text(encoding="utf-8"))
-        if (source / "args.yaml").is_file():
-            return {"arguments": yaml.safe_load((source / "args.yaml").read_text(encoding="utf-8"))}
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # reads JSON, too
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the record of {source} is damaged: {' '.join(str(error).split())}") from error
-    return None
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    record = found if file.name == RECORD else {"arguments": found}
+    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+        raise ValueError(f"{file} is damaged: it holds no arguments")
+    return record
 
 
 def _arguments_of(record: dict[str, Any] | None, args: LearnArguments) -> tuple[DistillationArguments, CDLConfig]:
     """How the student learns, and the hyper-parameters: those of the run, where there is one."""
-    values = with_present_names((record or {}).get("arguments") or {})
-    values = {**(recorded_defaults() if record is not None else {}), **values}
+    values = {} if record is None else {**recorded_defaults(), **with_present_names(record["arguments"])}
     kept = {name: getattr(CDLConfig(), name) for name in ("output_dir", "report_to", "teacher_run", "student_run")}
     values |= {**kept, "seed": args.seed, "resume_from_checkpoint": False, "overwrite_output_dir": False}
     values |= {"stages": "both", "gradient_accumulation_steps": 1, "cache_teacher_outputs": False}

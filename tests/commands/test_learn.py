@@ -123,6 +123,11 @@ def test_what_cannot_learn_is_refused(begin, analytic_run, finished_run, parts, 
     assert "cannot tell one class alone" in refused(begin("--num_train_epochs", "1", "--pool_size", "4"), with_one)
     assert "there is no model" in refused(tmp_path)
     assert "is not empty" in refused(analytic_run, output=analytic_run)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for content in ("[]", "{", '{"arguments": 1}'):
+        (damaged / "learned.json").write_text(content)
+        assert f"{damaged / 'learned.json'} is damaged" in refused(damaged)
     run = tmp_path / "without"
     shutil.copytree(analytic_run, run)
     (run / "student" / "statistics.safetensors").unlink()
