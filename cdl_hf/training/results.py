@@ -1,5 +1,6 @@
 """What a run shows and writes: its models before training, its results, models and pictures after it."""
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from .distributed import whole_state
 from .memory import is_oom
 
 logger = get_logger(__name__)
+
+PICTURE = Path(__file__).parents[1] / "assets" / "laptop.png"  # a drawing of the bundled test images
 
 
 def describe_models(models: dict[str, PromptViTForImageClassification], processor: CLIPImageProcessor) -> str:
@@ -221,6 +224,8 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
     """What a user may do with a finished run, as commands that work as printed."""
     where = shlex.quote(str(folder))
     role = "student" if "student" in results else "teacher"
+    takes_drawings = dataset_spec(results["args"]["dataset"]).is_drawings
+    picture = shlex.quote(os.path.relpath(PICTURE)) if takes_drawings else "IMAGE.png"
 
     def start(command: str) -> str:
         return shlex.join(how_to_start(command))
@@ -228,7 +233,7 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
     lines = [
         f"Everything is in {folder}: results.json, accuracy.png, matrices.png, and the models. What next:",
         f"  {start('evaluate')} {where}      # accuracy by class, confusions, calibration",
-        f"  {start('predict')} {where}/{role} IMAGE.png",
+        f"  {start('predict')} {where}/{role} {picture}",
         f"  {start('demo')} {where}",
     ]
     args = results["args"]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from cdl_hf.cli import parse, to_dict
+from cdl_hf.data import open_image
 from cdl_hf.training.arguments import RUN
 from cdl_hf.training.results import next_steps, table
 
@@ -22,6 +23,13 @@ def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run
     found = to_dict(parse(RUN, words[2:]))
     assert found["classifier"] == "ranpac" and found["student_run"] == str(tmp_path / "a run")
     assert found["output_dir"] is None and found["stages"] == "student"
+
+
+def test_models_of_drawings_are_shown_a_drawing_to_predict(finished_run):
+    results = json.loads((finished_run / "results.json").read_text())
+    results["args"]["dataset"] = "quickdraw100"
+    (line,) = (line for line in next_steps(results, finished_run).splitlines() if "cdl-hf predict" in line)
+    assert open_image(shlex.split(line)[-1]).size == (28, 28)
 
 
 @pytest.mark.parametrize("changed", [{"classifier_alignment": True}, {"push_to_hub": True}, {"classifier": "ncm"}])
