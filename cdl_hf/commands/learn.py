@@ -12,7 +12,6 @@ distillation need their sums over the earlier images, which `cdl-hf train --save
 Exit code: 0 all is done; 2 a mistake in the arguments, or the model cannot learn these classes; 1 all else.
 """
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,19 +56,22 @@ def main(argv: list[str] | None = None) -> None:
     from ..training.exits import exit_on_failure
     from ..training.further_learning import FurtherLearning
     from ..training.results import save_model
+    from ..utils import remove, write_json
 
-    output = Path(args.output_dir)
+    output = Path(args.output_dir).resolve()
+    place = output.with_name(f".{output.name}")  # until everything is written
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"output_dir {output} is not empty: choose a new folder")
         record = _record(Path(args.model))
         distillation, run_args = _arguments_of(record, args)
         accelerator = distributed.build_accelerator(run_args, output)
-        is_pair = record is not None and any((Path(args.model) / role).is_dir() for role in ("teacher", "student"))
+        is_pair = any((Path(args.model) / role / "config.json").is_file() for role in ("teacher", "student"))
         if is_pair:
             saved = load_run(args.model, statistics=True)
         else:
-            saved = {"student": load_saved_model(args.model, statistics=True)}
+            role = "teacher" if Path(args.model).name == "teacher" else "student"
+            saved = {role: load_saved_model(args.model, statistics=True)}
         splits = load_image_dataset(images.dataset, **source_options(images), seed=args.seed)
         models = {role: each.model.to(accelerator.device) for role, each in saved.items()}
         processor = next(iter(saved.values())).image_processor
@@ -81,17 +83,18 @@ def main(argv: list[str] | None = None) -> None:
         cli_error(str(error))
 
     with exit_on_failure(None, accelerator):
+        if accelerator.is_main_process:
+            remove(place)
+        accelerator.wait_for_everyone()
         for role, model in models.items():
-            place = output / role if is_pair else output
-            save_model(accelerator, model, processor, place, statistics=True)
+            save_model(accelerator, model, processor, place / role if is_pair else place, statistics=True)
         if accelerator.is_main_process:
             history = [*(record or {}).get("learned", []), {"dataset": Path(images.dataset).name, **asdict(learned)}]
             values = {**vars(distillation), **vars(run_args)}
-            text = json.dumps(
-                {"model": Path(args.model).name, "arguments": values, "learned": history}, indent=2, default=str
-            )
-            (output / RECORD).write_text(text + "\n", encoding="utf-8")
-    accelerator.print(_summary(learned, models, output))
+            content = {"model": Path(args.model).name, "arguments": values, "learned": history}
+            write_json(place / RECORD, content)
+            place.rename(output)
+            print(_summary(learned, models, output))
 
 
 def _record(source: Path) -> dict[str, Any] | None:
@@ -102,21 +105,27 @@ def _record(source: Path) -> dict[str, Any] | None:
     """
     import yaml
 
-    file = next((source / name for name in (RECORD, "args.yaml") if (source / name).is_file()), None)
+    folders = [source, source.parent] if source.name in ("teacher", "student") else [source]
+    files = [folder / name for folder in folders for name in (RECORD, "args.yaml")]
+    file = next(filter(Path.is_file, files), None)
     if file is None:
         return None
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))  # reads JSON, too
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     record = found if file.name == RECORD else {"arguments": found}
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise ValueError(f"{file} is damaged: it holds no arguments")
+    if not isinstance(record.get("learned", []), list):
+        raise ValueError(f"{file} is damaged: what it says was learned is no list")
     return record
 
 
 def _arguments_of(record: dict[str, Any] | None, args: LearnArguments) -> tuple[DistillationArguments, CDLConfig]:
     """How the student learns, and the hyper-parameters: those of the run, where there is one."""
+    from ..distillation import METHODS
+
     values = {} if record is None else {**recorded_defaults(), **with_present_names(record["arguments"])}
     kept = {name: getattr(CDLConfig(), name) for name in ("output_dir", "report_to", "teacher_run", "student_run")}
     values |= {**kept, "seed": args.seed, "resume_from_checkpoint": False, "overwrite_output_dir": False}
@@ -128,7 +137,15 @@ def _arguments_of(record: dict[str, Any] | None, args: LearnArguments) -> tuple[
     def of(argument_class):
         return argument_class(**{f.name: values[f.name] for f in fields(argument_class) if f.name in values})
 
-    return of(DistillationArguments), of(CDLConfig)
+    try:
+        distillation, run_args = of(DistillationArguments), of(CDLConfig)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the arguments recorded of {args.model} are damaged: {error}") from error
+    if distillation.distillation not in METHODS:
+        raise ValueError(
+            f"{args.model} was distilled by {distillation.distillation!r}, a method of other code: learn from Python"
+        )
+    return distillation, run_args
 
 
 def _summary(learned, models, output: Path) -> str:

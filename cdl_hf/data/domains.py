@@ -33,8 +33,11 @@ def with_domains(splits: dict[str, Dataset], name: str, column: str, columns: li
         split: _values(dataset, f"the domain_column {column!r} of {name!r}") for split, dataset in splits.items()
     }
     kind = splits["train"].features[DOMAIN]
+    if len({each.type for each in values.values()}) > 1:
+        raise DatasetError(f"the domain_column {column!r} of {name!r} has values of different types in its splits")
     found = {value for each in values.values() for value in pc.unique(each).to_pylist()}
-    names = [each for each in kind.names if each in found] if isinstance(kind, ClassLabel) else sorted(found)
+    first = [each for each in kind.names if each in found] if isinstance(kind, ClassLabel) else []
+    names = [*first, *sorted(found.difference(first))]
     feature, table = ClassLabel(names=[str(each) for each in names]), pa.array(names)
     return {
         split: dataset.remove_columns(DOMAIN).add_column(

@@ -51,10 +51,12 @@ def render_answers(
     new = models.classes(task)
     added: list[str] = []
     answers: dict[str, Classes] = {}
-    if taught is not None and task == models.num_tasks - 1:
+    if task < models.num_tasks - 1:
+        taught = None
+    if taught is not None:
         added = [name for name in taught.images if name not in models.class_names]
         new = added or new
-    if pixels is not None and added and taught is not None:
+    if pixels is not None and taught is not None:
         values = models.transform.normalize(pixels[None])
         answers = {role: most_probable(taught.logits(role, values), taught.class_names) for role in taught.models}
     elif pixels is not None:
@@ -66,6 +68,7 @@ def render_answers(
         num_seen=models.num_seen(task),
         new=new,
         added=added,
+        is_taught=taught is not None,
         few=FEW,
         shown=shown,
         picture=None if pixels is None else as_url(pixels),

@@ -16,6 +16,7 @@ from ..models.modeling_prompt_vit import frozen_networks
 
 MAX_NAME = 40  # characters of a class's name
 MAX_CLASSES, MAX_IMAGES = 20, 200  # that a visitor may add
+MAX_ROWS = 500  # that the images of a class count for
 
 
 def why_not(saved: Mapping[str, SavedModel]) -> str:
@@ -124,7 +125,7 @@ def _add(classifier: Classifier, features: Tensor, labels: Tensor, counts: Tenso
     """
     repeats = torch.ones_like(counts)
     if isinstance(classifier, RanPAC):
-        average = classifier.images_a_class(features, num_known)
+        average = min(classifier.images_a_class(features, num_known), MAX_ROWS)
         repeats = torch.where(counts > 0, (average / counts.clamp_min(1)).round().long().clamp_min(1), 1)
     repeats = repeats.to(features.device)
     classifier.add(features.repeat_interleave(repeats, 0), labels.repeat_interleave(repeats))
@@ -135,6 +136,9 @@ def _bytes(models: Iterable[PromptViTForImageClassification]) -> int:
 
 
 def copy_of(model: PromptViTForImageClassification) -> PromptViTForImageClassification:
-    """A copy that shares the frozen transformers."""
-    shared: dict[int, Any] = {id(network): network for _, network in frozen_networks(model)}
+    """A copy that shares what learning a class does not change: the transformers and the random projections."""
+    fixed: list[Any] = [network for _, network in frozen_networks(model)]
+    fixed += [part.projection for part in model.modules() if isinstance(part, RanPAC)]
+    fixed += [] if model.analytic is None else [model.analytic.predictor]
+    shared = {id(part): part for part in fixed}
     return copy.deepcopy(model, shared).eval()

@@ -2,12 +2,27 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 NO_STATISTICS = (
     "{} needs its sums over the earlier images to learn further ones: load the model with load_statistics=True (they "
     "are there if it was saved with save_statistics), or resume from the checkpoints of its run"
 )
+
+
+def check_statistic(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """
+    Raises:
+        ValueError: A tensor that was saved to learn further classes is missing, not finite or of another model.
+    """
+    if tensor is None:
+        raise ValueError(f"the statistics are incomplete: {name!r} is missing")
+    if tensor.shape != shape or tensor.dtype != dtype:
+        found = f"{tuple(tensor.shape)} in {tensor.dtype}"
+        raise ValueError(f"the statistics are of another model: {name!r} is {found}, not {shape} in {dtype}")
+    if not tensor.isfinite().all():
+        raise ValueError(f"the statistics are not finite numbers: {name!r}")
 
 
 class Computed(nn.Module):

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from .analytic import AnalyticHead
 from .classifiers import Classifier, RanPAC
-from .computed import Computed
+from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .left_out import BackbonesLeftOut
 from .prompt_pools import PromptPool
@@ -60,10 +60,12 @@ class Growing(BackbonesLeftOut):
         Raises:
             ValueError: The weights are to be left out, but their source is unknown.
         """
-        if save_statistics and (statistics := _statistics_of(self)):
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            save_file(statistics, Path(save_directory) / STATISTICS_NAME)
         super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory) / STATISTICS_NAME
+        if save_statistics and (statistics := _statistics_of(self)):
+            save_file(statistics, file)
+        else:
+            file.unlink(missing_ok=True)  # it was of other weights
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # takes all but the path by keyword
@@ -134,11 +136,14 @@ class Growing(BackbonesLeftOut):
             raise ValueError(
                 "a student of closed-form distillation cannot take back images: fit it again without these classes"
             )
+        removed = _ids_of(self, class_names)
         if features is None and isinstance(self.classifier, RanPAC):
             raise ValueError(
                 "RanPAC has mixed the images of all classes: to remove some, give the features and labels of theirs"
             )
-        if features is not None and labels is not None:
+        if features is not None:
+            if labels is None or not set(labels.tolist()) <= removed:
+                raise ValueError("labels must be the class ids of the features, all of classes to remove")
             own = self.network.select(features, self.readout_of_classifier, self.readout)
             for i, classifier in enumerate((self.classifier, self.kd_classifier)):
                 if classifier is not None:
@@ -153,6 +158,8 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
         ValueError: A class is known already or named twice, or the model cannot grow.
     """
     config = model.config
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a list of names, got {class_names!r}")
     known = set(names_of(config))
     repeated = [name for i, name in enumerate(class_names) if name in known or name in class_names[:i]]
     if not class_names or repeated:
@@ -167,6 +174,8 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
             f"the head of this model is trained in its first {config.train_tasks} tasks only, so that it cannot learn "
             "further classes: choose a computed classifier (ncm or ranpac)"
         )
+    if model.classifier is None and model.prompt_pool.misses_statistics:
+        raise ValueError(NO_STATISTICS.format("LoRA that is merged by Fisher information"))
     changes: dict[str, Any] = {"classes_per_task": [*tasks, len(class_names)]}
     if model.classifier is not None and config.prompt_method != "none":
         changes["train_tasks"] = min(config.num_trained_tasks, len(tasks))  # what is computed needs no training
@@ -177,20 +186,29 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
 
 
 def _forget_classes(model: "Growing", class_names: Sequence[str]) -> None:
-    """Removes the rows of classes, and the classes from the configuration.
+    """Removes the rows of classes, and the classes from the configuration."""
+    config, removed = model.config, _ids_of(model, class_names)
+    kept = [class_id for class_id in range(config.seen_classes) if class_id not in removed]
+    task_of = [task for task, size in enumerate(config.classes_per_task[: config.tasks_seen]) for _ in range(size)]
+    sizes = [sum(task_of[class_id] == task for class_id in kept) for task in range(config.tasks_seen)]
+    _restructure(model, {"classes_per_task": sizes + config.classes_per_task[config.tasks_seen :]}, kept)
+
+
+def _ids_of(model: "Growing", class_names: Sequence[str]) -> set[int]:
+    """Class ids of classes to remove.
 
     Raises:
         ValueError: A class is not known, or none would be left.
     """
-    config, names = model.config, names_of(model.config)
+    names = names_of(model.config)
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a list of names, got {class_names!r}")
     if unknown := [name for name in class_names if name not in names]:
         raise ValueError(f"the model does not know the class {unknown[0]!r}")
-    kept = [class_id for class_id, name in enumerate(names) if name not in class_names]
-    if not kept:
+    removed = {class_id for class_id, name in enumerate(names) if name in class_names}
+    if len(removed) == len(names):
         raise ValueError("a model cannot forget all its classes")
-    task_of = [task for task, size in enumerate(config.classes_per_task[: config.tasks_seen]) for _ in range(size)]
-    sizes = [sum(task_of[class_id] == task for class_id in kept) for task in range(config.tasks_seen)]
-    _restructure(model, {"classes_per_task": sizes + config.classes_per_task[config.tasks_seen :]}, kept)
+    return removed
 
 
 def names_of(config: PromptViTConfig) -> list[str]:

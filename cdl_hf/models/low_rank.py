@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .computed import Computed
+from .computed import Computed, check_statistic
 from .precision import in_full_precision
 
 
@@ -66,6 +66,8 @@ class LowRankUpdate(Computed):
         return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
 
     def load_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        for name, tensor in statistics.items():
+            check_statistic(name, tensor, (self.up.shape[0], self.down.shape[1]), torch.float32)
         for name in self.for_further_classes:
             setattr(self, name, statistics[name].to(self.up.device) if name in statistics else None)
 

@@ -75,6 +75,11 @@ class PromptPool(nn.Module):
         """Updates of the weights of a block, by the names of [`linear_layers`]."""
         return NO_UPDATES
 
+    @property
+    def misses_statistics(self) -> bool:
+        """Whether it has been loaded without what it needs of earlier tasks to learn a further one."""
+        return False
+
     def fold(self, blocks: Iterable[nn.Module]) -> None:
         """Writes the merged updates into the weights of the transformer's blocks for good, for an exported model."""
 
@@ -298,6 +303,12 @@ class LoRA(PromptPool):
                     )
             args = (self.rank, self.scale, self.num_tasks)
             self.updates[str(i)] = nn.ModuleDict({name: LowRankUpdate(layers[name], *args) for name in self.targets})
+
+    @property
+    def misses_statistics(self) -> bool:
+        return self.needs_fisher and any(
+            update.precision is None and bool(update.merged_up.any()) for update in self.each_update()
+        )
 
     @torch.no_grad()
     def fold(self, blocks: Iterable[nn.Module]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .computed import check_statistic
 from .precision import in_full_precision, to_float64
 
 RIDGES = [10.0**k for k in range(-8, 9)]
@@ -50,17 +51,15 @@ class RidgeSums:
         """From the tensors named by `NAMES`, or `None` without them; checkpoints of version 0.1.0 have no merits.
 
         Raises:
-            ValueError: They do not have the shapes of M = `width` regressors and K = `targets` targets.
+            ValueError: One is missing, not finite, or not of the shape of M = `width` regressors and K = `targets`.
         """
-        if "gram" not in tensors:
+        if not tensors:
             return None
-        found = (tuple(tensors["gram"].shape), tuple(tensors["sums"].shape))
-        if found != ((width, width), (width, targets)):
-            raise ValueError(
-                f"the statistics are of another model: sums of {found[1]} numbers do not fit {width, targets}"
-            )
-        merits = tensors.get("merits", torch.zeros(len(RIDGES), dtype=torch.float64))
-        return cls(tensors["gram"].clone(), tensors["sums"].clone(), merits.clone())
+        tensors = {"merits": torch.zeros(len(RIDGES), dtype=torch.float64), **tensors}
+        shapes = {"gram": (width, width), "sums": (width, targets), "merits": (len(RIDGES),)}
+        for name, shape in shapes.items():
+            check_statistic(name, tensors.get(name), shape, torch.float64 if name == "merits" else torch.float32)
+        return cls(*(tensors[name].clone() for name in NAMES))
 
     def to(self, device: torch.device) -> "RidgeSums":
         return RidgeSums(self.gram.to(device), self.sums.to(device), self.merits)

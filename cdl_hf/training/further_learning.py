@@ -75,12 +75,20 @@ class FurtherLearning:
         self.distillation = distillation
         first = next(iter(models.values()))
         self.class_names = names_of(first.config)
+        if any(names_of(model.config) != self.class_names for model in models.values()):
+            raise ValueError("teacher and student do not know the same classes in the same order")
         for model in models.values():
             if "teacher" not in models and model.config.kd_branch != "none":
                 raise ValueError(
                     f"this model is a student that learns from its teacher (kd_branch={model.config.kd_branch}): give "
                     "the folder of the run, which has both"
                 )
+        is_distilled = distillation.distillation != "none" and "teacher" not in models
+        if is_distilled and any(model.classifier is None for model in models.values()):
+            raise ValueError(
+                f"this student has learned from its teacher ({distillation.distillation}): give the folder of the "
+                "run, which has both"
+            )
         if args.classifier_alignment:
             raise ValueError(
                 "the heads of this run are aligned to all classes after each task, by statistics of the earlier "
@@ -99,9 +107,11 @@ class FurtherLearning:
         began, names = time.perf_counter(), train.features["label"].names
         class_ids = {normalized_name(name): class_id for class_id, name in enumerate(self.class_names)}
         present = [names[label] for label in np.unique(read_labels(train))]
-        new = [name for name in present if normalized_name(name) not in class_ids]
-        known = [name for name in present if name not in new]
-        class_ids |= {normalized_name(name): len(class_ids) + i for i, name in enumerate(new)}
+        new = list(
+            {normalized_name(name): name for name in present if normalized_name(name) not in class_ids}.values()
+        )
+        known = [name for name in present if normalized_name(name) in class_ids]
+        class_ids |= {normalized_name(name): len(self.class_names) + i for i, name in enumerate(new)}
         label_to_class_id = np.array([class_ids.get(normalized_name(name), -1) for name in names])
         for role in sorted(self.models, key=["teacher", "student"].index):
             model = self.models[role]

@@ -119,6 +119,7 @@ def test_what_cannot_learn_is_refused(begin, analytic_run, finished_run, parts, 
 
     assert "kd_branch=analytic): give the folder of the run" in refused(analytic_run / "student")
     assert "'class_4' already" in refused(finished_run)
+    assert "give the folder of the run" in refused(finished_run / "student")  # its record is one folder up
     with_one = part_of(parts[1], tmp_path / "one", range(4, 5))
     assert "cannot tell one class alone" in refused(begin("--num_train_epochs", "1", "--pool_size", "4"), with_one)
     assert "there is no model" in refused(tmp_path)

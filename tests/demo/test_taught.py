@@ -53,6 +53,10 @@ def test_an_image_of_a_known_class_adds_no_class(run):
     taught = models.taught()
     taught.learn("class_0", models.transform.normalize(STRIPES[None]))
     assert taught.class_names == models.class_names and taught.added_bytes == 0
+    facts, last = read_facts(run, models), models.num_tasks - 1
+    text = render_answers(models, facts, last, Input(STRIPES), taught)
+    assert "and what you have taught: 6 classes" in text
+    assert text != render_answers(models, facts, last, Input(STRIPES))  # it changes what the models say
 
 
 def test_what_cannot_be_taught_has_a_reason(run, finished_run):

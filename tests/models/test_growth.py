@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES_PER_TASK, PROMPTS, tiny_model
 
 from cdl_hf.models import PromptViTForImageClassification
@@ -162,6 +163,64 @@ def test_what_cannot_grow_is_refused_and_unchanged(tmp_path):
         finished("ncm", [2]).remove_classes(["cat"])
     with pytest.raises(ValueError, match="cannot forget all"):
         finished("ncm", [1]).remove_classes(["class 0"])
+
+
+def test_a_mistake_takes_nothing_back():
+    model = finished("ranpac", [2, 1])
+    pixels, labels = images_of([1])
+    features, gram = model.head_features(pixels), model.classifier.sums.gram.clone()
+    for names, given, reason in (
+        (["cat"], labels, "does not know the class 'cat'"),
+        (["class 0", "class 1", "class 2"], labels, "cannot forget all"),
+        (["class 2"], labels, "all of classes to remove"),
+        (["class 1"], None, "all of classes to remove"),
+        ("class 1", labels, "must be a list of names"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            model.remove_classes(names, features, given)
+    with pytest.raises(ValueError, match="must be a list of names"):
+        model.add_classes("xyz")
+    assert torch.equal(model.classifier.sums.gram, gram) and model.config.seen_classes == 3
+
+
+def test_statistics_are_those_of_the_weights_beside_them(tmp_path):
+    model = finished("ranpac", [2])
+    model.save_pretrained(tmp_path, save_statistics=True)
+    learn(model, [1])
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "statistics.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda kept: kept.pop("classifier.sums"), "'sums' is missing"),
+        (lambda kept: kept.pop("classifier.gram"), "'gram' is missing"),
+        (lambda kept: kept["classifier.gram"].fill_(torch.nan), "not finite numbers: 'gram'"),
+        (lambda kept: kept.update({"classifier.merits": torch.zeros(3)}), "'merits' is"),
+        (lambda kept: kept.update({"classifier.gram": torch.zeros(24, 24).long()}), "'gram' is .* in torch.int64"),
+    ],
+)
+def test_damaged_statistics_are_refused(change, reason, tmp_path):
+    finished("ranpac", [2]).save_pretrained(tmp_path, save_statistics=True)
+    kept = load_file(tmp_path / "statistics.safetensors")
+    change(kept)
+    save_file(kept, tmp_path / "statistics.safetensors")
+    with pytest.raises(ValueError, match=reason):
+        PromptViTForImageClassification.from_pretrained(tmp_path, load_statistics=True)
+
+
+def test_lora_merged_by_fisher_information_needs_its_statistics(tmp_path):
+    model = tiny_model("lora", tasks=1, lora_merging="fisher", classes_per_task=[3])
+    for update in model.prompt_pool.each_update():
+        torch.nn.init.normal_(update.up)
+        update.fisher = torch.rand(update.up.shape[0], update.down.shape[1])
+    model.end_task()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="LoRA that is merged by Fisher information needs its sums"):
+        PromptViTForImageClassification.from_pretrained(tmp_path, load_statistics=True).add_classes(["a", "b"])
+    model.save_pretrained(tmp_path, save_statistics=True)
+    PromptViTForImageClassification.from_pretrained(tmp_path, load_statistics=True).add_classes(["a", "b"])
 
 
 def test_statistics_of_another_model_are_refused(tmp_path):
