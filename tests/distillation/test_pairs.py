@@ -146,3 +146,17 @@ def test_teacher_trained_in_the_same_step(method_name):
     assert teacher.training
     teacher.eval()
     assert torch.equal(method(pixel_values, labels)["loss"], in_the_same_step)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "fits"), [([2, 2, 2], True), ([6], True), ([4, 2], True), ([3, 3], False), ([4, 3], False)]
+)
+def test_a_joint_teacher_that_learned_further_classes_fits(theirs, fits):
+    """Each of its tasks is one or several of the student's."""
+    student = tiny_model("none", tasks=0, classes_per_task=[2, 2, 2])
+    teacher = tiny_model("none", tasks=0, classes_per_task=theirs)
+    if fits:
+        METHODS["kd"](student, teacher)
+    else:
+        with pytest.raises(ValueError, match="must learn the same tasks"):
+            METHODS["kd"](student, teacher)
