@@ -11,15 +11,16 @@ from .lazy import lazy_attributes
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .arguments.config import CDLConfig
     from .data import TaskStream, load_image_dataset
     from .distillation import METHODS
     from .models import PromptViTConfig, PromptViTForImageClassification, load_backbone
-    from .training import CDLConfig, ContinualCallback, ContinualDistillationTrainer
+    from .training import ContinualCallback, ContinualDistillationTrainer
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "CDLConfig": "training",
+            "CDLConfig": "arguments.config",
             "ContinualCallback": "training",
             "ContinualDistillationTrainer": "training",
             "METHODS": "distillation",

@@ -8,7 +8,7 @@ def lazy_attributes(package: str, homes: dict[str, str]) -> tuple[Callable[[str]
     """A package's `__getattr__` and `__dir__`, so that importing it does not import what its public names need.
 
     Args:
-        homes: The submodule of each public name.
+        homes: The submodule of each public name; `.other.module` is in the package beside this one.
     """
 
     def __getattr__(name: str) -> object:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cdl_hf.arguments.config import CDLConfig, DistillationArguments, ModelArguments
+from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.cli import argument, cli_error, parse, to_yaml
-from cdl_hf.training.arguments import CDLConfig, DistillationArguments, ModelArguments
-from cdl_hf.training.stream_arguments import StreamArguments
 
 if TYPE_CHECKING:
     from cdl_hf.benchmark.pairs import MeasuredPair

@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from cdl_hf.arguments.stream import DatasetArguments
 from cdl_hf.cli import argument, cli_error, parse, to_dict
-from cdl_hf.training.stream_arguments import DatasetArguments
 
 OWN = "own: "  # begins the names of heads that need no teacher
 
@@ -80,9 +80,9 @@ def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> 
         ValueError: The data set or a backbone cannot be loaded.
     """
     from cdl_hf import TaskStream, load_image_dataset
+    from cdl_hf.arguments.config import ModelArguments
     from cdl_hf.data import TaskImages, eval_transform, image_processor_for
     from cdl_hf.models import PromptViTForImageClassification
-    from cdl_hf.training.arguments import ModelArguments
     from cdl_hf.training.build import load_pair, source_options
     from cdl_hf.training.classifier_fitting import head_features
 

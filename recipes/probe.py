@@ -12,12 +12,12 @@ from pathlib import Path
 import timm
 import torch
 
+from cdl_hf.arguments.stream import DatasetArguments
 from cdl_hf.cli import argument, cli_error, parse
 from cdl_hf.models.backbones import load_backbone
 from cdl_hf.pretraining.card import PROBES, add_probe
 from cdl_hf.pretraining.probe import probe
 from cdl_hf.training.build import source_options
-from cdl_hf.training.stream_arguments import DatasetArguments
 
 
 @dataclass

@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from cdl_hf.training import distributed
+from cdl_hf.runs import distributed
 
 FOLDER = Path(__file__).parents[1] / "accelerate_configs"
 NAMES = ("cpu", "single_gpu", "multi_gpu", "fsdp", "multi_node")

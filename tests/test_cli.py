@@ -437,7 +437,7 @@ def test_an_argument_copies_its_default():
 
 def test_imports_nothing_heavy():
     code = (
-        "import sys, cdl_hf.cli, cdl_hf.catalogue, cdl_hf.training.arguments;"
+        "import sys, cdl_hf.cli, cdl_hf.catalogue, cdl_hf.arguments.config;"
         "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'accelerate', 'numpy'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

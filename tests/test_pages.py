@@ -11,8 +11,8 @@ from pages import PAGES, ROOT, block, blocks, name_of, prose
 from tiny_runs import load_recipe
 
 import cdl_hf
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_yaml
-from cdl_hf.training.arguments import RUN
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse
 from cdl_hf.presets import preset_names, preset_or_file
-from cdl_hf.training.arguments import RUN
 
 PRESETS = [name for name in preset_names() if not name.endswith("/grid")]
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from cdl_hf import catalogue
+from cdl_hf.arguments import config as arguments
+from cdl_hf.arguments import sets as argument_sets
 from cdl_hf.catalogue import Method
 from cdl_hf.comparison.experiments import group_runs
 from cdl_hf.comparison.rendering import as_csv
@@ -26,7 +28,7 @@ from cdl_hf.distillation import logit_methods, methods
 from cdl_hf.evaluation import Metric, accuracy_matrix
 from cdl_hf.models import classifiers, configuration_prompt_vit, prompt_pools
 from cdl_hf.models.prefix_attention import Prefix
-from cdl_hf.training import argument_sets, arguments, fingerprint
+from cdl_hf.runs import fingerprint
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(catalogue.__file__).parent
@@ -195,4 +197,4 @@ def test_an_option_without_effect_on_the_result_is_one_field(monkeypatch, drawin
     assert argument_sets.affecting("nothing") >= {"toy_option", "report_to"}
     (note,) = fingerprint.compare({"toy_option": 1}, {"toy_option": 2})[:1]
     assert "without effect on the result: toy_option was 1, is now 2" in note
-    assert documented("option") == {"training/arguments.py"}  # and where it is used
+    assert documented("option") == {"arguments/config.py", "arguments/stream.py"}  # and where it is used

@@ -18,16 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .. import catalogue
+from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
+from ..arguments.stream import StreamArguments
 from ..cli import parse
 from ..data import TaskImages, train_transform
 from ..distillation import METHODS
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
 from ..models.prompt_pools import POOLS
-from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments
 from ..training.dry_run import FakeSteps
 from ..training.stage import Stage, StageSettings
-from ..training.stream_arguments import StreamArguments
 from .machine import flops_of, peak_growth
 from .pairs import MeasuredPair, build_pair
 from .steps import Step, Steps

@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 
+from ..arguments.config import CDLConfig
 from ..data import Batches, TaskImages, image_processor_for, train_transform
-from ..training.arguments import CDLConfig
 from .pairs import MeasuredPair
 
 SIDE, BATCH = 224, 32

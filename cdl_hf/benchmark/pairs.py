@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
+from ..arguments.stream import StreamArguments
 from ..data import TaskStream
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..training import build
-from ..training.arguments import CDLConfig, DistillationArguments, ModelArguments
-from ..training.stream_arguments import StreamArguments
 from ..utils import num_cores
 
 PairArguments = tuple[StreamArguments, ModelArguments, DistillationArguments, CDLConfig]

@@ -18,7 +18,7 @@ from ..cli import argument, cli_error, parse, program_name
 from ..comparison.grid import read_grid
 from ..comparison.runner import GridRunner, Interrupted, describe_jobs
 from ..presets import preset_or_file
-from ..training.interruptions import EX_TEMPFAIL
+from ..runs.interruptions import EX_TEMPFAIL
 
 
 @dataclass

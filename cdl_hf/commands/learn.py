@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..arguments.config import CDLConfig, DistillationArguments
+from ..arguments.sets import recorded_defaults, with_present_names
+from ..arguments.stream import DatasetArguments
 from ..cli import argument, cli_error, parse
-from ..training.argument_sets import recorded_defaults, with_present_names
-from ..training.arguments import CDLConfig, DistillationArguments
-from ..training.interruptions import interruptible
-from ..training.stream_arguments import DatasetArguments
+from ..runs.interruptions import interruptible
 
 RECORD = "learned.json"  # what the models of a folder have learned since their run
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ..data import load_image_dataset
     from ..hub.saved_models import load_run, load_saved_model
-    from ..training import distributed
+    from ..runs import distributed
     from ..training.build import source_options
     from ..training.exits import exit_on_failure
     from ..training.further_learning import FurtherLearning

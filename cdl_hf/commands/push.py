@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..arguments.config import RepositoryArguments
 from ..cli import argument, cli_error, parse
-from ..training.arguments import RepositoryArguments
-from ..training.interruptions import EX_UNAVAILABLE
+from ..runs.interruptions import EX_UNAVAILABLE
 
 
 @dataclass

@@ -15,13 +15,13 @@ saved) or 1. So start one process with `cdl-hf train` where the code matters; ac
 import sys
 from typing import TYPE_CHECKING
 
+from ..arguments.config import RUN, HubArguments
+from ..arguments.sets import record_of_resumed
 from ..cli import ParsedArguments, cli_error, parse
-from ..training.argument_sets import record_of_resumed
-from ..training.arguments import RUN, HubArguments
-from ..training.interruptions import EX_UNAVAILABLE, interruptible
+from ..runs.interruptions import EX_UNAVAILABLE, interruptible
 
 if TYPE_CHECKING:
-    from ..training import RunFolder
+    from ..runs.folder import RunFolder
 
 
 @interruptible()
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Only now what takes seconds to import: `--help` and mistakes are answered at once.
     from ..hub.push import check_ready
-    from ..training import RunFolder
+    from ..runs.folder import RunFolder
     from ..training.build import run_name
 
     try:
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
     """Trains and pushes, while no other run can get into the folder."""
-    from ..training import ContinualDistillationTrainer, build, distributed
+    from ..runs import distributed
+    from ..training import ContinualDistillationTrainer, build
     from ..training.dry_run import describe_run
     from ..training.exits import exit_on_failure
     from ..training.results import describe_models, next_steps, table

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from ..arguments.config import DistillationArguments
+from ..arguments.sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
 from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of
-from ..training.argument_sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
-from ..training.arguments import DistillationArguments
 from .statistics import Scores
 
 # Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment

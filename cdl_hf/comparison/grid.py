@@ -22,9 +22,9 @@ from typing import Any
 
 import yaml
 
+from ..arguments.config import RUN
+from ..arguments.sets import planned, with_present_names
 from ..cli import parse, to_dict
-from ..training.argument_sets import planned, with_present_names
-from ..training.arguments import RUN
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, CLASSIFIERS = "students", "classifiers"  # axes that teachers do not depend on

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ..arguments.config import RUN
 from ..cli import parse, to_dict
-from ..training.arguments import RUN
 
 METRICS = ("A_N", "F_N")
 

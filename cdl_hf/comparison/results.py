@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.sets import paths, recorded_defaults, with_present_names
 from ..escaping import portable, portable_arguments
-from ..training.argument_sets import paths, recorded_defaults, with_present_names
 from ..utils import write_text
 from .experiments import Experiment
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
+from ..arguments.config import RUN
+from ..arguments.sets import affecting, not_of_the_run, paths, planned, recorded_defaults, with_present_names
 from ..cli import parse, to_dict
 from ..escaping import markdown_name
-from ..training.argument_sets import affecting, not_of_the_run, paths, planned, recorded_defaults, with_present_names
-from ..training.arguments import RUN
-from ..training.interruptions import EX_TEMPFAIL
-from ..training.run_lock import RunLock
+from ..runs.interruptions import EX_TEMPFAIL
+from ..runs.lock import RunLock
 from ..utils import write_text
 from .grid import PlannedRun
 from .progress import Progress
@@ -273,7 +273,7 @@ def changed_arguments(run: PlannedRun, folder: Path) -> str:
 
     An argument that is newer than the run has the value that the run had without it.
     """
-    from ..training.fingerprint import changes  # seconds to import
+    from ..runs.fingerprint import changes  # seconds to import
 
     ignored = affecting("rounding", "files", "nothing") | not_of_the_run() | (paths() & planned())
     results = read_results(run, folder)

@@ -12,7 +12,7 @@ from ..data import eval_transform
 from ..data.sources import dataset_spec
 from ..hub.saved_models import SavedModel, is_run, load_run
 from ..models.growth import MissingStatistics
-from ..training.task_checkpoints import TaskCheckpoints
+from ..runs.task_checkpoints import TaskCheckpoints
 from .taught import Taught, copy_of, why_not
 
 TOP = 5

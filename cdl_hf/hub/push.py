@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from ..invocation import how_to_start
 from ..models import PromptViTForImageClassification
 from ..models.growth import STATISTICS_NAME
-from ..training.model_card import PICTURES
-from ..training.task_checkpoints import TaskCheckpoints
+from ..runs.model_card import PICTURES
+from ..runs.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
 
 ROLES = ("teacher", "student")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..arguments.stream import DatasetArguments
 from ..cli import argument
-from ..training.stream_arguments import DatasetArguments
 
 
 @dataclass

@@ -1,27 +1,27 @@
-"""The continual training of teacher and student with Accelerate. Importing `arguments` imports nothing heavy."""
+"""The continual training of teacher and student with Accelerate."""
 
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from .arguments import CDLConfig
+    from ..arguments.config import CDLConfig
+    from ..runs.folder import RunFolder
+    from ..runs.interruptions import Stopped
     from .callbacks import ContinualCallback, ShowAccuracy
-    from .interruptions import Stopped
-    from .run_folder import RunFolder
     from .stage import StageError
     from .trainer import ContinualDistillationTrainer
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "CDLConfig": "arguments",
+            "CDLConfig": ".arguments.config",
             "ContinualCallback": "callbacks",
             "ContinualDistillationTrainer": "trainer",
-            "RunFolder": "run_folder",
+            "RunFolder": ".runs.folder",
             "ShowAccuracy": "callbacks",
             "StageError": "stage",
-            "Stopped": "interruptions",
+            "Stopped": ".runs.interruptions",
         },
     )
 

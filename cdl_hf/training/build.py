@@ -10,6 +10,8 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig, DistillationArguments, HubArguments, ModelArguments
+from ..arguments.stream import DatasetArguments, StreamArguments
 from ..cli import ParsedArguments, to_dict
 from ..data import TaskStream, image_processor_for, load_image_dataset
 from ..data.splits import class_order
@@ -19,10 +21,8 @@ from ..distillation.logit_methods import KD
 from ..models import PretrainedBackbone, PromptViTConfig, PromptViTForImageClassification, load_backbone
 from ..models.networks import network_of
 from ..models.prompt_pools import POOLS
+from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
 from ..utils import derive_seed
-from .arguments import CDLConfig, DistillationArguments, HubArguments, ModelArguments
-from .stream_arguments import DatasetArguments, StreamArguments
-from .task_checkpoints import TaskCheckpoints, describe_stream
 
 
 @dataclass

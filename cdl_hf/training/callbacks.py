@@ -5,14 +5,14 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig
 from ..cli import ParsedArguments
 from ..data import Task, TaskImages, TaskStream
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
-from .arguments import CDLConfig
+from ..runs.folder import RunFolder
 from .learner import Learner
-from .run_folder import RunFolder
 
 
 class Run(Protocol):

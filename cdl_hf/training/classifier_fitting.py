@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arguments.config import CDLConfig
 from ..data import Batches, Task, TaskImages
 from ..distillation.analytic import Analytic
 from ..evaluation.evaluator import divided_batch_size
 from ..models import PromptViTForImageClassification
-from .arguments import CDLConfig
 from .learner import STUDENT, TEACHER, Learner
 from .memory import explain_oom
 

@@ -23,18 +23,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
+from ..arguments.stream import StreamArguments
 from ..data import TaskImages, TaskStream, train_transform
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
-from .arguments import CDLConfig, DistillationArguments, ModelArguments
+from ..runs.checkpointing import NUM_KEPT
+from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
 from .build import build_models, build_stream
 from .callbacks import duration
-from .checkpointing import NUM_KEPT
 from .memory import check_division
 from .results import describe_models
 from .stage import EpochSampler
-from .stream_arguments import StreamArguments
-from .task_checkpoints import TaskCheckpoints, describe_stream
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

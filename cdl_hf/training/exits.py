@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..cli import PATIENCE
-from .checkpointing import list_checkpoints
-from .interruptions import EX_TEMPFAIL, Stopped
+from ..runs.checkpointing import list_checkpoints
+from ..runs.folder import RunFolder
+from ..runs.interruptions import EX_TEMPFAIL, Stopped
 from .memory import OutOfMemory, is_oom
-from .run_folder import RunFolder
 from .stage import StageError
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig, DistillationArguments
 from ..data import TaskImages, eval_transform, train_transform
 from ..data.labels import normalized_name, read_labels
 from ..data.views import select_rows
@@ -19,7 +20,6 @@ from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
 from ..models.growth import names_of
 from ..utils import derive_seed
-from .arguments import CDLConfig, DistillationArguments
 from .build import build_objective
 from .classifier_fitting import head_features
 from .fisher import measure_fisher

@@ -9,15 +9,15 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig
 from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..models import PromptViTForImageClassification
+from ..runs.checkpointing import load_trained_state, trained_state
+from ..runs.task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
 from ..utils import DamagedFile, derive_seed, verify
-from .arguments import CDLConfig
-from .checkpointing import load_trained_state, trained_state
 from .classifier_alignment import ClassifierAlignment
-from .task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
 
 TEACHER, STUDENT = "teacher", "student"
 

@@ -9,9 +9,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from torch.utils.data import default_collate
 
+from ..arguments.config import CDLConfig
 from ..data import TaskImages
 from ..distillation import TrainingObjective
-from .arguments import CDLConfig
 
 
 class OutOfMemory(RuntimeError):

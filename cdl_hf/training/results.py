@@ -20,11 +20,11 @@ from ..evaluation.speed import latency
 from ..invocation import how_it_started, how_to_start
 from ..models import PromptViTForImageClassification
 from ..models.backbones import pretrained_cfg
+from ..runs.distributed import whole_state
 from ..utils import atomic_folder, seal_file, versions
 from .baseline import baseline_accuracies
 from .build import backbone_source
 from .callbacks import Run
-from .distributed import whole_state
 from .memory import is_oom
 
 logger = get_logger(__name__)
@@ -139,7 +139,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 def _write_card(trainer: Run, role: str, results: dict[str, Any]) -> None:
     """Completes a model's folder with its card, results and pictures."""
-    from .model_card import ModelCardContent, complete_model_folder  # its templates take a while to import
+    from ..runs.model_card import ModelCardContent, complete_model_folder  # its templates take a while to import
 
     dataset, model = dataset_spec(results["args"]["dataset"]), trainer.models[role]
     given = trainer.folder.given() or {"command_line": []}

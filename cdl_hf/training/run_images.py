@@ -11,14 +11,14 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
+from ..arguments.sets import with_present_names
+from ..arguments.stream import StreamArguments
 from ..data import TaskStream, load_image_dataset
 from ..data.labels import read_labels
 from ..data.stream import IN_MEMORY, SPLITS
 from ..data.views import image_digests, select_rows
-from .argument_sets import with_present_names
+from ..runs.folder import ARGUMENTS
 from .build import build_stream
-from .run_folder import ARGUMENTS
-from .stream_arguments import StreamArguments
 
 NAME = "images.npz"
 

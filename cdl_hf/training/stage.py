@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ..data import Batches, TaskImages
 from ..distillation import TrainingObjective
-from .distributed import AsyncReduce, prepare_module, progress_bar
-from .output_cache import OutputCache, QueryCache
+from ..runs.distributed import AsyncReduce, prepare_module, progress_bar
+from ..runs.output_cache import OutputCache, QueryCache
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 
 from accelerate import Accelerator
 
+from ..arguments.config import CDLConfig
 from ..data import Task, TaskImages
-from .arguments import CDLConfig
+from ..runs.output_cache import OutputCache, QueryCache
 from .learner import STUDENT, TEACHER, Learner
-from .output_cache import OutputCache, QueryCache
 from .stage import StageSettings, training_loader
 
 

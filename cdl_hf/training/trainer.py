@@ -9,33 +9,33 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import CDLConfig
 from ..cli import ParsedArguments, to_dict, to_yaml
 from ..data import Task, TaskImages, TaskStream, eval_transform, train_transform, unlabeled_images
 from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
-from ..utils import derive_seed
-from .arguments import CDLConfig
-from .build import arguments_of, check_fit, run_name
-from .callbacks import ContinualCallback, ShowAccuracy
-from .checkpointing import checkpoint_name, save_checkpoint
-from .classifier_fitting import ClassifierFitting
-from .distributed import (
+from ..runs.checkpointing import checkpoint_name, save_checkpoint
+from ..runs.distributed import (
     build_accelerator,
     raise_on_all_ranks,
     shard_transformers,
     start_trackers,
     uses_fsdp,
 )
-from .fingerprint import fingerprint, load_run_checkpoint
+from ..runs.fingerprint import fingerprint, load_run_checkpoint
+from ..runs.folder import RunFolder
+from ..runs.interruptions import StopRequest
+from ..runs.progress import RunProgress
+from ..utils import derive_seed
+from .build import arguments_of, check_fit, run_name
+from .callbacks import ContinualCallback, ShowAccuracy
+from .classifier_fitting import ClassifierFitting
 from .fisher import measure_fisher
-from .interruptions import StopRequest
 from .learner import STUDENT, TEACHER, Learner, end_task, load_state_of, make_learners, roles, stage_name, state_of
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
-from .progress import RunProgress
 from .results import finish_run, save_model
-from .run_folder import RunFolder
 from .run_images import RunImages
 from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState
 from .teacher_outputs import TeacherOutputs

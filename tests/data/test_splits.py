@@ -4,10 +4,10 @@ import pytest
 import yaml
 from tiny_data import labelled, noise, save_images
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse
 from cdl_hf.data import DatasetError, load_image_dataset
 from cdl_hf.data.splits import class_order, find_splits, of_split, split_in, split_of
-from cdl_hf.training.arguments import RUN
 from cdl_hf.training.build import build_stream
 
 

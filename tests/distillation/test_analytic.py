@@ -7,7 +7,7 @@ from tiny_models import CLASSES_PER_TASK, PROMPTS, TEACHER, images, start_task, 
 from cdl_hf.distillation.analytic import Analytic
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
 from cdl_hf.models.analytic import AnalyticHead, FeaturePredictor
-from cdl_hf.training.checkpointing import load_trained_state, trained_state
+from cdl_hf.runs.checkpointing import load_trained_state, trained_state
 
 WIDTHS = {"ranpac_width": 24, "analytic_width": 20}
 

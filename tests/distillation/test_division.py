@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_models import PAIRS, images, labels_for, tiny_pair
 
+from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.distillation import METHODS, losses
-from cdl_hf.training.arguments import CDLConfig
 from cdl_hf.training.memory import check_division
 
 

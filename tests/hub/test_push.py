@@ -21,7 +21,7 @@ import cdl_hf.hub.push as push_module
 from cdl_hf.evaluation import plots
 from cdl_hf.hub.push import PushError, push_run
 from cdl_hf.models import PromptViTForImageClassification
-from cdl_hf.training import RunFolder
+from cdl_hf.runs.folder import RunFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TOKEN = "hf_" + "t0kEn" * 7

@@ -9,7 +9,7 @@ from cdl_hf.models.classifiers import CLASSIFIERS, NearestClassMean, calibration
 from cdl_hf.models.precision import to_float64
 from cdl_hf.models.readout import Readout
 from cdl_hf.models.ridge import RIDGES, held_out
-from cdl_hf.training.checkpointing import load_trained_state, trained_state
+from cdl_hf.runs.checkpointing import load_trained_state, trained_state
 
 
 def classifier(kind, classes=(2, 1), width=2, **config):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdl_hf.runs.lock import RunLock
 from cdl_hf.training import trainer
-from cdl_hf.training.run_lock import RunLock
 
 ROOT = Path(__file__).parents[2]
 TINY = "vit_tiny_patch16_224"

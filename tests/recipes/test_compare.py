@@ -11,11 +11,11 @@ import pytest
 import yaml
 from tiny_runs import run_recipe
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_dict
 from cdl_hf.commands.compare import main as compare_grid
 from cdl_hf.comparison import runner
-from cdl_hf.training.arguments import RUN
-from cdl_hf.training.run_lock import RunLock
+from cdl_hf.runs.lock import RunLock
 
 FORK = multiprocessing.get_context("fork")
 FIGURES = {"average_accuracy": 41.25, "forgetting": {"cdl": 3.5}}

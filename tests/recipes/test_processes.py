@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import assert_same_run
 
-from cdl_hf.training.checkpointing import load_newest_checkpoint
+from cdl_hf.runs.checkpointing import load_newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 MINUTE = 60

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_dict
 from cdl_hf.commands import report as report_runs
 from cdl_hf.comparison.rendering import as_page
@@ -16,7 +17,6 @@ from cdl_hf.comparison.reported import reported_pairs
 from cdl_hf.comparison.results import read_runs
 from cdl_hf.evaluation import AccuracyMatrix
 from cdl_hf.presets import preset_names, reported_files
-from cdl_hf.training.arguments import RUN
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 REPORTS = sorted(folder.parent for folder in RECIPES.glob("*/report/runs.jsonl"))

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from tiny_runs import assert_same_run, metrics_without_times
 
+from cdl_hf.runs.checkpointing import save_checkpoint
+from cdl_hf.runs.interruptions import Stopped
+from cdl_hf.runs.lock import RunLock
 from cdl_hf.training import trainer as trainer_module
-from cdl_hf.training.checkpointing import save_checkpoint
-from cdl_hf.training.interruptions import Stopped
-from cdl_hf.training.run_lock import RunLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +125,7 @@ def test_a_finished_run_without_checkpoints_keeps_its_metrics(refused, copied_ru
 
 def test_results_come_last(train, command, finished_run, tmp_path, monkeypatch):
     """A run that ends while it writes its models or their cards is not finished, and goes on to the same end."""
-    from cdl_hf.training import model_card
+    from cdl_hf.runs import model_card
 
     def killed(*args):
         raise Killed

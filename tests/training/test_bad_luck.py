@@ -12,7 +12,7 @@ import torch
 from tiny_runs import assert_same_run, metrics_without_times
 
 from cdl_hf.distillation import TrainingObjective
-from cdl_hf.training import checkpointing
+from cdl_hf.runs import checkpointing
 
 
 @pytest.fixture

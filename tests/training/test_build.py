@@ -6,13 +6,13 @@ import pytest
 from tiny_models import tiny_backbone, tiny_model
 
 from cdl_hf import TaskStream, load_image_dataset
+from cdl_hf.arguments.config import DistillationArguments, HubArguments, ModelArguments
+from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.cli import to_dict
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.training import CDLConfig
-from cdl_hf.training.arguments import DistillationArguments, HubArguments, ModelArguments
 from cdl_hf.training.build import arguments_of, build_models, build_stream, check_fit, run_name
-from cdl_hf.training.stream_arguments import StreamArguments
 
 
 @pytest.mark.parametrize("method", ["none", "kd", "kdp", "cdl_prompt"])

@@ -9,7 +9,8 @@ from tiny_models import tiny_backbone, tiny_model
 from cdl_hf import ContinualDistillationTrainer, TaskStream, load_image_dataset
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import METHODS
-from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped, run_lock
+from cdl_hf.runs import lock as run_lock
+from cdl_hf.training import CDLConfig, ContinualCallback, ShowAccuracy, Stopped
 
 
 @pytest.fixture

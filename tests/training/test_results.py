@@ -6,9 +6,9 @@ import shlex
 import pytest
 import yaml
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_dict
 from cdl_hf.data import open_image
-from cdl_hf.training.arguments import RUN
 from cdl_hf.training.results import next_steps, table
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_yaml
 from cdl_hf.data import load_image_dataset
-from cdl_hf.training.arguments import RUN
 from cdl_hf.training.build import build_stream
 from cdl_hf.training.run_images import NAME, RunImages, own_test_images, run_of, unseen_images
 

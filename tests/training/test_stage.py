@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 from cdl_hf import TaskStream, load_image_dataset
 from cdl_hf.data import TaskImages, image_processor_for, train_transform
 from cdl_hf.distillation import TrainingObjective
-from cdl_hf.training.output_cache import OutputCache, QueryCache
+from cdl_hf.runs.output_cache import OutputCache, QueryCache
 from cdl_hf.training.stage import EpochSampler, Stage, StageSettings, _Averages, learning_rate_at
 
 

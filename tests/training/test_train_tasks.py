@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import images, start_task, tiny_model
 
-from cdl_hf.training.arguments import CDLConfig
+from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.training.build import check_heads
 
 

@@ -18,13 +18,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import cdl_hf.training.trainer as trainer_module
 from cdl_hf import ContinualDistillationTrainer
+from cdl_hf.arguments.config import DistillationArguments, ModelArguments
+from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.runs.checkpointing import save_checkpoint
 from cdl_hf.training import CDLConfig
-from cdl_hf.training.arguments import DistillationArguments, ModelArguments
 from cdl_hf.training.build import build_models, build_stream
-from cdl_hf.training.checkpointing import save_checkpoint
 from cdl_hf.training.stage import Epoch
-from cdl_hf.training.stream_arguments import StreamArguments
 
 
 class Killed(BaseException):

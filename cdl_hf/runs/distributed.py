@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from ..models.modeling_prompt_vit import frozen_networks
 from ..models.networks import network_of
 from ..utils import num_cores
-from .arguments import CDLConfig
+from ..arguments.config import CDLConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
 

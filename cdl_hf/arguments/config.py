@@ -1,4 +1,4 @@
-"""The arguments of a run; `stream_arguments` has those of its data. The defaults are those of the bundled example, and
+"""The arguments of a run; `stream` has those of its data. The defaults are those of the bundled example, and
 YAML presets hold others.
 
 Nothing heavy is imported, so that `--help` takes no time.
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
-from .argument_roles import argument
-from .stream_arguments import StreamArguments
+from .roles import argument
+from .stream import StreamArguments
 
 
 @dataclass

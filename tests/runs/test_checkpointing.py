@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from cdl_hf.training.checkpointing import (
+from cdl_hf.runs.checkpointing import (
     checkpoint_name,
     list_checkpoints,
     load_newest_checkpoint,

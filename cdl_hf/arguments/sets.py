@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
-from .argument_roles import Role
-from .arguments import RUN, HubArguments
-from .stream_arguments import StreamArguments
+from .config import RUN, HubArguments
+from .roles import Role
+from .stream import StreamArguments
 
 _PRESENT_NAMES = {
     alias: f.name for argument_class in RUN for f in fields(argument_class) for alias in f.metadata["aliases"]

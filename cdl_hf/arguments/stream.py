@@ -1,8 +1,8 @@
-"""The arguments of a data set and of the stream of its tasks; `arguments` has the others."""
+"""The arguments of a data set and of the stream of its tasks; `config` has the others."""
 
 from dataclasses import dataclass
 
-from .argument_roles import argument
+from .roles import argument
 
 
 @dataclass

@@ -21,7 +21,7 @@ from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify
-from .arguments import CDLConfig
+from ..arguments.config import CDLConfig
 from .checkpointing import load_trained_state, trained_state
 from .output_cache import TeacherOutputCache
 

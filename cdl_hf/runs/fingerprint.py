@@ -21,7 +21,7 @@ from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..models.networks import network_of
 from ..utils import versions
-from .argument_sets import (
+from ..arguments.sets import (
     affecting,
     found_content,
     names_of,
@@ -30,9 +30,9 @@ from .argument_sets import (
     unused,
     with_present_names,
 )
-from .arguments import RUN
+from ..arguments.config import RUN
 from .checkpointing import load_newest_checkpoint
-from .run_folder import RunFolder
+from .folder import RunFolder
 from .task_checkpoints import TaskCheckpoints
 
 logger = get_logger(__name__)

@@ -15,9 +15,9 @@ from tiny_models import images, labels_for, tiny_model
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from cdl_hf.training import distributed
-from cdl_hf.training.arguments import CDLConfig
-from cdl_hf.training.distributed import shard_transformers
+from cdl_hf.runs import distributed
+from cdl_hf.arguments.config import CDLConfig
+from cdl_hf.runs.distributed import shard_transformers
 
 
 def test_deepspeed_is_refused(monkeypatch, tmp_path):

@@ -15,16 +15,16 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from ..escaping import portable
 from ..evaluation import AccuracyMatrix, tasks_of
 from ..utils import atomic_write, remove, write_json, write_text
-from . import run_lock
+from . import lock
 from .checkpointing import STATE, list_checkpoints
 from .distributed import raise_on_all_ranks
-from .run_lock import FolderInUse, RunLock
+from .lock import FolderInUse, RunLock
 
 ARGUMENTS, GIVEN, METRICS, RESULTS = "args.yaml", "args_given.json", "metrics.jsonl", "results.json"
 # What a run leaves; a file's name begins with a dot while it is being written.
 _FILES = {ARGUMENTS, GIVEN, METRICS, RESULTS, "accuracy.png", "matrices.png", "split.yaml", "images.npz", "writable"}
 _FOLDERS = {"checkpoints", "states", "teacher", "student", "logs"}
-_OF_THE_SYSTEM = {run_lock.NAME, ".DS_Store", "Thumbs.db", "desktop.ini"}  # they neither fill a folder nor are strange
+_OF_THE_SYSTEM = {lock.NAME, ".DS_Store", "Thumbs.db", "desktop.ini"}  # they neither fill a folder nor are strange
 # By these words a run's files are known from those of other programs, in folders of versions that had no lock.
 _SIGNS = {ARGUMENTS: ("prompt_method:", "distillation:"), RESULTS: ('"prompt_method"', '"distillation"')}
 
@@ -138,7 +138,7 @@ class RunFolder:
         return sorted((entry for entry in entries if entry.name not in _OF_THE_SYSTEM), key=lambda e: e.name in _SIGNS)
 
     def _was_a_run(self) -> bool:
-        if (self.path / run_lock.NAME).is_file():
+        if (self.path / lock.NAME).is_file():
             return True
         if any((path / STATE).is_file() for path in list_checkpoints(self.checkpoints)):
             return True

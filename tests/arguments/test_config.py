@@ -5,9 +5,8 @@ from dataclasses import MISSING, fields
 
 import pytest
 
-from cdl_hf.data import TaskStream, image_processor_for, load_image_dataset
-from cdl_hf.models import PromptViTConfig
-from cdl_hf.training.argument_sets import (
+from cdl_hf.arguments.config import RUN, DistillationArguments
+from cdl_hf.arguments.sets import (
     affecting,
     found_content,
     names_of,
@@ -16,8 +15,9 @@ from cdl_hf.training.argument_sets import (
     planned,
     shown_in_labels,
 )
-from cdl_hf.training.arguments import RUN, DistillationArguments
-from cdl_hf.training.stream_arguments import StreamArguments
+from cdl_hf.arguments.stream import StreamArguments
+from cdl_hf.data import TaskStream, image_processor_for, load_image_dataset
+from cdl_hf.models import PromptViTConfig
 
 OF_RUN = {f.name for argument_class in RUN for f in fields(argument_class)}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cdl_hf.catalogue import CONTINUAL_DISTILLATION, DISTILLATION_METHODS, PROMPT_METHODS
 from cdl_hf.models import PromptViTConfig, PromptViTForImageClassification
-from cdl_hf.training.model_card import ModelCardContent, complete_model_folder, portable, write_model_card
+from cdl_hf.runs.model_card import ModelCardContent, complete_model_folder, portable, write_model_card
 
 STUDENT = {
     "accuracy_matrix": [[80.0], [61.25, 70.0]],

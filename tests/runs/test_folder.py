@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cdl_hf.training import run_folder, run_lock
-from cdl_hf.training.run_folder import RunFolder
-from cdl_hf.training.run_lock import FolderInUse, RunLock
+from cdl_hf.runs import folder as run_folder, lock as run_lock
+from cdl_hf.runs.folder import RunFolder
+from cdl_hf.runs.lock import FolderInUse, RunLock
 
 FORK = multiprocessing.get_context("fork")
 ARGUMENTS = "prompt_method: apt\ndistillation: kd\n"
