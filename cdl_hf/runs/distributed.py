@@ -30,10 +30,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from ..arguments.config import CDLConfig
 from ..models.modeling_prompt_vit import frozen_networks
 from ..models.networks import network_of
 from ..utils import num_cores
-from ..arguments.config import CDLConfig
 
 CPU_INFO = Path("/proc/cpuinfo")
 

@@ -11,6 +11,16 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from transformers import CLIPImageProcessor
 
+from ..arguments.config import RUN
+from ..arguments.sets import (
+    affecting,
+    found_content,
+    names_of,
+    not_of_the_run,
+    recorded_defaults,
+    unused,
+    with_present_names,
+)
 from ..cli import to_dict
 from ..data import TaskStream
 from ..data.task_images import unlabeled_digest
@@ -21,16 +31,6 @@ from ..models.backbones import backbone_digest
 from ..models.configuration_prompt_vit import TRANSFORMERS
 from ..models.networks import network_of
 from ..utils import versions
-from ..arguments.sets import (
-    affecting,
-    found_content,
-    names_of,
-    not_of_the_run,
-    recorded_defaults,
-    unused,
-    with_present_names,
-)
-from ..arguments.config import RUN
 from .checkpointing import load_newest_checkpoint
 from .folder import RunFolder
 from .task_checkpoints import TaskCheckpoints

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from transformers import BaseImageProcessor
 
+from ..arguments.config import CDLConfig
 from ..data import TaskStream
 from ..data.views import ordered_digest, unordered_digest
 from ..models import PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify
-from ..arguments.config import CDLConfig
 from .checkpointing import load_trained_state, trained_state
 from .output_cache import TeacherOutputCache
 

@@ -15,8 +15,8 @@ from tiny_models import images, labels_for, tiny_model
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from cdl_hf.runs import distributed
 from cdl_hf.arguments.config import CDLConfig
+from cdl_hf.runs import distributed
 from cdl_hf.runs.distributed import shard_transformers
 
 

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from tiny_models import tiny_model
 
+from cdl_hf.arguments.config import CDLConfig, ModelArguments
+from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.data import image_processor_for
 from cdl_hf.distillation import TrainingObjective
-from cdl_hf.arguments.config import CDLConfig, ModelArguments
-from cdl_hf.training.build import build_stream
 from cdl_hf.runs.fingerprint import VERSION, compare, fingerprint
-from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.runs.task_checkpoints import TaskCheckpoints, describe, describe_stream
+from cdl_hf.training.build import build_stream
 from cdl_hf.utils import code_commit, versions
 
 

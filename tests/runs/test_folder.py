@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cdl_hf.runs import folder as run_folder, lock as run_lock
+from cdl_hf.runs import folder as run_folder
+from cdl_hf.runs import lock as run_lock
 from cdl_hf.runs.folder import RunFolder
 from cdl_hf.runs.lock import FolderInUse, RunLock
 

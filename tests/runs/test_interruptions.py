@@ -13,9 +13,9 @@ from tiny_runs import arguments, assert_same_run, run_recipe
 from cdl_hf.evaluation.evaluator import Evaluator
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.runs import interruptions
-from cdl_hf.training import build, classifier_alignment, memory
 from cdl_hf.runs.interruptions import EX_TEMPFAIL, StopRequest, interruptible
 from cdl_hf.runs.output_cache import TeacherOutputCache
+from cdl_hf.training import build, classifier_alignment, memory
 
 HEADS = {
     "ranpac": ["--classifier", "ranpac", "--ranpac_width", "24", "--cache_teacher_outputs", "--auto_find_batch_size"],

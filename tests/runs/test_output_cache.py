@@ -13,10 +13,10 @@ import cdl_hf.runs.output_cache as answers_module
 import cdl_hf.training.trainer as trainer_module
 from cdl_hf.distillation.logit_methods import KD
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.runs.folder import RunFolder
+from cdl_hf.runs.output_cache import QueryCache, TeacherOutputCache
 from cdl_hf.training import results
 from cdl_hf.training.exits import exit_on_failure
-from cdl_hf.runs.output_cache import QueryCache, TeacherOutputCache
-from cdl_hf.runs.folder import RunFolder
 from cdl_hf.utils import atomic_write
 
 
