@@ -11,7 +11,8 @@
         classifiers: {ncm: {classifier: ncm}}        # computed for every teacher and student
 
 A run is named by its values, such as `l2p-natural-kdp-seed0`. A teacher depends on all axes but `students` and
-`classifiers`, and serves all its students. Runs of two grids with the same name are one run.
+`classifiers`, and serves all its students. Runs of two grids with the same name are one run. A value may be
+`{config: FILE}`, a file of arguments beside the grid, or a preset such as `quickdraw100/l2p`.
 """
 
 import itertools
@@ -25,6 +26,7 @@ import yaml
 from ..arguments.config import RUN
 from ..arguments.sets import planned, with_present_names
 from ..cli import parse, to_dict
+from ..presets import preset_or_file
 
 TEACHER, STUDENT = "teacher", "student"
 STUDENTS, CLASSIFIERS = "students", "classifiers"  # axes that teachers do not depend on
@@ -148,9 +150,12 @@ def _axes(grid: dict[str, Any]) -> dict[str, dict[str, Values]]:
 
 
 def _relative(values: Values, path: Path) -> Values:
-    """A copy in which the preset that `config` names is found from the grid's folder."""
+    """A copy in which `config` is the file that it names from the grid's folder, or stays the name of a preset."""
     preset = values.get("config")
-    return values | ({"config": str(path.parent / Path(preset).expanduser())} if isinstance(preset, str) else {})
+    if not isinstance(preset, str):
+        return dict(values)
+    file = path.parent / Path(preset).expanduser()
+    return values | {"config": preset if not file.exists() and preset_or_file(preset).is_file() else str(file)}
 
 
 def _listed(value: str | list[str]) -> list[str]:

@@ -138,3 +138,13 @@ def test_another_classifier_of_a_student_in_closed_form_reads_its_teacher(tmp_pa
     commands = {run.name: run.command_line(Path("runs")) for run in runs if run.kind == "classifier"}
     assert "--teacher_run" in commands["frozen-analytic-ncm-seed0"]
     assert "--teacher_run" not in commands["frozen-kd-ncm-seed0"]
+
+
+def test_a_value_names_a_preset_of_the_package_or_a_file_beside_the_grid(grid, tmp_path):
+    (tmp_path / "own.yaml").write_text("prompt_method: apt\n", encoding="utf-8")
+    values = "{l2p: {config: quickdraw100/l2p}, own: {config: own.yaml}}"
+    groups = read_grid(
+        grid(f"{{seeds: [0], grids: {{one: {{teachers: {{prompts: {values}}}, students: {{none: {{}}}}}}}}}}")
+    )
+    named = {run.arguments["config"] for runs in groups.values() for run in runs}
+    assert named == {"quickdraw100/l2p", str(tmp_path / "own.yaml")}
