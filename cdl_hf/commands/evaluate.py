@@ -5,9 +5,10 @@
 
 A run is evaluated on its own test images. With --dataset, it is evaluated on the test split of other data, or on all
 images if there is no test split; classes are matched by their names. Predictions are over all classes that the model
-has seen, without task ids. Images that the run was trained on are left out: the run's folder has digests of them,
-which do not match if a file was recompressed or resized. A model outside of its run's folder does not know what it was
-trained on.
+has seen, without task ids. A class counts for the task in which it first came or, in a stream with blurry boundaries,
+for the task of its test images, which the results.json beside the model records. Images that the run was trained on
+are left out: the run's folder has digests of them, which do not match if a file was recompressed or resized. A model
+outside of its run's folder does not know what it was trained on.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..data.task_images import known_classes
     from ..evaluation.metrics import prediction_metrics
     from ..evaluation.predictions import predict
-    from ..hub.saved_models import is_run, load_run, load_saved_model
+    from ..hub.saved_models import is_run, load_run, load_saved_model, tasks_of_classes
 
     try:
         saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
@@ -83,10 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     # A teacher of joint training has one task, its student several.
     config = max((each.model.config for each in saved.values()), key=lambda config: config.num_tasks)
     classes_per_task = config.classes_per_task[: config.tasks_seen]
+    task_of_class = tasks_of_classes(args.checkpoint, classes_per_task)
     domains = domain_names(images.view)
     results = {
         name: {
-            **prediction_metrics(predictions[name], labels, first.class_names, classes_per_task, domains),
+            **prediction_metrics(predictions[name], labels, first.class_names, task_of_class, domains),
             "parameters": sum(p.numel() for p in each.model.parameters()),
             **speed(each.logits, batch),
         }
@@ -99,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         "notes": notes,
         "class_names": first.class_names,
         "classes_per_task": classes_per_task,
+        "task_of_class": task_of_class,
         "device": describe_device(first.model.device),
         "batch_size": len(batch),
         "torch": torch.__version__,
@@ -181,10 +184,9 @@ def table(report: dict[str, Any]) -> str:
         ],
     )
     lines.append(f"(measured on {report['device']}, including the query pass)")
-    parts, start = [], 0
-    for task, size in enumerate(report["classes_per_task"] if by_task else []):
-        names = report["class_names"][start : start + size]
-        start += size
+    parts, tasks = [], report["task_of_class"]
+    for task in range(max(tasks) + 1) if by_task else ():
+        names = [name for name, own in zip(report["class_names"], tasks, strict=True) if own == task]
         values = [shown(figures["accuracy_by_task"][task]) for figures in models.values()]
         parts.append((f"  {task + 1:>2}  {listed(names, 3)}", values))
     for domain in [] if by_task else next(iter(models.values()))["accuracy_by_domain"]:

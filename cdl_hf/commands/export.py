@@ -19,7 +19,7 @@ from ..cli import argument, cli_error, parse
 
 TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
-SOURCE_OPTIONS = ("image_column", "label_column", "test_split", "skip_unreadable_images")
+SOURCE_OPTIONS = ("image_column", "label_column", "domain_column", "test_split", "skip_unreadable_images")
 
 
 @dataclass
@@ -36,6 +36,9 @@ class ExportArguments:
     )
     image_column: str | None = argument("Column of the images", None, unset="found by its type")
     label_column: str | None = argument("Column of the labels", None, unset="found by its type")
+    domain_column: str | None = argument(
+        "Column of the domains, or a name for folders above those of the classes", None, unset="no domains"
+    )
     test_split: str | None = argument(
         "Split to test on", None, unset="found by its name, or all images if there is none"
     )

@@ -1,5 +1,6 @@
 """Metrics of the predictions of one model on one set of images: accuracy, confusion and calibration."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ def prediction_metrics(
     predictions: Predictions,
     labels: np.ndarray,
     class_names: list[str],
-    classes_per_task: list[int],
+    task_of_class: Sequence[int],
     domains: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Accuracy (%) overall, by task and by class, confusion, and calibration, in types of JSON.
@@ -23,7 +24,7 @@ def prediction_metrics(
         predictions: Predictions of the model, (n,).
         labels: (n,) true class ids.
         class_names: Names of the classes seen, C of them, by class id.
-        classes_per_task: Number of classes of each task seen; they add up to C.
+        task_of_class: Task of the test images of each class, (C,), from 0.
         domains: Name of the domain of each image, (n,): then the accuracies are by domain in place of by task.
 
     Returns:
@@ -31,8 +32,8 @@ def prediction_metrics(
     """
     correct = predictions.class_ids == labels
     if domains is None:
-        task_of_class = np.repeat(np.arange(len(classes_per_task)), classes_per_task)
-        tasks = [_accuracy(correct[task_of_class[labels] == task]) for task in range(len(classes_per_task))]
+        task_of_image = np.asarray(task_of_class)[labels]
+        tasks = [_accuracy(correct[task_of_image == task]) for task in range(max(task_of_class) + 1)]
         by_part: dict[str, Any] = {"accuracy_by_task": tasks}
     else:
         of_domain = {str(name): _accuracy(correct[domains == name]) for name in np.unique(domains)}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -64,14 +65,36 @@ def load_run(folder: str | Path, *, statistics: bool = False) -> dict[str, Saved
 
 def trained_on(source: str | Path) -> str:
     """Name of the data set that a saved model was trained on, by the results beside it; empty if it is not known."""
+    return str(_stream_of(source).get("source") or "")
+
+
+def tasks_of_classes(source: str | Path, classes_per_task: Sequence[int]) -> list[int]:
+    """Task of the test images of each class, (C,) from 0, for a saved model or a run.
+
+    In a stream with blurry boundaries it is that of the results beside the model; otherwise, and where they are
+    missing, the task in which the class first came.
+
+    Args:
+        classes_per_task: Number of classes of each task seen that no earlier task has; they add up to C.
+    """
+    tasks = [task for task, size in enumerate(classes_per_task) for _ in range(size)]
+    blurry = _stream_of(source).get("blurry")
+    own = blurry.get("task_of_class") if isinstance(blurry, dict) else None
+    if not isinstance(own, list) or not all(task in range(len(classes_per_task)) for task in own):
+        return tasks
+    return [*own, *tasks[len(own) :]][: len(tasks)]  # the model may have learned further classes
+
+
+def _stream_of(source: str | Path) -> dict[str, Any]:
+    """Description of a model's stream, by the results beside it; empty if it is not known."""
     here = {"local_files_only": Path(source).is_dir() or not is_hub_reachable()}
     try:
         if _find(source, "results.json", optional=True, **here) is None:
-            return ""
+            return {}
         stream = _read_object(source, "results.json", **here).get("stream")
     except (OSError, ValueError):
-        return ""
-    return str(stream.get("source") or "") if isinstance(stream, dict) else ""
+        return {}
+    return stream if isinstance(stream, dict) else {}
 
 
 def load_saved_model(source: str | Path, *, statistics: bool = False) -> SavedModel:

@@ -53,7 +53,7 @@ def test_confusion_by_hand():
 def test_prediction_metrics_by_hand():
     # tasks (a, b), (c, d); no image of d
     labels, answers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 3, 2])
-    told = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [2, 2])
+    told = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [0, 0, 1, 1])
     assert told["accuracy_by_task"] == [50.0, 100.0]
     assert told["average_accuracy"] == 75.0 and told["average_accuracy_by_image"] == pytest.approx(60.0)
     assert told["accuracy_by_class"] == {"a": 50.0, "b": 50.0, "c": 100.0, "d": None}
@@ -63,13 +63,13 @@ def test_prediction_metrics_by_hand():
     ]
     assert told["calibration"]["expected_calibration_error"] == pytest.approx(10.0)
     domains = np.array(["b", "a", "b", "b", "a"])
-    by_domain = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, list("abcd"), [4, 0], domains)
+    by_domain = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, list("abcd"), [0] * 4, domains)
     right = answers == labels
     expected = {name: 100 * right[domains == name].mean() for name in ("a", "b")}
     assert by_domain["accuracy_by_domain"] == pytest.approx(expected) and "accuracy_by_task" not in by_domain
     assert by_domain["average_accuracy"] == pytest.approx(sum(expected.values()) / 2)
     task_without_images = prediction_metrics(
-        Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [2, 2]
+        Predictions(answers[:4], np.full(4, 0.5)), labels[:4], ["a", "b", "c", "d"], [0, 0, 1, 1]
     )
     assert task_without_images["accuracy_by_task"] == [50.0, None]
     assert task_without_images["average_accuracy"] == 50.0

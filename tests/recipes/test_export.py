@@ -34,13 +34,20 @@ def test_files_that_differ_are_a_failure(difference):
         (["{run}/student"], "--output_dir is required"),
         (["{run}/student", "--output_dir", "{new}/out", "--int8"], "give a dataset"),
         (["{run}/student", "--output_dir", "{new}/out", "--label_column", "a"], "label_column needs dataset"),
+        (["{run}/student", "--output_dir", "{new}/out", "--domain_column", "a"], "domain_column needs dataset"),
+        (
+            ["{run}/student", "--output_dir", "{new}/out", "--dataset", "{drawings}", "--domain_column", "a"],
+            "domains are the folders above those of the classes",
+        ),
         (["{run}", "--output_dir", "{new}/out"], "give one of its models"),
         (["{run}/student", "--output_dir", "{run}/results.json"], "cannot be written to"),
     ],
 )
-def test_mistakes_are_told(finished_run, tmp_path, capsys, arguments, told):
+def test_mistakes_are_told(finished_run, drawings, tmp_path, capsys, arguments, told):
     with pytest.raises(SystemExit) as stop:
-        run_recipe("export", *(argument.format(run=finished_run, new=tmp_path) for argument in arguments))
+        run_recipe(
+            "export", *(argument.format(run=finished_run, new=tmp_path, drawings=drawings) for argument in arguments)
+        )
     assert stop.value.code == 2 and told in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny_runs import run_recipe
 
 from cdl_hf.data import load_image_dataset
 from cdl_hf.models import PromptViTConfig
@@ -112,7 +113,7 @@ def test_the_domains_are_those_of_the_folders(domains):
     assert splits["train"].features["domain"].names == sorted(DOMAINS)
 
 
-def test_a_run_with_blurry_boundaries(train, command, tmp_path):
+def test_a_run_with_blurry_boundaries(train, command, drawings, tmp_path):
     ratios = ["--disjoint_class_ratio", "0.5", "--blurry_sample_ratio", "0.4"]
     alone = ["--stages", "student", "--distillation", "none", "--num_train_epochs", "1", "--prompt_method", "apt"]
     train(*command, *ratios, *alone, "--output_dir", tmp_path / "run")
@@ -125,3 +126,8 @@ def test_a_run_with_blurry_boundaries(train, command, tmp_path):
     of_class = zip(about["class_names"], blurry["task_of_class"], strict=True)
     own = [name.replace("_", "\\_") for name, task in of_class if task == 1]
     assert f"| 2 | {', '.join(own)} |" in card
+    for model, name in ((tmp_path / "run", "student"), (tmp_path / "run" / "student", "model")):
+        data = [] if name == "student" else ["--dataset", drawings]
+        run_recipe("evaluate_run", model, *data, "--output_dir", tmp_path / "evaluation")
+        evaluated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["models"][name]
+        assert evaluated["accuracy_by_task"] == pytest.approx(results["student"]["accuracy_matrix"][-1])
