@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .architecture_args import MAX_DEPTH, MAX_EMBED_DIM, check_architecture, is_number, is_whole, shortened, shown
+from .inherited_fields import FOREIGN, INHERITED, MAX_CLASSES, check_inherited
 
 # Prompt length, pool size and prompted blocks of the papers (None: not used by the method, or derived).
 PROMPT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -40,17 +41,9 @@ BOUNDS = {
     "teacher_width": (1, MAX_EMBED_DIM * MAX_DEPTH * 2),
     "analytic_width": (1, 100_000),
 }
-MAX_TASKS, MAX_CLASSES, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000, 1_000_000_000
+MAX_TASKS, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000_000
 MAX_RANK = 100_000
 MAX_NAME = 255  # bytes of a folder's name
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Names that are not fields: those allowed in a file, and those that transformers reads only for other models.
-INHERITED = ("model_type", "num_labels", "name_or_path", "output_attentions", "use_return_dict")
-FOREIGN = (
-    *("rope_theta", "rope_parameters", "layer_types"),
-    # these make transformers read other files or use other packages
-    *("configuration_files", "transformers_weights", "quantization_config"),
-)
 TRANSFORMERS = ("backbone", "query_backbone")  # fields of transformers whose weights a checkpoint may leave out
 
 
@@ -182,7 +175,7 @@ class PromptViTConfig(PreTrainedConfig):
         Raises:
             ValueError: A field is invalid, or is not of this class but has a meaning in transformers.
         """
-        _check_inherited(config_dict)
+        check_inherited(config_dict)
         known = {*INHERITED, *(known.name for known in fields(cls))}
         # transformers sets what it does not know as an attribute: it must not replace a method or property
         for name in config_dict:
@@ -385,21 +378,6 @@ class PromptViTConfig(PreTrainedConfig):
                 )
         if self.kd_branch in ("cdl_prompt", "analytic") and self.teacher_width is None:
             raise ValueError(f"kd_branch {self.kd_branch!r} needs teacher_width, got {self.teacher_width}")
-
-
-def _check_inherited(config: dict[str, Any]) -> None:
-    """Checks fields of transformers that would make it fail or download code."""
-    for name in ("dtype", "torch_dtype"):
-        if config.get(name) is not None and str(config[name]) not in DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {shown(config[name])}")
-    if config.get("attn_implementation") not in (None, "sdpa", "eager"):
-        raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {shown(config['attn_implementation'])}")
-    names = config.get("id2label")
-    is_names = isinstance(names, dict) and all(re.fullmatch(r"\d{1,7}", str(key)) for key in names)
-    if names is not None and not (is_names and all(isinstance(name, str) for name in names.values())):
-        raise ValueError(f"id2label must map class ids to names, got {shown(names)}")
-    if "num_labels" in config and not is_whole(config["num_labels"], 0, MAX_CLASSES):
-        raise ValueError(f"num_labels must be at most {MAX_CLASSES:,}, got {shown(config['num_labels'])}")
 
 
 __all__ = ["PromptViTConfig"]

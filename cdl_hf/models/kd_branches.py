@@ -12,7 +12,8 @@ from transformers import initialization as init
 from .configuration_prompt_vit import PromptViTConfig
 from .precision import in_full_precision
 from .prefix_attention import Prefix
-from .prompt_pools import POOLS, PromptPool, attended_cosine, orthonormal_rows
+from .prompt_pools import POOLS, PromptPool
+from .similarity import attended_cosine, orthonormal_rows
 
 
 class KDBranch(nn.Module):

@@ -4,7 +4,7 @@ from tiny_models import PROMPTS, tiny_model
 from torch.nn import functional as F
 
 from cdl_hf.models.prefix_attention import run_block
-from cdl_hf.models.prompt_pools import attended_cosine, cosine
+from cdl_hf.models.similarity import attended_cosine, cosine
 
 
 def pool_of(prompt_method, tasks=1, **config):
