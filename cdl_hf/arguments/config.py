@@ -123,6 +123,13 @@ class ModelArguments:
     query: Literal["student", "own"] = argument(
         "student", "Whose backbone makes the teacher's query: the student's (one pass for both) or its own"
     )
+    query_block: int | None = argument(
+        None,
+        "Block of each model's own pass after which its class token is the query, for prompts in later blocks (one "
+        "pass, as OS-Prompt)",
+        unset="a query pass without prompts",
+        min=0,
+    )
 
 
 @dataclass

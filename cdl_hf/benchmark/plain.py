@@ -35,7 +35,7 @@ class PlainPromptViT(PromptViTForImageClassification):
 
     @no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:
-        if not self.prompt_pool.needs_query:
+        if not self.prompt_pool.needs_query_pass:
             return None
         vit = _transformer(self.query_network)
         x = _embed(vit, pixel_values)
@@ -58,6 +58,8 @@ class PlainPromptViT(PromptViTForImageClassification):
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             x = _run_block(block, x, prefix, suffix, cls_index)
+            if i == self.prompt_pool.query_block:
+                query = vit.norm(x[:, cls_index].detach())
             hidden_states.append(x)
             losses += [] if loss is None else [loss]
         tokens = vit.norm(x)

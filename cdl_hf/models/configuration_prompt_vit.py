@@ -29,6 +29,7 @@ RIDGE_RULES = ("accuracy", "error")
 # Bounds far above any use, but low enough to refuse a wrong configuration before it allocates memory: a million prompt
 # vectors of ViT-B take 3 GB.
 BOUNDS = {
+    "query_block": (0, MAX_DEPTH - 1),
     "pool_size": (1, 100_000),
     "prompt_length": (1, 10_000),
     "top_k": (1, 100_000),
@@ -63,6 +64,9 @@ class PromptViTConfig(PreTrainedConfig):
             timm name of the frozen transformer whose CLS output is the query that selects prompts. `None`: the
             model's own backbone without prompts. A teacher in CDL uses the backbone of its student.
         query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
+        query_block (`int`, *optional*):
+            Block of the model's own pass after which its CLS token is the query, as in OS-Prompt (arXiv 2402.16189),
+            for prompts in later blocks. `None`: the query takes a pass of its own.
         backbone_weights (`dict`, *optional*):
             Origin of the backbone's weights: `{"source": a timm name with tag, a Hub repository
             ("hf_hub:owner/name") or a plain folder name, "sha256": their digest}`.
@@ -85,7 +89,8 @@ class PromptViTConfig(PreTrainedConfig):
         pool_size (`int`, *optional*): Prompts (L2P) or components (CODA-Prompt) in the pool; the paper's by default.
         prompt_length (`int`, *optional*): Tokens of a prompt; the first half are keys, the second values.
         prompt_blocks (`list[int]`, *optional*):
-            Prompted blocks (DualPrompt: those of the E-prompts; LoRA: those updated). APT and LoRA: all by default.
+            Prompted blocks (DualPrompt: those of the E-prompts; LoRA: those updated). APT and LoRA: all by default;
+            otherwise the paper's, counted from the first after `query_block`.
         top_k (`int`, defaults to 5): Prompts that L2P selects for an image.
         g_prompt_length (`int`, defaults to 6): Tokens of a G-prompt of DualPrompt.
         g_prompt_blocks (`list[int]`, defaults to `[0, 1]`): Blocks with a G-prompt of DualPrompt.
@@ -129,6 +134,7 @@ class PromptViTConfig(PreTrainedConfig):
     backbone_args: dict[str, Any] = field(default_factory=dict)
     query_backbone: str | None = None
     query_backbone_args: dict[str, Any] = field(default_factory=dict)
+    query_block: int | None = None
     backbone_weights: dict[str, str] = field(default_factory=dict)
     query_backbone_weights: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -163,9 +169,10 @@ class PromptViTConfig(PreTrainedConfig):
     analytic_scores: str | None = None
 
     def __post_init__(self, **kwargs):
+        first = 0 if self.query_block is None else self.query_block + 1
         for name, value in PROMPT_DEFAULTS.get(self.prompt_method, {}).items():
             if getattr(self, name) is None:
-                setattr(self, name, list(value) if isinstance(value, list) else value)
+                setattr(self, name, [first + block for block in value] if isinstance(value, list) else value)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -291,6 +298,8 @@ class PromptViTConfig(PreTrainedConfig):
                 f"prompt_method is {shown(self.prompt_method)}; choose one of {', '.join(PROMPT_DEFAULTS)}, or import "
                 "the file that adds it first"
             )
+        if self.query_block is not None and self.query_backbone is not None:
+            raise ValueError("query_block takes the query from the model's own pass: leave out query_backbone")
         if self.prompt_length is not None and (self.prompt_length < 2 or self.prompt_length % 2):
             raise ValueError(f"prompt_length must be even (half keys, half values), got {self.prompt_length}")
         if self.prompt_method == "l2p" and not 1 <= self.top_k <= (self.pool_size or 0):
@@ -353,6 +362,11 @@ class PromptViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"kd_branch 'cdl_prompt' maps prompt tokens selected by the query of the image, and {has}: "
                 "choose another kd_branch or prompt_method"
+            )
+        if self.kd_branch == "cdl_prompt" and self.query_block is not None:
+            raise ValueError(
+                "kd_branch 'cdl_prompt' selects the teacher's prompts by the student's query, and with query_block "
+                "both have their own: leave out query_block, or choose another kd_branch"
             )
         if self.kd_branch == "analytic":
             if self.head == "linear":

@@ -241,18 +241,18 @@ class PromptViTForImageClassification(Growing):
             pixel_values: (B, 3, H, W)
 
         Returns:
-            (B, Dq), or `None` for a prompt method without queries.
+            (B, Dq), or `None` for a prompt method without queries, or with those of its own pass (`query_block`).
         """
-        if not self.prompt_pool.needs_query:
+        if not self.prompt_pool.needs_query_pass:
             return None
         return self.query_network.features(pixel_values)
 
     def shares_query_with(self, other: "PromptViTForImageClassification") -> bool:
-        """Whether one query pass serves both: both use a query, and their query networks have equal weights.
+        """Whether one query pass serves both: both need one, and their query networks have equal weights.
 
         On the meta device, which has no weights, the shapes must be equal.
         """
-        if not (self.prompt_pool.needs_query and other.prompt_pool.needs_query):
+        if not (self.prompt_pool.needs_query_pass and other.prompt_pool.needs_query_pass):
             return False
         ours, theirs = ((model.query_backbone or model.backbone).state_dict() for model in (self, other))
         return ours.keys() == theirs.keys() and all(

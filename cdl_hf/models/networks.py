@@ -102,7 +102,7 @@ class Network:
         Args:
             pixel_values: (B, 3, H, W)
             pool, branch: Prompts and KD branch of the model.
-            query: (B, Dq), by which the prompts are selected.
+            query: (B, Dq), by which the prompts are selected; unused where a block of this pass gives it.
             task_id: Task whose prompts are trained.
             readout: Which features to return.
             output_hidden_states: Whether to return all tokens: of a transformer before the first block and after each,
@@ -281,6 +281,8 @@ class BlockNetwork(Network):
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:
                 hidden_states += (x,)
+            if i == pool.query_block:
+                query = self.pooled(x[:, own].detach())
             if i >= self.depth - readout.layers:
                 features.append(self._read_block(x, slice(None) if rows else read, own, readout.patch_means))
         total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None

@@ -38,12 +38,13 @@ class PromptPool(nn.Module):
 
     Attributes:
         needs_query: Whether prompts are selected by the query of an image.
+        query_block: Block after which the prompted transformer itself gives the query, or `None`.
         needs_class_token: Whether prompts are added to the class token.
         head_class: Head that is trained with the prompts.
         needs_fisher: Whether the Fisher information of each update is measured before `end_task`.
 
     Raises:
-        ValueError: A prompted block does not exist in the transformer.
+        ValueError: A prompted block does not exist in the transformer, or comes before the query is known.
     """
 
     needs_query = True
@@ -59,6 +60,19 @@ class PromptPool(nn.Module):
             raise ValueError(
                 f"prompted blocks {self.prompted_blocks} do not all exist: the backbone has blocks 0 to {depth - 1}"
             )
+        self.query_block = config.query_block
+        if self.query_block is not None and not self.needs_query:
+            raise ValueError(f"prompt_method {config.prompt_method!r} takes no query: leave out query_block")
+        if self.query_block is not None and self.prompted_blocks[0] <= self.query_block:
+            raise ValueError(
+                f"the query is known after block {self.query_block} (query_block), but blocks {self.prompted_blocks} "
+                "have prompts: choose later ones (prompt_blocks, g_prompt_blocks)"
+            )
+
+    @property
+    def needs_query_pass(self) -> bool:
+        """Whether the query takes a pass without prompts."""
+        return self.needs_query and self.query_block is None
 
     @staticmethod
     def further_blocks(config: PromptViTConfig) -> list[int]:

@@ -82,9 +82,9 @@ class TeacherOutputCache:
     def __init__(self, stem: Path):
         self.files = {name: stem.with_name(f"{stem.name}.{name}.npy") for name in ("query", "teacher_logits")}
 
-    def exist(self, needs_query: bool) -> bool:
-        """Whether [`write`] has ended, for a teacher whose prompts take a query or do not."""
-        return all(file.is_file() for name, file in self.files.items() if needs_query or name != "query")
+    def exist(self, needs_query_pass: bool) -> bool:
+        """Whether [`write`] has ended, for a teacher whose query takes a pass of its own, or not."""
+        return all(file.is_file() for name, file in self.files.items() if needs_query_pass or name != "query")
 
     def open(self, num_train_epochs: int, num_images: int) -> dict[str, np.ndarray]:
         """The arrays that are there, mapped into memory: (E, n, D) by name.

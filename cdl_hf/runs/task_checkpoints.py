@@ -169,10 +169,11 @@ class TaskCheckpointReplay:
         role, run = checkpoints.role, checkpoints.run
         self.is_joint = checkpoints.is_joint(metadata["stream"])
         theirs = checkpoints.metadata(0)
-        if theirs["networks"] != metadata["networks"]:
+        ours = metadata["networks"], metadata["query_block"]
+        if (theirs["networks"], theirs.get("query_block")) != ours:
             raise ValueError(
                 f"the {role} of {run} was trained with other backbone weights or another query network: pass the same "
-                "--teacher and --student"
+                "--teacher, --student and --query_block"
             )
         if not self.is_joint and theirs.get("train_tasks") != metadata["train_tasks"]:
             raise ValueError(
@@ -250,6 +251,7 @@ def describe(
         "stream": describe_stream(stream),
         "train_tasks": model.config.train_tasks,
         "networks": [[backbone_digest(network), side, side] for network, side in networks],
+        "query_block": model.config.query_block,
         "head": {
             "head": model.config.head,
             **{name: getattr(model.config, name) for name in _RANPAC},

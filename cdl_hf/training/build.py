@@ -160,7 +160,11 @@ def build_models(
     teacher = None
     if stages != "student" or training_args.teacher_run is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
-        takes_students = model_args.query == "student" and POOLS[model_args.prompt_method].needs_query
+        takes_students = (
+            model_args.query == "student"
+            and model_args.query_block is None
+            and POOLS[model_args.prompt_method].needs_query
+        )
         query = student_backbone if takes_students else None
         run = training_args.teacher_run
         is_joint = run is not None and TaskCheckpoints(Path(run), "teacher").is_joint(describe_stream(stream))
@@ -246,6 +250,7 @@ def arguments_of(
     student = objective.model
     teacher = objective.teacher if has_student else objective.model
     config = (teacher or student).config
+    takes_own_pass = teacher is not None and teacher.query_backbone is None and config.query_block is None
     query_source = config.query_backbone_weights.get("source")  # a teacher takes its student's query network
     model_args = ModelArguments(
         teacher=backbone_source(teacher or student),
@@ -253,7 +258,7 @@ def arguments_of(
         image_size=image_processor.crop_size["height"],
         normalization="backbone" if image_processor.do_normalize else "none",
         classifier=student.config.head,
-        query="own" if teacher is not None and teacher.query_backbone is None else "student",
+        query="own" if takes_own_pass else "student",
         **{name: getattr(config, name) for name in _config_fields(ModelArguments)},
     )
     distillation_args = DistillationArguments(

@@ -67,7 +67,7 @@ class TeacherOutputs:
         """
         teacher = self.learners[TEACHER]
         files = teacher.checkpoints.cached_outputs(task.index)
-        if files.exist(teacher.model.prompt_pool.needs_query):
+        if files.exist(teacher.model.prompt_pool.needs_query_pass):
             return
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         _, loader = training_loader(self.accelerator, images, settings, every_image=True)

@@ -32,8 +32,9 @@ def test_arguments_are_read_off_the_objects_that_they_make(method, pair, drawing
         prompt_length=4,
         prompt_blocks=[2, 3],
         g_prompt_length=4,
-        g_prompt_blocks=[0],
+        g_prompt_blocks=[1],
         query="own" if method == "none" else "student",
+        query_block=0 if method == "kd" else None,
     )
     distillation_args = DistillationArguments(distillation=method, kd_prompt_length=4, kd_prompt_blocks=2)
     if method != "none":
@@ -48,6 +49,7 @@ def test_arguments_are_read_off_the_objects_that_they_make(method, pair, drawing
     assert to_dict(found) == given
     assert run_name(found) == f"{drawings.name}-dualprompt-{method}-seed3"
     if method != "none":
+        assert (made.objective.teacher.query_backbone is None) == (method == "kd")
         assert made.objective.kd_alpha == made.objective.model.config.kd_alpha == 0.7
 
 
