@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             content = {"model": Path(args.model).name, "arguments": values, "learned": history}
             write_json(place / RECORD, content)
             place.rename(output)
-            print(_summary(learned, models, output))
+            print(_summary(learned, models, Path(args.output_dir)))
 
 
 def _record(source: Path) -> dict[str, Any] | None:
@@ -164,3 +164,7 @@ def _summary(learned, models, output: Path) -> str:
     size = sum(file.stat().st_size for file in files) / 1e6
     kept = f"; {size:.1f} MB of it, statistics.safetensors, only to learn further classes" if files else ""
     return "\n".join([*lines, f"output: {output}{kept}"])
+
+
+if __name__ == "__main__":
+    main()
