@@ -17,6 +17,7 @@ COMMANDS = {
     "report": "make a report with tables and plots of finished runs",
     "evaluate": "measure accuracy, confusion, calibration and speed of a run or a saved model",
     "learn": "teach a finished model further classes, without its earlier images",
+    "forget": "remove classes from a finished model",
     "predict": "classify image files with a saved model",
     "export": "export a saved model to ONNX and torch.export",
     "push": "push the models of a finished run to the Hub",

@@ -22,8 +22,6 @@ from ..arguments.stream import DatasetArguments
 from ..cli import argument, cli_error, parse
 from ..runs.interruptions import interruptible
 
-RECORD = "learned.json"  # what the models of a folder have learned since their run
-
 
 @dataclass
 class NewImages(DatasetArguments):
@@ -50,76 +48,32 @@ def main(argv: list[str] | None = None) -> None:
     images, args = parse((NewImages, LearnArguments), argv, description=__doc__)
 
     from ..data import load_image_dataset
-    from ..hub.saved_models import load_run, load_saved_model
+    from ..hub.learned_models import LearnedModels, check_new_folder
     from ..runs import distributed
     from ..training.build import source_options
     from ..training.exits import exit_on_failure
     from ..training.further_learning import FurtherLearning
-    from ..training.results import save_model
-    from ..utils import remove, write_json
 
-    output = Path(args.output_dir).resolve()
-    place = output.with_name(f".{output.name}")  # until everything is written
+    output = Path(args.output_dir)
     try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"output_dir {output} is not empty: choose a new folder")
-        record = _record(Path(args.model))
-        distillation, run_args = _arguments_of(record, args)
+        check_new_folder(output)
+        source = LearnedModels.load(args.model)
+        distillation, run_args = _arguments_of(source.record, args)
         accelerator = distributed.build_accelerator(run_args, output)
-        is_pair = any((Path(args.model) / role / "config.json").is_file() for role in ("teacher", "student"))
-        if is_pair:
-            saved = load_run(args.model, statistics=True)
-        else:
-            role = "teacher" if Path(args.model).name == "teacher" else "student"
-            saved = {role: load_saved_model(args.model, statistics=True)}
         splits = load_image_dataset(images.dataset, **source_options(images), seed=args.seed)
-        models = {role: each.model.to(accelerator.device) for role, each in saved.items()}
-        processor = next(iter(saved.values())).image_processor
+        models = {role: model.to(accelerator.device) for role, model in source.models.items()}
         with exit_on_failure(None, accelerator):
-            learned = FurtherLearning(models, processor, distillation, run_args, accelerator).learn(
+            learned = FurtherLearning(models, source.image_processor, distillation, run_args, accelerator).learn(
                 splits["train"], splits["test"]
             )
     except ValueError as error:
         cli_error(str(error))
 
     with exit_on_failure(None, accelerator):
-        if accelerator.is_main_process:
-            remove(place)
-        accelerator.wait_for_everyone()
-        for role, model in models.items():
-            save_model(accelerator, model, processor, place / role if is_pair else place, statistics=True)
-        if accelerator.is_main_process:
-            history = [*(record or {}).get("learned", []), {"dataset": Path(images.dataset).name, **asdict(learned)}]
-            values = {**vars(distillation), **vars(run_args)}
-            content = {"model": Path(args.model).name, "arguments": values, "learned": history}
-            write_json(place / RECORD, content)
-            place.rename(output)
-            print(_summary(learned, models, Path(args.output_dir)))
-
-
-def _record(source: Path) -> dict[str, Any] | None:
-    """What is recorded of a run or of models that have learned before; `None` of any other model.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    import yaml
-
-    folders = [source, source.parent] if source.name in ("teacher", "student") else [source]
-    files = [folder / name for folder in folders for name in (RECORD, "args.yaml")]
-    file = next(filter(Path.is_file, files), None)
-    if file is None:
-        return None
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # reads JSON, too
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    record = found if file.name == RECORD else {"arguments": found}
-    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
-        raise ValueError(f"{file} is damaged: it holds no arguments")
-    if not isinstance(record.get("learned", []), list):
-        raise ValueError(f"{file} is damaged: what it says was learned is no list")
-    return record
+        event = {"dataset": Path(images.dataset).name, **asdict(learned)}
+        source.save(output, accelerator, event, {**vars(distillation), **vars(run_args)})
+    if accelerator.is_main_process:
+        print(_summary(learned, models, output))
 
 
 def _arguments_of(record: dict[str, Any] | None, args: LearnArguments) -> tuple[DistillationArguments, CDLConfig]:

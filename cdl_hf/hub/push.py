@@ -18,10 +18,13 @@ from ..models.growth import STATISTICS_NAME
 from ..runs.model_card import PICTURES
 from ..runs.task_checkpoints import TaskCheckpoints
 from ..utils import DamagedFile, verify, write_text
+from .learned_models import RECORD
 
 ROLES = ("teacher", "student")
-# Files of a repository, in addition to the weights.
-FILES = ("config.json", "preprocessor_config.json", "README.md", "results.json", *PICTURES)
+# Files of a repository, in addition to the weights: of every model, of a run's, of one that has learned afterwards.
+FILES = ("config.json", "preprocessor_config.json", "README.md")
+FILES_OF_RUN = (*FILES, "results.json", *PICTURES)
+FILES_OF_LEARNED = (*FILES, RECORD)
 # Errors of huggingface_hub on uploading: an error response or no response (HTTPError), no login or unreadable files
 # (OSError), invalid names (ValueError), its storage (RuntimeError).
 UPLOAD_ERRORS = (httpx.HTTPError, OSError, ValueError, RuntimeError)
@@ -97,21 +100,26 @@ def _whole_models(run: Path, with_states: bool) -> list[str]:
     Raises:
         ValueError: The run is not finished, or a file is missing or damaged.
     """
-    if not (run / "results.json").is_file():
-        raise ValueError(f"there is no finished run in {run}: it has no results.json, which is written at its end")
-    results = _read_json(run / "results.json")
-    roles = [role for role in ROLES if isinstance(results.get(role), dict)]
-    if not roles:
-        raise ValueError(f"{run / 'results.json'} is damaged: it has results of neither teacher nor student")
+    results: dict[str, Any] = {}
+    files: tuple[str, ...]
+    if (run / RECORD).is_file():
+        roles, files = _learned_roles(run, with_states), FILES_OF_LEARNED
+    else:
+        if not (run / "results.json").is_file():
+            raise ValueError(f"there is no finished run in {run}: it has no results.json, which is written at its end")
+        results, files = _read_json(run / "results.json"), FILES_OF_RUN
+        roles = [role for role in ROLES if isinstance(results.get(role), dict)]
+        if not roles:
+            raise ValueError(f"{run / 'results.json'} is damaged: it has results of neither teacher nor student")
     for role in roles:
         folder = run / role
         index = folder / "model.safetensors.index.json"
         shards = _read_json(index).get("weight_map", {}).values() if index.is_file() else ()
         weights = sorted(set(shards)) or ["model.safetensors"]
-        missing = [name for name in (*FILES, *weights) if not (folder / name).is_file()]
+        missing = [name for name in (*files, *weights) if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder} is incomplete, and nothing was pushed: {', '.join(missing)} is missing")
-        for name in FILES:
+        for name in files:
             if name.endswith(".json"):
                 _read_json(folder / name)
         states = _states_to_push(run, role, results) if with_states else []
@@ -124,6 +132,23 @@ def _whole_models(run: Path, with_states: bool) -> list[str]:
                 raise ValueError(f"{error}; nothing was pushed") from error
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"{file} is damaged, and nothing was pushed: {error}") from error
+    return roles
+
+
+def _learned_roles(folder: Path, with_states: bool) -> list[str]:
+    """Roles of the models in a folder that `cdl-hf learn` has written.
+
+    Raises:
+        ValueError: It is a single model, or states after each task are asked for.
+    """
+    roles = [role for role in ROLES if (folder / role).is_dir()]
+    if not roles:
+        raise ValueError(
+            f"{folder} is one model, not a run with its teacher or student: push it with `hf upload NAME {folder} "
+            f"--exclude {STATISTICS_NAME}`"
+        )
+    if with_states:
+        raise ValueError(f"{folder} has no models after each task: push without --hub_task_revisions")
     return roles
 
 
@@ -159,7 +184,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     repository = api.create_repo(name, private=private, exist_ok=True).repo_id
     about = api.model_info(repository)
     files = {file.rfilename for file in about.siblings or ()} - {".gitattributes"}
-    if files and "results.json" not in files:
+    if files and not files & {"results.json", RECORD}:
         raise ValueError("the name is taken by another repository; choose another one with --hub_model_id")
     if private and not about.private:
         raise ValueError(
@@ -168,7 +193,7 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     states = TaskCheckpoints(run, role)
     tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
-    message = f"The {role} after all tasks"
+    message = f"The {role} after all it has learned"
     local = [STATISTICS_NAME]  # large, and of use only to who goes on with the run
     api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=message, ignore_patterns=local)
     if tasks:

@@ -24,6 +24,7 @@ STATISTICS_NAME = "statistics.safetensors"  # beside the weights of a saved mode
 # What depends on the tasks or their classes. Of the heads and classifiers, these tensors have a row for each class.
 _GROWING = ("prompt_pool", "kd_branch", "head", "kd_head", "classifier", "kd_classifier", "analytic")
 _WITHOUT_CLASSES = ("prompt_pool", "kd_branch")
+_ROUNDING = 1e-4  # of a sum of features when they are subtracted again; one of a thousand images is more
 _BY_CLASS = ("weight", "bias", "sums", "classifier.weight", "classifier.sums")
 
 
@@ -53,7 +54,7 @@ class Growing(BackbonesLeftOut):
 
         Args:
             save_statistics: Whether to write also what a prediction does not need but further classes do, such as
-                RanPAC's Gram matrix, to `statistics.safetensors`.
+                RanPAC's Gram matrix, to `statistics.safetensors`. `push_to_hub=True` does not upload this file.
             save_backbone: `False` leaves out the weights of the frozen transformers, by far the largest part. The
                 checkpoint records their source and digest, and [`from_pretrained`] restores them.
 
@@ -129,8 +130,8 @@ class Growing(BackbonesLeftOut):
             labels: (n,), their class ids.
 
         Raises:
-            ValueError: A class is not known, or none would be left; RanPAC gets no features, or it has no statistics;
-                the student is of closed-form distillation.
+            ValueError: A class is not known, or none would be left; RanPAC gets no features, or those of other images
+                than it was fitted on, or it has no statistics; the student is of closed-form distillation.
         """
         if self.analytic is not None:
             raise ValueError(
@@ -145,9 +146,14 @@ class Growing(BackbonesLeftOut):
             if labels is None or not set(labels.tolist()) <= removed:
                 raise ValueError("labels must be the class ids of the features, all of classes to remove")
             own = self.network.select(features, self.readout_of_classifier, self.readout)
-            for i, classifier in enumerate((self.classifier, self.kd_classifier)):
-                if classifier is not None:
-                    classifier.add(own[:, i], labels, subtract=True)
+            without = {}
+            for i, name in enumerate(("classifier", "kd_classifier")):
+                if getattr(self, name) is not None:
+                    without[name] = copy.deepcopy(getattr(self, name))
+                    without[name].add(own[:, i], labels, subtract=True)
+                    _check_taken_back(getattr(self, name), without[name], sorted(removed))
+            for name, classifier in without.items():
+                setattr(self, name, classifier)
         _forget_classes(self, class_names)
 
 
@@ -183,6 +189,23 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
         assert config.pool_size is not None  # the configuration sets the paper's
         changes["pool_size"] = config.pool_size // config.num_trained_tasks * (len(tasks) + 1)
     _restructure(model, changes, list(range(config.seen_classes)))
+
+
+def _check_taken_back(before: Classifier, after: Classifier, removed: list[int]) -> None:
+    """
+    Raises:
+        ValueError: Of RanPAC's classes with the ids `removed`, more or other images were subtracted than it was fitted
+            on: the sum of their features is not zero.
+    """
+    if not isinstance(before, RanPAC) or not isinstance(after, RanPAC):
+        return
+    assert before.sums is not None and after.sums is not None
+    left, whole = (sums.sums[:, removed].norm(dim=0) for sums in (after.sums, before.sums))
+    if (left > _ROUNDING * whole).any():
+        raise ValueError(
+            "these are not the images of the classes to remove that RanPAC was fitted on: give all of those images, "
+            "and no others"
+        )
 
 
 def _forget_classes(model: "Growing", class_names: Sequence[str]) -> None:

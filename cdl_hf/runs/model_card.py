@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import Template
 
 from ..catalogue import (
     ALIGNED_HEAD,
@@ -26,6 +27,7 @@ from ..evaluation import metric_in, metrics_of, tasks_of
 from ..utils import atomic_write, write_json, write_text
 
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
+USAGE = Path(__file__).parent / "usage_template.md"  # of every card
 NAMES_SHOWN = 20  # of a task's classes
 WIDTH = 90  # of a line of code that is not cut off on the Hub
 PICTURES = ("accuracy.png", "matrices.png")
@@ -120,16 +122,26 @@ def complete_model_folder(run: Path, content: ModelCardContent) -> None:
     write_json(folder / "results.json", shown)
 
 
+def usage(checkpoint: str, is_drawings: bool) -> str:
+    """How to predict with a model.
+
+    Args:
+        checkpoint: The folder in the code.
+    """
+    template = Template(USAGE.read_text(encoding="utf-8"))
+    return template.render(checkpoint=checkpoint, is_drawings=is_drawings)
+
+
 def _metadata(content: ModelCardContent) -> ModelCardData:
     own, stream = content.results[content.role], content.results["stream"]
-    hub_dataset = content.hub_dataset if _is_on_the_hub(content.hub_dataset) else None
+    hub_dataset = content.hub_dataset if is_on_the_hub(content.hub_dataset) else None
     return ModelCardData(
         model_name=content.model_name,
-        license=_license_id(content.weights_license),
+        license=license_id(content.weights_license),
         library_name="transformers",  # the code of the model is in the repository
         pipeline_tag="image-classification",
         tags=content.tags,
-        base_model=[name for name in content.base_model if _is_on_the_hub(name)] or None,
+        base_model=[name for name in content.base_model if is_on_the_hub(name)] or None,
         datasets=hub_dataset,
         metrics=["accuracy"],
         eval_results=[
@@ -149,7 +161,7 @@ def _metadata(content: ModelCardContent) -> ModelCardData:
     )
 
 
-def _is_on_the_hub(name: str | None) -> bool:
+def is_on_the_hub(name: str | None) -> bool:
     """Whether it can be a repository's name; a path or an address is none."""
     try:
         validate_repo_id(name)
@@ -158,7 +170,7 @@ def _is_on_the_hub(name: str | None) -> bool:
     return True
 
 
-def _license_id(license: str | None) -> str | None:
+def license_id(license: str | None) -> str | None:
     """The Hub takes its own identifiers and `other`, and refuses a card with anything else."""
     return license if license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(license)) else "other"
 
@@ -198,6 +210,7 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
             _latency_row(results["latency_ms"], roles),
         ],
         "command": fenced(_lines([portable(word) for word in content.command])),
+        "usage": usage(content.role, content.is_drawings),
         "versions": results["versions"],
         "citations": [paper.bibtex for paper in _papers(methods)],
     }

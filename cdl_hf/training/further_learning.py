@@ -1,7 +1,7 @@
-"""Further learning: what a saved model, or a teacher and its student, learn after the end of their stream."""
+"""What a saved model, or a teacher and its student, learn and forget after the end of their stream."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,3 +171,33 @@ class FurtherLearning:
             objective.fit_classifier(
                 features, labels, lambda other, mirrored: read(other, mirrored)[0], args.horizontal_flip > 0
             )
+
+
+def forget(
+    model: PromptViTForImageClassification,
+    class_names: Sequence[str],
+    train: Dataset | None,
+    image_processor: CLIPImageProcessor,
+    args: CDLConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Removes classes from a model, as [`PromptViTForImageClassification.remove_classes`] describes.
+
+    Args:
+        train: With the images that the classes were learned from, columns `image` and `label`; images of other
+            classes are not read.
+
+    Raises:
+        ValueError: The model cannot forget these classes, or not by these images.
+    """
+    features, labels = None, None
+    if train is not None:
+        class_ids = {normalized_name(name): i for i, name in enumerate(names_of(model.config)) if name in class_names}
+        label_to_class_id = np.array([class_ids.get(normalized_name(n), -1) for n in train.features["label"].names])
+        rows = np.flatnonzero(label_to_class_id[read_labels(train)] >= 0)
+        if not len(rows):
+            raise ValueError(f"the data set has no training images of the classes to forget: {', '.join(class_names)}")
+        images = TaskImages(select_rows(train, rows), label_to_class_id, eval_transform(image_processor))
+        options = (args.eval_batch_size, args.dataloader_num_workers)
+        features, labels = head_features(accelerator, model, images, *options)
+    model.remove_classes(class_names, features, labels)

@@ -76,6 +76,9 @@ def test_teacher_and_student_of_a_closed_form_learn_again_and_again(analytic_run
     assert not torch.equal(model.analytic.predictor.sums.gram, before.analytic.predictor.sums.gram)
     learned = json.loads((tmp_path / "second" / "learned.json").read_text())["learned"]
     assert [entry["new_classes"] for entry in learned] == [["class_4", "class_5"], []]
+    card = (tmp_path / "second" / "student" / "README.md").read_text()
+    assert "| learned class\\_4, class\\_5 | 14 |" in card and "| more images of class\\_0," in card
+    assert "It knows 6 classes" in card and "{{" not in card and str(tmp_path) not in card
     image = next((parts[1] / "test" / "class_4").iterdir())
     predicted = pipeline("image-classification", str(first / "student"))(str(image))
     assert {entry["label"] for entry in predicted} <= {f"class_{label}" for label in range(6)}

@@ -99,6 +99,27 @@ def download(files, folder):
     return folder
 
 
+def test_models_that_have_learned_since_their_run_are_pushed(run, tmp_path):
+    for role in ("teacher", "student"):
+        (run / role / "learned.json").write_text("{}")
+        for name in ("results.json", "accuracy.png", "matrices.png"):
+            (run / role / name).unlink()
+    (run / "results.json").unlink()
+    (run / "learned.json").write_text("{}")
+    hub = FakeHub()
+    assert list(push_run(run, "drawings", api=hub)) == ["teacher", "student"]
+    assert list(push_run(run, "drawings", api=hub)) == ["teacher", "student"]  # its own repository is known again
+    assert "learned.json" in hub.repositories["me/drawings-student"]["main"]
+    with pytest.raises(ValueError, match="no models after each task: push without --hub_task_revisions"):
+        push_run(run, "drawings", api=hub, task_revisions=True)
+    (run / "student" / "learned.json").unlink()
+    with pytest.raises(ValueError, match="incomplete, and nothing was pushed: learned.json is missing"):
+        push_run(run, "drawings", api=hub)
+    shutil.copy(run / "learned.json", run / "teacher")
+    with pytest.raises(ValueError, match="is one model, not a run .* --exclude statistics.safetensors"):
+        push_run(run / "teacher", "drawings", api=hub)
+
+
 def test_two_repositories(run, tmp_path):
     hub = FakeHub()
     (run / "student" / "statistics.safetensors").write_bytes(b"of use here only")

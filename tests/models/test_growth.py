@@ -178,6 +178,8 @@ def test_a_mistake_takes_nothing_back():
     ):
         with pytest.raises(ValueError, match=reason):
             model.remove_classes(names, features, given)
+    with pytest.raises(ValueError, match="not the images .* that RanPAC was fitted on"):  # one is missing
+        model.remove_classes(["class 1"], features[1:], labels[1:])
     with pytest.raises(ValueError, match="must be a list of names"):
         model.add_classes("xyz")
     assert torch.equal(model.classifier.sums.gram, gram) and model.config.seen_classes == 3

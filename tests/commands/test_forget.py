@@ -1,0 +1,68 @@
+"""`cdl-hf forget`: what a finished run or a saved model knows afterwards."""
+
+import json
+
+import pytest
+import torch
+from tiny_runs import arguments, run_recipe
+
+from cdl_hf.hub.saved_models import load_saved_model
+
+COMPUTED = ("--prompt_method", "none", "--distillation", "none", "--num_train_epochs", "0", "--num_tasks", "2")
+
+
+@pytest.fixture(scope="module")
+def begin(pair, drawings, tmp_path_factory):
+    """Makes a run of two tasks of three classes."""
+
+    def run(*more: str):
+        folder = tmp_path_factory.mktemp("begun") / "run"
+        run_recipe("train", *arguments(pair, drawings), *COMPUTED, *more, "--output_dir", folder)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ranpac_run(begin):
+    return begin("--classifier", "ranpac", "--save_statistics")
+
+
+def test_class_means_forget_without_images(begin, tmp_path, capsys):
+    run = begin("--classifier", "ncm")
+    run_recipe("forget", run, "--classes", "class_1", "class_4", "--output_dir", tmp_path / "new")
+    assert "forgot 2 classes: class_1, class_4; 4 are left" in capsys.readouterr().out
+    for role in ("teacher", "student"):
+        saved, earlier = load_saved_model(tmp_path / "new" / role), load_saved_model(run / role)
+        assert saved.class_names == ["class_0", "class_2", "class_3", "class_5"]
+        assert torch.equal(saved.model.classifier.sums, earlier.model.classifier.sums[[0, 2, 3, 5]])
+    record = json.loads((tmp_path / "new" / "learned.json").read_text())
+    assert record["learned"] == [{"forgotten_classes": ["class_1", "class_4"]}]
+    assert "| forgot class\\_1, class\\_4 | " in (tmp_path / "new" / "student" / "README.md").read_text()
+
+
+def test_ranpac_forgets_by_the_images_it_learned_from(ranpac_run, drawings, tmp_path):
+    new = tmp_path / "new"
+    run_recipe("forget", ranpac_run, "--classes", "class_5", "--dataset", drawings, "--output_dir", new)
+    run = load_saved_model(ranpac_run / "student", statistics=True).model.classifier
+    without = load_saved_model(new / "student", statistics=True).model.classifier
+    assert len(without.weight) == 5
+    torch.testing.assert_close(without.sums.sums, run.sums.sums[:, :5])  # those of the other classes' images
+    assert without.sums.gram.trace() < run.sums.gram.trace()
+
+
+def test_what_cannot_forget_is_refused(ranpac_run, drawings, tmp_path, capsys):
+    def refused(*words: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            run_recipe("forget", *words, "--output_dir", tmp_path / "new")
+        assert stop.value.code == 2 and not (tmp_path / "new").exists()
+        return capsys.readouterr().err
+
+    by_class = (ranpac_run, "--classes", "class_5")
+    assert "RanPAC has mixed the images of all classes" in refused(*by_class)
+    assert "not the images of the classes" in refused(*by_class, "--dataset", drawings, "--train_split", "test")
+    assert "does not know the class 'cat'" in refused(ranpac_run, "--classes", "cat")
+    assert "test_fraction needs dataset" in refused(*by_class, "--test_fraction", "0.5")
+    assert "has no training images of the classes to forget" in refused(
+        ranpac_run, "--classes", "cat", "--dataset", drawings
+    )
