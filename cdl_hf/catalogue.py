@@ -9,6 +9,7 @@ Only the standard library is imported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,11 @@ CLASSIFIERS: dict[str, Method] = {
 ALIGNED_HEAD = Method("aligned head", "trained again after each task on features sampled for all classes", _SLCA)
 
 CONTINUAL_DISTILLATION = _CDL  # the paper of the task itself
+
+
+def prompt_method_of(args: Mapping[str, Any], role: str) -> str:
+    """Key of the prompt method of a run's `"teacher"` or `"student"`, by its arguments."""
+    return (role == "teacher" and args.get("teacher_prompt_method")) or args["prompt_method"]
 
 
 def method_of(table: Mapping[str, Method], key: str) -> Method:

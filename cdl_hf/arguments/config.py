@@ -63,6 +63,9 @@ class ModelArguments:
     prompt_method: str = argument(
         "coda_prompt", "Prompt method of teacher and student", choices=PROMPT_METHODS, in_label=True
     )
+    teacher_prompt_method: Literal["none"] | None = argument(
+        None, "none: the teacher takes no prompts, such as a CNN with a prompted student", unset="prompt_method"
+    )
     train_tasks: int | None = argument(
         None,
         "Number of first tasks in which the models are trained; later ones only change a computed classifier or "

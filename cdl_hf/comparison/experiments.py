@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..arguments.config import DistillationArguments
 from ..arguments.sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
-from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of
+from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of, prompt_method_of
 from .statistics import Scores
 
 # Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment
@@ -67,7 +67,7 @@ class Experiment:
     @property
     def prompt_method(self) -> str:
         """The prompt method; `"none"` for frozen backbones."""
-        return self.args["prompt_method"]
+        return prompt_method_of(self.args, self.role)
 
     @property
     def distillation(self) -> str | None:

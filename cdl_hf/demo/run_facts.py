@@ -81,9 +81,8 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def _model(models: RunModels, role: str, results: dict[str, Any]) -> ModelFacts:
     model, args = models.saved[role].model, models.args
-    prompts = (
-        "" if args["prompt_method"] == "none" else f"{method_of(PROMPT_METHODS, args['prompt_method']).title} prompts"
-    )
+    prompt_method = model.config.prompt_method
+    prompts = "" if prompt_method == "none" else f"{method_of(PROMPT_METHODS, prompt_method).title} prompts"
     is_distilled = role == "student" and args["distillation"] != "none"
     distilled = f"distilled with {method_of(DISTILLATION_METHODS, args['distillation']).title}" if is_distilled else ""
     is_aligned = args["classifier_alignment"] == "True" and model.config.head == "linear"

@@ -34,7 +34,7 @@ def check_prompts(module: nn.Module, config: PromptViTConfig, *, needs_class_tok
         if config.prompt_method != "none":
             raise ValueError(
                 f"prompt_method {config.prompt_method!r} changes the blocks of a transformer, and {name} "
-                f"{obstacle}: take prompt_method none"
+                f"{obstacle}: take prompt_method none, or for a teacher teacher_prompt_method none"
             )
         if config.kd_branch not in ("none", "analytic"):
             raise ValueError(

@@ -21,6 +21,7 @@ from ..catalogue import (
     Method,
     Paper,
     method_of,
+    prompt_method_of,
 )
 from ..escaping import fenced, markdown_name, markdown_text, portable, portable_arguments
 from ..evaluation import metric_in, metrics_of, tasks_of
@@ -69,7 +70,8 @@ class ModelCardContent:
     def methods(self) -> list[str]:
         """Keys of its prompt method, distillation method and classifier, where they are not the plainest."""
         args = self.results["args"]
-        prompts = "frozen" if args["prompt_method"] == "none" else args["prompt_method"]
+        prompt_method = prompt_method_of(args, self.role)
+        prompts = "frozen" if prompt_method == "none" else prompt_method
         distilled = [args["distillation"]] if self.is_distilled else []
         classifier = "aligned" if self.has_aligned_head else args["classifier"]
         return [prompts, *distilled, *([] if classifier == "linear" else [classifier])]
@@ -180,7 +182,8 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
     results, stream = content.results, content.results["stream"]
     roles = [role for role in ("teacher", "student") if role in results]
     args = results["args"]
-    prompts = method_of(PROMPT_METHODS, args["prompt_method"])
+    prompt_method = prompt_method_of(args, content.role)
+    prompts = method_of(PROMPT_METHODS, prompt_method)
     distillation = method_of(DISTILLATION_METHODS, args["distillation"])
     classifier = ALIGNED_HEAD if content.has_aligned_head else method_of(CLASSIFIERS, args["classifier"])
     methods = [prompts, *([distillation] if content.is_distilled else []), classifier]
@@ -189,7 +192,7 @@ def _page(content: ModelCardContent, weights_bytes: int) -> dict[str, Any]:
         "args": args,
         "own": results[content.role],
         "other": results.get("teacher" if content.role == "student" else "student"),
-        "prompt_method": _linked(prompts) if args["prompt_method"] != "none" else None,
+        "prompt_method": _linked(prompts) if prompt_method != "none" else None,
         "classifier": _linked(classifier, describe=True) if classifier is not CLASSIFIERS["linear"] else None,
         "distillation": _linked(distillation, describe=True) if content.is_distilled else None,
         "backbones": {role: markdown_name(portable(name)) for role, name in content.backbones.items()},

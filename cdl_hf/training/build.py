@@ -39,6 +39,8 @@ class ModelPair:
 
 
 _AT_ONCE = {"repeats_classes": False, "train_tasks": None}  # of a joint teacher
+# Of a teacher without prompts: their fields are the student's, and may not fit its network.
+_UNPROMPTED = {"prompt_method": "none", "query_block": None, "prompt_blocks": None}
 
 
 def source_options(arguments: DatasetArguments) -> dict[str, Any]:
@@ -160,11 +162,9 @@ def build_models(
     teacher = None
     if stages != "student" or training_args.teacher_run is not None:
         set_seed(derive_seed(training_args.seed, "teacher"))
-        takes_students = (
-            model_args.query == "student"
-            and model_args.query_block is None
-            and POOLS[model_args.prompt_method].needs_query
-        )
+        of_teacher = prompts | (_UNPROMPTED if model_args.teacher_prompt_method == "none" else {})
+        needs_query_pass = POOLS[of_teacher["prompt_method"]].needs_query and of_teacher["query_block"] is None
+        takes_students = model_args.query == "student" and needs_query_pass
         query = student_backbone if takes_students else None
         run = training_args.teacher_run
         is_joint = run is not None and TaskCheckpoints(Path(run), "teacher").is_joint(describe_stream(stream))
@@ -172,7 +172,7 @@ def build_models(
         teacher = PromptViTForImageClassification.from_backbone(
             teacher_backbone,
             query,
-            **(prompts | ({"classes_per_task": tasks, **_AT_ONCE} if is_joint else {})),
+            **(of_teacher | ({"classes_per_task": tasks, **_AT_ONCE} if is_joint else {})),
         )
         if is_joint:
             teacher.start_task(stream.class_names)
@@ -249,8 +249,9 @@ def arguments_of(
     has_student = args.stages != "teacher"
     student = objective.model
     teacher = objective.teacher if has_student else objective.model
-    config = (teacher or student).config
-    takes_own_pass = teacher is not None and teacher.query_backbone is None and config.query_block is None
+    config = student.config
+    is_unprompted = teacher is not None and teacher.config.prompt_method == "none" != config.prompt_method
+    makes_own_query = config.query_block is None and teacher is not None and teacher.query_backbone is None
     query_source = config.query_backbone_weights.get("source")  # a teacher takes its student's query network
     model_args = ModelArguments(
         teacher=backbone_source(teacher or student),
@@ -258,7 +259,8 @@ def arguments_of(
         image_size=image_processor.crop_size["height"],
         normalization="backbone" if image_processor.do_normalize else "none",
         classifier=student.config.head,
-        query="own" if takes_own_pass else "student",
+        query="own" if makes_own_query and not is_unprompted else "student",
+        teacher_prompt_method="none" if is_unprompted else None,
         **{name: getattr(config, name) for name in _config_fields(ModelArguments)},
     )
     distillation_args = DistillationArguments(

@@ -171,7 +171,7 @@ def test_what_has_no_such_blocks_says_so(name):
     backbone = tiny_network(name)
     for prompt_method in PROMPTS:
         with pytest.raises(
-            ValueError, match=rf"^prompt_method '{prompt_method}' .*{name} .*: take prompt_method none$"
+            ValueError, match=rf"^prompt_method '{prompt_method}' .*{name} .*: take prompt_method none, "
         ):
             tiny_model(prompt_method, backbone=backbone)
     for branch in ("deit", "kdp"):

@@ -261,6 +261,8 @@ def test_what_predicts_in_place_of_the_heads_is_told(tmp_path, card, args, told,
     ("role", "args", "name", "tags"),
     [
         ("teacher", {"prompt_method": "none", "classifier": "ranpac"}, "frozen-ranpac-teacher", ["vit", "ranpac"]),
+        ("teacher", {"teacher_prompt_method": "none"}, "frozen-teacher", ["vit"]),
+        ("student", {"teacher_prompt_method": "none"}, "coda_prompt-kdp-student", ["vit", "coda-prompt", "kdp"]),
         ("student", {"classifier": "ncm"}, "coda_prompt-kdp-ncm-student", ["vit", "coda-prompt", "kdp", "ncm"]),
         (
             "student",
@@ -279,7 +281,7 @@ def test_what_predicts_in_place_of_the_heads_is_told(tmp_path, card, args, told,
 def test_name_and_tags_tell_what_made_it(tmp_path, role, args, name, tags):
     metadata = metadata_load(write_model_card(tmp_path, content(role, **args)))
     assert metadata["tags"][-len(tags) :] == tags and "none" not in metadata["tags"]
-    assert ("prompt-tuning" in metadata["tags"]) == (args.get("prompt_method") != "none")
+    assert ("prompt-tuning" in metadata["tags"]) == (not name.startswith("frozen"))
     assert model_index_to_eval_results(metadata["model-index"])[0] == f"quickdraw100-{name}"
 
 

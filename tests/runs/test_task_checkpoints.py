@@ -1,6 +1,7 @@
 """A teacher that has seen all classes at once, and students that learn them task by task."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,21 @@ from safetensors.torch import load_file
 from tiny_runs import arguments, assert_same_run, run_recipe
 
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.runs.task_checkpoints import TaskCheckpointReplay
 from cdl_hf.training import trainer as trainer_module
 
 AT_ONCE = ("--num_tasks", "1", "--num_train_epochs", "1")
+
+
+def test_a_teacher_with_the_query_of_another_block_is_refused():
+    theirs = {"stream": {}, "networks": [], "train_tasks": None, "query_block": 0}
+    checkpoints = SimpleNamespace(
+        role="teacher", run="runs/a", is_joint=lambda stream: False, metadata=lambda _: theirs
+    )
+    with pytest.raises(
+        ValueError, match="another query network: pass the same --teacher, --student and --query_block"
+    ):
+        TaskCheckpointReplay(checkpoints, None, {**theirs, "query_block": 1})
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import timm
+import torch
+from timm.models import save_for_hf
 from tiny_models import tiny_backbone, tiny_model
 
 from cdl_hf import TaskStream, load_image_dataset
@@ -51,6 +54,39 @@ def test_arguments_are_read_off_the_objects_that_they_make(method, pair, drawing
     if method != "none":
         assert (made.objective.teacher.query_backbone is None) == (method == "kd")
         assert made.objective.kd_alpha == made.objective.model.config.kd_alpha == 0.7
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    folder = tmp_path / "cnn"
+    args = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}
+    model = timm.create_model("resnet50", num_classes=0, **args)
+    config = {"architecture": "resnet50", "num_features": model.num_features}
+    save_for_hf(model, folder, model_config=config, model_args=args, safe_serialization=True)
+    return folder
+
+
+def test_a_cnn_teaches_a_prompted_student(cnn, pair, drawings):
+    stream = build_stream(StreamArguments(dataset=str(drawings), num_tasks=3))
+    model_args = ModelArguments(
+        teacher=str(cnn), student=str(pair[1]), image_size=16, pool_size=6, teacher_prompt_method="none"
+    )
+    made = build_models(stream, model_args, DistillationArguments(), CDLConfig())
+    student, teacher = made.objective.model, made.objective.teacher
+    assert (teacher.config.prompt_method, student.config.prompt_method) == ("none", "coda_prompt")
+    for model in (student, teacher):
+        model.start_task(["a", "b"])
+    losses = made.objective.train()(torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))
+    losses["loss"].backward()
+    assert student.prompt_pool.prompts.grad.any()
+    found = to_dict(arguments_of(stream, made.objective, made.image_processor, CDLConfig()))
+    assert [found[name] for name in ("prompt_method", "teacher_prompt_method", "query")] == [
+        *("coda_prompt", "none", "student")
+    ]
+    with pytest.raises(ValueError, match="resnet50 is a ResNet, .* for a teacher teacher_prompt_method none"):
+        build_models(stream, replace(model_args, teacher_prompt_method=None), DistillationArguments(), CDLConfig())
+    with pytest.raises(ValueError, match="whose prompts take the query of its student"):
+        build_models(stream, model_args, DistillationArguments(distillation="cdl_prompt"), CDLConfig())
 
 
 @pytest.fixture
