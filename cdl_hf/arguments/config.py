@@ -174,6 +174,13 @@ class CDLConfig:
     )
     batch_size: int = argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
     eval_batch_size: int = argument(128, "Images of one evaluation step, over all processes", min=1, affects="nothing")
+    eval_steps: int | None = argument(
+        None,
+        "Also test while training, every so many optimizer steps of a task, on the classes seen so far: online "
+        "accuracy and its area A_AUC, for num_train_epochs=1",
+        unset="only after each task",
+        min=1,
+    )
     gradient_accumulation_steps: int = argument(
         1, "Micro-batches that a batch is computed in, to save memory (not with dist)", min=1, affects="rounding"
     )
@@ -290,6 +297,13 @@ class CDLConfig:
                 f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
+        if self.eval_steps is not None and self.num_train_epochs != 1:
+            raise ValueError(
+                f"eval_steps measures online learning, which shows each image once: it needs num_train_epochs=1, not "
+                f"{self.num_train_epochs}"
+            )
+        if self.eval_steps is not None and self.student_run is not None:
+            raise ValueError("eval_steps tests models while they are trained, and with student_run none is")
         if self.teacher_run is not None and self.stages == "both":
             raise ValueError("teacher_run brings a trained teacher: it needs stages=student")
         if self.student_run is not None and self.stages != "student":

@@ -81,7 +81,10 @@ def _arguments_of(record: dict[str, Any] | None, args: LearnArguments) -> tuple[
     from ..distillation import METHODS
 
     values = {} if record is None else {**recorded_defaults(), **with_present_names(record["arguments"])}
-    kept = {name: getattr(CDLConfig(), name) for name in ("output_dir", "report_to", "teacher_run", "student_run")}
+    kept = {
+        name: getattr(CDLConfig(), name)
+        for name in ("output_dir", "report_to", "eval_steps", "teacher_run", "student_run")
+    }
     values |= {**kept, "seed": args.seed, "resume_from_checkpoint": False, "overwrite_output_dir": False}
     values |= {"stages": "both", "gradient_accumulation_steps": 1, "cache_teacher_outputs": False}
     for name in ("num_train_epochs", "learning_rate"):

@@ -47,12 +47,19 @@ def write_report(
 
 
 def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:
-    """A line for each model of each run."""
+    """A line for each model of each run; metrics that only some runs measure have a column where one has."""
+    experiments = list(experiments)
+    measured_metrics = [
+        name
+        for name, metric in METRICS.items()
+        if metric.compute is not None
+        or any(metric_in(result[e.role], name) is not None for e in experiments for result in e.results.values())
+    ]
     rows: list[list[str | int | float]] = [
         [
             *("run", "seed", "dataset", "num_tasks", "class_order", "stream_seed", "teacher", "student", "role"),
             *("prompt_method", "distillation", "learner", "classifier"),
-            *(name.replace(".", "_") for name in METRICS),
+            *(name.replace(".", "_") for name in measured_metrics),
             *("parameters", "trainable_parameters", "latency_ms", "seconds", "commit"),
         ]
     ]
@@ -60,7 +67,7 @@ def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:
         latency = measured.get((e.name, e.role), {}).get("milliseconds", "")
         for unit, result in e.results.items():
             of_model = result[e.role]
-            metrics = (metric_in(of_model, name) for name in METRICS)
+            metrics = (metric_in(of_model, name) for name in measured_metrics)
             rows.append(
                 [
                     *(e.runs[unit].removesuffix(f"-seed{unit.seed}"), unit.seed, e.benchmark.source),

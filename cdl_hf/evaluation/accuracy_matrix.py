@@ -102,6 +102,8 @@ class AccuracyMatrix:
         self._last()
         summary: dict[str, Any] = {"accuracy_matrix": self.rows}
         for name, metric in METRICS.items():
+            if metric.compute is None:
+                continue
             group, _, key = name.rpartition(".")
             (summary.setdefault(group, {}) if group else summary)[key] = metric.compute(self)
         return summary
@@ -125,19 +127,19 @@ class AccuracyMatrix:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that sums up an accuracy matrix.
+    """A number that sums up how a model has learned a stream.
 
     Args:
         label: What tables call it, in lower case.
         unit: `%` or `points`.
-        compute: From a matrix that is not empty.
+        compute: From a matrix that is not empty; `None` for a metric that results.json has from elsewhere.
         is_headline: Whether the table at the end of a run shows it; the others are in the cards and the reports.
         hub_type: Its metric type in the metadata of a model card; `None` leaves it out there.
     """
 
     label: str
     unit: str
-    compute: Callable[[AccuracyMatrix], float]
+    compute: Callable[[AccuracyMatrix], float] | None
     is_headline: bool = False
     hub_type: str | None = None
 
@@ -180,6 +182,7 @@ METRICS: dict[str, Metric] = {
     "forgetting.max": Metric("forgetting (max)", "points", lambda matrix: forgetting_max(matrix.rows)),
     "forgetting.bwt": Metric("backward transfer", "points", lambda matrix: forgetting_bwt(matrix.rows)),
     "forgetting.coda": Metric("forgetting (coda)", "points", lambda matrix: forgetting_coda(matrix.rows)),
+    "a_auc": Metric("area under online accuracy, A_AUC", "%", None, is_headline=True, hub_type="accuracy"),
 }
 
 
@@ -199,7 +202,7 @@ def tasks_of(stream: Mapping[str, Any]) -> str:
 
 
 def metric_in(summary: Mapping[str, Any], name: str) -> float | None:
-    """A metric, by its name in [`METRICS`], in what [`AccuracyMatrix.summary`] gave; `None` where an earlier version
-    did not compute it."""
+    """A metric, by its name in [`METRICS`], in the results of a model; `None` where it was not measured, or an earlier
+    version did not compute it."""
     group, _, key = name.rpartition(".")
     return (summary.get(group, {}) if group else summary).get(key)

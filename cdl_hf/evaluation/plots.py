@@ -58,28 +58,54 @@ def plot_accuracy_over_tasks(
     averages = {name: matrix.average_accuracies for name, matrix in curves.items()}
     num_tasks = max(map(len, averages.values()))
     steps = np.arange(1, num_tasks + 1) if classes_per_task is None else np.cumsum(classes_per_task)[:num_tasks]
-
     figure = Figure(figsize=(6.8, 3.8))
     axes = figure.add_subplot()
-    ends = []  # (x, value, name, color) of the labels at the right
-    for index, (name, values) in enumerate(averages.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        line = LINES[index % len(LINES)]
-        axes.plot(steps[: len(values)], values, line, color=color, marker=marker, markersize=5, linewidth=1.8)
-        ends.append((steps[len(values) - 1], values[-1], name, color))
-    margin = 0.03 * (steps[-1] - steps[0]) or 0.5
-    axes.set_ylim(0, 101)  # the same in the pictures of all runs
-    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+    _draw_curves(
+        axes, {name: (steps[: len(values)].tolist(), values) for name, values in averages.items()}, title or ""
+    )
     axes.set_xticks(steps[::-1][:: math.ceil(num_tasks / 10)])
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
     axes.set_xlabel(f"{tasks.capitalize()} learned" if classes_per_task is None else "Classes seen")
     axes.set_ylabel(f"Average accuracy on seen {'classes' if tasks == 'tasks' else tasks} (%)")
-    axes.set_title(_shown(title or ""), fontsize=11)
+    _save(figure, path, bbox_inches="tight")
+
+
+@matplotlib.rc_context(LITERAL)
+def plot_online_accuracy(curves: Mapping[str, Sequence[tuple[int, float]]], path: str | PathLike, title: str) -> None:
+    """Plot the accuracy over the training images shown.
+
+    Args:
+        curves: name -> (training images shown, accuracy in %) of each measurement.
+        path: file to write; its suffix sets the format.
+        title: title of the plot.
+    """
+    figure = Figure(figsize=(6.8, 3.8))
+    axes = figure.add_subplot()
+    _draw_curves(
+        axes, {name: ([n for n, _ in curve], [value for _, value in curve]) for name, curve in curves.items()}, title
+    )
+    axes.set_xlabel("Training images shown")
+    axes.set_ylabel("Accuracy on the classes seen so far (%)")
+    _save(figure, path, bbox_inches="tight")
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+    """Accuracies (%) over something that grows, from 0 to 100%, each with its name and last value at its end."""
+    ends = []  # (x, value, name, color) of the labels at the right
+    for index, (name, (x, values)) in enumerate(curves.items()):
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        line, size = LINES[index % len(LINES)], 5 if len(x) <= 30 else 2
+        axes.plot(x, values, line, color=color, marker=marker, markersize=size, linewidth=1.8)
+        ends.append((x[-1], values[-1], name, color))
+    first, last = min(x[0] for x, _ in curves.values()), max(x[-1] for x, _ in curves.values())
+    margin = 0.03 * (last - first) or 0.5
+    axes.set_ylim(0, 101)  # the same in the pictures of all runs
+    axes.set_xlim(first - margin, last + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+    axes.set_title(_shown(title), fontsize=11)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _label_ends(axes, sorted(ends, key=lambda end: end[1]))
-    _save(figure, path, bbox_inches="tight")
 
 
 def _save(figure: Figure, path: str | PathLike, titles: Mapping[str, str] | None = None, **how: Any) -> None:

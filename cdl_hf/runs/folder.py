@@ -22,7 +22,8 @@ from .lock import FolderInUse, RunLock
 
 ARGUMENTS, GIVEN, METRICS, RESULTS = "args.yaml", "args_given.json", "metrics.jsonl", "results.json"
 # What a run leaves; a file's name begins with a dot while it is being written.
-_FILES = {ARGUMENTS, GIVEN, METRICS, RESULTS, "accuracy.png", "matrices.png", "split.yaml", "images.npz", "writable"}
+_PICTURES = {"accuracy.png", "matrices.png", "online.png"}
+_FILES = {ARGUMENTS, GIVEN, METRICS, RESULTS, *_PICTURES, "split.yaml", "images.npz", "writable"}
 _FOLDERS = {"checkpoints", "states", "teacher", "student", "logs"}
 _OF_THE_SYSTEM = {lock.NAME, ".DS_Store", "Thumbs.db", "desktop.ini"}  # they neither fill a folder nor are strange
 # By these words a run's files are known from those of other programs, in folders of versions that had no lock.
@@ -231,8 +232,8 @@ class RunFolder:
         return (self.path / RESULTS).is_file()
 
     def write_pictures(self, results: Mapping[str, Any], matrices: Mapping[str, AccuracyMatrix]) -> None:
-        """`accuracy.png` and `matrices.png`."""
-        from ..evaluation.plots import plot_accuracy_matrices, plot_accuracy_over_tasks  # matplotlib takes a second
+        """`accuracy.png` and `matrices.png`; `online.png` where models were tested while they learned."""
+        from ..evaluation import plots  # matplotlib takes a second
 
         if self.processes.is_main_process:
             stream, args = results["stream"], results["args"]
@@ -245,8 +246,11 @@ class RunFolder:
             domains = stream.get("domains")
             classes = None if domains or "blurry" in stream else stream["classes_per_task"]
             options: dict[str, Any] = {"classes_per_task": classes, "tasks": tasks_of(stream)}
-            plot_accuracy_over_tasks(matrices, self.path / "accuracy.png", title, **options)
-            plot_accuracy_matrices(matrices, self.path / "matrices.png", domains)
+            plots.plot_accuracy_over_tasks(matrices, self.path / "accuracy.png", title, **options)
+            plots.plot_accuracy_matrices(matrices, self.path / "matrices.png", domains)
+            online = {role: curve for role in matrices if (curve := results.get(role, {}).get("online_accuracy"))}
+            if online:
+                plots.plot_online_accuracy(online, self.path / "online.png", title)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """`results.json`, the last of all files: where it is, the run is finished."""

@@ -269,7 +269,8 @@ def _comparison(models: list[dict[str, Any]], stream: dict[str, Any]) -> list[tu
     rows = []
     for name, metric in metrics_of(stream).items():
         values = [metric_in(model, name) for model in models]
-        rows.append((metric.title, ["" if value is None else f"{value:.2f}" for value in values]))
+        if any(value is not None for value in values):
+            rows.append((metric.title, ["" if value is None else f"{value:.2f}" for value in values]))
     rows += [("Parameters", [f"{model['parameters']:,}" for model in models])]
     rows += [("Trained parameters", [f"{model['trainable_parameters']:,}" for model in models])]
     return rows

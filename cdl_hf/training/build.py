@@ -23,6 +23,7 @@ from ..models.networks import network_of
 from ..models.prompt_pools import POOLS
 from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
 from ..utils import derive_seed
+from .online_evaluation import check_online
 
 
 @dataclass
@@ -193,6 +194,7 @@ def build_models(
         assert teacher is not None
         objective = TrainingObjective(teacher)
     check_heads(objective.model, training_args)
+    check_online(stream, objective.model, training_args)
     side = network_of(student_backbone.module).image_size
     data_config = {**student_backbone.pretrained_cfg, "input_size": (3, side, side)}
     if model_args.crop_pct is not None:
@@ -323,6 +325,7 @@ def check_fit(
     if args.schedule == "same_step" and teacher is None:
         raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")
     check_heads(objective.model, args)
+    check_online(stream, objective.model, args)
     side = image_processor.crop_size["height"]
     models = {"teacher" if args.stages == "teacher" else "student": objective.model}
     if teacher is not None:

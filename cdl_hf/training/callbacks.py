@@ -12,6 +12,7 @@ from ..evaluation import AccuracyMatrix
 from ..evaluation.evaluator import Evaluator
 from ..models import PromptViTForImageClassification
 from ..runs.folder import RunFolder
+from ..runs.progress import RunProgress
 from .learner import Learner
 
 
@@ -26,6 +27,7 @@ class Run(Protocol):
     accelerator: Accelerator
     evaluator: Evaluator
     learners: dict[str, Learner]
+    progress: RunProgress
     test_images: list[TaskImages]
     seconds: dict[str, float]
 
@@ -54,6 +56,9 @@ class ContinualCallback:
     between the stages (a resumed run starts with the given ones again), and its `stop` ends the run. A resumed run
     repeats what came after the last checkpoint, so that a hook may be called a second time for the same task.
     """
+
+    def on_step_end(self, trainer: Run, task: Task, roles: tuple[str, ...], step: int) -> None:
+        """The models of `roles`, in training mode, have taken an optimizer step, the `step`-th of the epoch."""
 
     def on_stage_end(self, trainer: Run, task: Task, roles: tuple[str, ...]) -> None:
         """The models of `roles` have learned the task."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -26,6 +27,7 @@ from transformers import CLIPImageProcessor
 from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
 from ..arguments.stream import StreamArguments
 from ..data import TaskImages, TaskStream, train_transform
+from ..data.labels import read_labels
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import NUM_KEPT
@@ -33,6 +35,7 @@ from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
 from .build import build_models, build_stream
 from .callbacks import duration
 from .memory import check_division
+from .online_evaluation import OnlinePoints
 from .results import describe_models
 from .stage import EpochSampler
 
@@ -120,15 +123,26 @@ class _Costs:
 def _steps(stream: TaskStream, args: CDLConfig, trained: list[str], trained_tasks: int) -> str:
     epoch = sum(EpochSampler(len(task.train), args.batch_size, 0).steps for task in stream[:trained_tasks])
     which = "each task" if trained_tasks == len(stream) else f"each of the first {trained_tasks} tasks"
-    tested = [len(task.test if task.validation is None else task.validation) for task in stream]
-    evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
-    evaluations = f"{evaluated:,} test images in {len(tested)} evaluations"
+    evaluated, online = _evaluated(stream, args)
+    evaluations = f"{evaluated:,} test images in {len(stream)} evaluations"
+    if online:
+        evaluations += f", and {online:,} while training"
     if not trained:
         return f"steps: none, no model is trained; {evaluations}"
     return (
         f"steps: {args.num_train_epochs * epoch:,} of {args.batch_size} images for the "
         f"{' and for the '.join(trained)}, in {args.num_train_epochs} epochs of {which}; {evaluations}"
     )
+
+
+def _evaluated(stream: TaskStream, args: CDLConfig) -> tuple[int, int]:
+    """Test images in the evaluations after the tasks, and in those at the points of online evaluation."""
+    views = [task.test if task.validation is None else task.validation for task in stream]
+    evaluated = sum((len(stream) - i) * len(view) for i, view in enumerate(views))
+    if args.eval_steps is None:
+        return evaluated, 0
+    labels = np.concatenate([stream.label_to_class_id[read_labels(view)] for view in views])
+    return evaluated, OnlinePoints(stream, args).num_tested(labels)
 
 
 def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path) -> list[str]:
@@ -180,8 +194,7 @@ def _time(
     trained = args.num_train_epochs * sum(
         EpochSampler(len(task.train), args.batch_size, 0).steps * args.batch_size for task in stream[:trained_tasks]
     )
-    tested = [len(task.test if task.validation is None else task.validation) for task in stream]
-    evaluated = sum(sum(tested[: i + 1]) for i in range(len(tested)))
+    evaluated = sum(_evaluated(stream, args))
     slowest = min(speed.values())
     seconds = evaluated * (costs.evaluation.flops / costs.eval_batch / slowest + loading)
     for roles, cost in costs.stages.items():

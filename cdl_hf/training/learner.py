@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 from ..arguments.config import CDLConfig
 from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
-from ..evaluation import AccuracyMatrix
+from ..evaluation import AccuracyMatrix, OnlineAccuracy
 from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import load_trained_state, trained_state
 from ..runs.task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
@@ -36,6 +36,7 @@ class Learner:
 
     Attributes:
         matrix: Its accuracy on each task after each.
+        online: Its accuracy while it learns; `None` where that is not measured, or it is not trained.
         replay: What loads an earlier run's checkpoints; `None` where it is trained.
         alignment: What aligns its heads after each task; `None` where they stay as they are trained.
 
@@ -60,6 +61,7 @@ class Learner:
         self.replay: TaskCheckpointReplay | None = None
         if run is not None:
             self.replay = TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.model, self.metadata)
+        self.online = OnlineAccuracy() if args.eval_steps is not None and self.replay is None else None
         self.alignment = ClassifierAlignment() if args.classifier_alignment and self.fits_classifier else None
 
     @property
@@ -150,6 +152,7 @@ class Learner:
         self.objective.train()
         results = {
             **self.matrix.summary(),
+            **({} if self.online is None else self.online.summary()),
             "num_tasks": model.config.num_tasks,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -168,6 +171,7 @@ class Learner:
             "class_names": list((config.id2label or {}).values()),
             "tasks_seen": config.tasks_seen,
             "matrices": self.matrix.to_dict(),
+            "online": None if self.online is None else self.online.counts(),
             "alignments": None if self.alignment is None else self.alignment.state(),
         }
 
@@ -184,6 +188,8 @@ class Learner:
             config.label2id = {name: i for i, name in config.id2label.items()}
         self.objective.eval()
         self.matrix = AccuracyMatrix.from_dict(state["matrices"])
+        if self.online is not None:
+            self.online = OnlineAccuracy(state["online"])
         if self.alignment is not None:
             self.alignment.load_state(state["alignments"])
 
@@ -243,7 +249,8 @@ def load_state_of(learners: Mapping[str, Learner], state: Mapping[str, Any]) -> 
     Raises:
         ValueError: The state is of other models.
     """
-    names = ("modules", "class_names", "tasks_seen", "matrices", "alignments")
+    state = {"online": {}, **state}  # version 0.3.0 has not measured it
+    names = ("modules", "class_names", "tasks_seen", "matrices", "online", "alignments")
     for role, learner in learners.items():
         learner.load_state_dict({name: state[name].get(role) for name in names})
 

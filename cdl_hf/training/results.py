@@ -182,11 +182,12 @@ def table(results: dict[str, Any]) -> str:
     roles = [role for role in ("teacher", "student") if role in results]
     tasks = f"{results['stream']['num_tasks']} {tasks_of(results['stream'])}"
     classes, images = len(results["stream"]["class_names"]), sum(results["stream"][results["tested_on"]])
-    rows = [
-        (f"{metric.label} ({metric.unit})", [f"{metric_in(results[role], name):.2f}" for role in roles])
-        for name, metric in metrics_of(results["stream"]).items()
-        if metric.is_headline
-    ]
+    rows = []
+    for name, metric in metrics_of(results["stream"]).items():
+        values = [metric_in(results[role], name) for role in roles]
+        if metric.is_headline and any(value is not None for value in values):
+            label = f"{metric.label} ({metric.unit})"
+            rows.append((label, ["" if value is None else f"{value:.2f}" for value in values]))
     rows += [
         ("parameters", [f"{results[role]['parameters']:,}" for role in roles]),
         ("  trained", [f"{results[role]['trainable_parameters']:,}" for role in roles]),
@@ -240,6 +241,7 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
     is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
     if is_plain and role == "student" and not args["push_to_hub"]:
         command = f"  {start('train')} --config {where}/args.yaml --student_run {where} --classifier ranpac"
+        command += " --eval_steps none" if args["eval_steps"] is not None else ""
         command += " --stages student --schedule stages --teacher_run none --no_cache_teacher_outputs"
         lines.append(f"{command} --output_dir none  # another classifier")
     return "\n".join(lines)

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from ..data import Batches, TaskImages
+from ..arguments.config import CDLConfig
+from ..data import Batches, Task, TaskImages
 from ..distillation import TrainingObjective
 from ..runs.distributed import AsyncReduce, prepare_module, progress_bar
 from ..runs.output_cache import OutputCache, QueryCache
+from ..utils import derive_seed
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         yield from torch.randperm(self.num_images, generator=generator)[self.skip : self.length].tolist()
+
+
+def order_seed(args: CDLConfig, task: Task) -> int:
+    """Seed of the order of a task's images, the same in every stage."""
+    return derive_seed(args.seed, "order", task.index)
 
 
 def learning_rate_at(epoch: int, num_train_epochs: int, base: float) -> float:

@@ -28,16 +28,16 @@ from ..runs.fingerprint import fingerprint, load_run_checkpoint
 from ..runs.folder import RunFolder
 from ..runs.interruptions import StopRequest
 from ..runs.progress import RunProgress
-from ..utils import derive_seed
 from .build import arguments_of, check_fit, run_name
 from .callbacks import ContinualCallback, ShowAccuracy
 from .classifier_fitting import ClassifierFitting
 from .fisher import measure_fisher
 from .learner import STUDENT, TEACHER, Learner, end_task, load_state_of, make_learners, roles, stage_name, state_of
 from .memory import advice, check_division, explain_oom, find_accumulation_steps
+from .online_evaluation import OnlineEvaluation
 from .results import finish_run, save_model
 from .run_images import RunImages
-from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState
+from .stage import Epoch, EpochSampler, Stage, StageError, StageSettings, StageState, order_seed
 from .teacher_outputs import TeacherOutputs
 
 logger = get_logger(__name__)
@@ -112,6 +112,8 @@ class ContinualDistillationTrainer:
             self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._after_batch
         )
         self.test_images = [self.images_for_test(task) for task in stream]
+        if args.eval_steps is not None:
+            self.callbacks = [OnlineEvaluation(self.accelerator, stream, self.test_images, args), *callbacks]
         self.unlabeled_images: list[TaskImages] = []
         if args.unlabeled_dataset is not None:
             self.unlabeled_images = unlabeled_images(args.unlabeled_dataset, eval_transform(image_processor))
@@ -213,7 +215,7 @@ class ContinualDistillationTrainer:
             self._checkpoint(task.index + 1, 0, None)
 
     def _run_stage(self, task: Task, number: int, state: StageState | None) -> None:
-        began, learners = time.perf_counter(), self.stages[number]
+        began, evaluated, learners = time.perf_counter(), self.seconds["evaluation"], self.stages[number]
         if state is None:
             for learner in learners:
                 learner.begin_task(task)
@@ -229,7 +231,8 @@ class ContinualDistillationTrainer:
             replay.load(task.index)
         for learner in learners:
             learner.objective.eval()
-        self.seconds[stage_name(learners)] += time.perf_counter() - began
+        evaluating = self.seconds["evaluation"] - evaluated  # by a callback
+        self.seconds[stage_name(learners)] += time.perf_counter() - began - evaluating
         for callback in self.callbacks:
             callback.on_stage_end(self, task, tuple(roles(learners)))
         self._checkpoint(task.index, number + 1, None)
@@ -258,6 +261,8 @@ class ContinualDistillationTrainer:
                 for epoch in stage:
                     for _ in epoch:
                         self.progress.step()
+                        for callback in self.callbacks:
+                            callback.on_step_end(self, task, tuple(roles(learners)), epoch.step)
                         if self.progress.steps % self.args.save_steps == 0 or self._stop_request.stop_requested():
                             self._checkpoint(task.index, number, stage.state())
                     self._log_epoch(task, epoch)
@@ -279,7 +284,7 @@ class ContinualDistillationTrainer:
             batch_size=self.args.batch_size,
             learning_rate=self.args.learning_rate,
             num_workers=self.args.dataloader_num_workers,
-            seed=derive_seed(self.args.seed, "order", task.index),
+            seed=order_seed(self.args, task),
         )
 
     def _memory_advice(self, stage: str) -> str:

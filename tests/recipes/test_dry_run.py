@@ -52,7 +52,10 @@ def test_a_preset_on_local_images_needs_no_weights(told, tmp_path_factory):
 
 
 def test_each_stage_has_its_memory(told, command):
-    alone = told(*command, "--stages", "student", "--distillation", "none")
+    online = ["--num_train_epochs", "1", "--eval_steps", "2"]
+    alone = told(*command, *online, "--stages", "student", "--distillation", "none")
+    # at two points of each task, all of whose classes have been seen
+    assert "48 test images in 3 evaluations, and 96 while training" in alone
     assert "training the student" in alone and "evaluating" in alone and "training the teacher" not in alone
     assert "training the teacher and the student" in told(*command, "--schedule", "same_step")
 

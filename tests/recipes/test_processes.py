@@ -168,7 +168,7 @@ HEADS = {
         *("--classifier", "ranpac", "--ranpac_width", "24", "--prompt_method", "none"),
         *("--distillation", "analytic", "--analytic_width", "16", "--num_train_epochs", "0"),
     ],
-    "aligned": ["--classifier_alignment"],
+    "aligned": ["--classifier_alignment", "--eval_steps", "1"],
 }
 
 
@@ -196,6 +196,10 @@ def test_two_and_three_processes_give_every_head_as_one_does(start_runs, train, 
                     assert torch.allclose(ours[name], theirs[name], rtol=1e-2, atol=2e-2), (head, processes, name)
                 shares = (r[role]["average_accuracy"] for r in (results, other_results))
                 assert next(shares) == pytest.approx(next(shares), abs=100 / 24)  # one of the 24 test images
+                if head == "aligned":
+                    curves = [r[role]["online_accuracy"] for r in (results, other_results)]
+                    assert [images for images, _ in curves[0]] == [images for images, _ in curves[1]]
+                    assert results[role]["a_auc"] == pytest.approx(other_results[role]["a_auc"], abs=100 / 8)
 
 
 @pytest.mark.parametrize(("launcher", "number"), [("accelerate", signal.SIGTERM), ("compare", signal.SIGKILL)])
