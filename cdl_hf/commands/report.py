@@ -2,8 +2,11 @@
 
     cdl-hf report runs/compare --output_dir runs/report
     cdl-hf report runs/report --output_dir runs/report    # the same bytes
+    cdl-hf report runs/compare --others anna/report bob/run/results.json --output_dir runs/report
 
-RUNS is a folder with the folders of runs, a report, or its runs.jsonl. Their results are stored in the runs.jsonl of
+RUNS is a folder with the folders of runs, one such folder or its results.json, a report, or its runs.jsonl. Runs of
+--others are in the same tables, marked by the folder that they come from, but in a chapter of their own where data,
+backbones or images are not those of RUNS. All results are stored in the runs.jsonl of
 the output folder, together with those that are there already, and the report is made of that file. If the output
 folder has a findings.md, the report includes it; HTML in it is shown as text. Needs the extra [report].
 """
@@ -13,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..cli import argument, cli_error, parse
+from ..comparison.elsewhere import check_streams, read_elsewhere
 from ..comparison.experiments import group_runs
 from ..comparison.results import (
     RUNS,
@@ -30,8 +34,9 @@ from ..presets import reported_files
 class ReportArguments:
     """The report."""
 
-    runs: str = argument("Folder of the folders of runs, or a report, or its runs.jsonl", positional=True)
+    runs: str = argument("Folder of the folders of runs, results.json of one, or a report", positional=True)
     output_dir: str = argument("Folder of the report")
+    others: list[str] = argument("Runs from elsewhere, each as RUNS, to show beside the runs", [], unset="none")
     measure_latency: bool = argument(
         "Time one image on a saved model of each experiment, and store the latencies", False
     )
@@ -45,10 +50,11 @@ def main(argv: list[str] | None = None) -> None:
 
     source, output = Path(args.runs), Path(args.output_dir)
     try:
-        runs = [run.portable() for run in read_runs(source)]
+        runs = [run.portable() for run in (*read_runs(source), *read_elsewhere(map(Path, args.others)))]
         if (output / RUNS).is_file():
             runs = merge_runs(read_runs(output / RUNS), runs)
         experiments = group_runs(complete_results(runs))
+        check_streams(experiments)
         if args.measure_latency:
             from ..hub.saved_models import load_saved_model  # torch takes seconds
 

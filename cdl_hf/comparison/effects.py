@@ -22,21 +22,31 @@ def effects_by_prompts(
     found: dict[str, Effects] = {}
     for prompts, members in grouped(experiments, lambda e: e.prompts).items():
         students = [e for e in members if e.role == "student"]
-        alone = next((e for e in students if e.distillation == "none"), None)
-        others = [e for e in students if e is not alone]
-        found[prompts] = compare({e.learner: (scores(e), scores(alone)) for e in others}) if alone else {}
+        references = [(e, _alone(e, students)) for e in students]
+        found[prompts] = compare({e.learner: (scores(e), scores(r)) for e, r in references if r and r is not e})
     return found
+
+
+def _alone(e: Experiment, students: Iterable[Experiment]) -> Experiment | None:
+    """The student alone that another is compared with: from the same place if there is one, with the most arguments
+    in common."""
+
+    def distance(alone: Experiment) -> tuple[bool, int]:
+        differing = sum(alone.args.get(name) != value for name, value in e.args.items())
+        return alone.origin != e.origin, differing
+
+    return min((each for each in students if each.distillation == "none"), key=distance, default=None)
 
 
 def effects_over_prompts(experiments: Iterable[Experiment]) -> Effects:
     """Differences in A_N to the student alone, for each run the mean over the prompt methods that a learner has."""
     experiments = list(experiments)
-    alone = {e.prompts: e for e in experiments if e.distillation == "none"}
     pairs = {}
     for learner, members in grouped(experiments, lambda e: e.learner).items():
         is_taught = members[0].distillation not in (None, "none")
-        if is_taught and all(e.prompts in alone for e in members):
-            pairs[learner] = mean_accuracy(members), mean_accuracy([alone[e.prompts] for e in members])
+        alone = [ref for e in members if (ref := _alone(e, [x for x in experiments if x.prompts == e.prompts]))]
+        if is_taught and len(alone) == len(members):
+            pairs[learner] = mean_accuracy(members), mean_accuracy(alone)
     return compare(pairs)
 
 

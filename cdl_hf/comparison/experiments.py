@@ -29,13 +29,27 @@ class Unit(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """What experiments must share to be compared: data, kind of class order, backbones and the images tested on."""
+    """What experiments must share to be compared: data, kind of class order, backbones and images.
+
+    Args:
+        source: Name of the data set.
+        class_order: `natural`, `seeded`, or all names.
+        teacher: Name of the teacher's backbone.
+        student: Name of the student's backbone.
+        tested_on: `"test"` or `"validation"`.
+        classes: Names of the classes; sorted where their order is drawn.
+        num_train: Number of training images in all tasks.
+        num_tested_on: Number of images tested on.
+    """
 
     source: str
     class_order: str
     teacher: str
     student: str
     tested_on: str
+    classes: tuple[str, ...]
+    num_train: int
+    num_tested_on: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,11 @@ class Experiment:
     @property
     def args(self) -> dict[str, Any]:
         return self._first["args"]
+
+    @property
+    def origin(self) -> str:
+        """Where its runs come from, if from elsewhere: see [`cdl_hf.comparison.elsewhere`]."""
+        return self.name.rpartition("/")[0]
 
     @property
     def stream(self) -> dict[str, Any]:
@@ -103,8 +122,9 @@ class Experiment:
         return f"student {self.technique}" if self.distillation == "none" else f"student, {self.technique}"
 
     def _noted(self, label: str) -> str:
-        notes = ", ".join(note for note in (JOINT_TEACHER if self.has_joint_teacher else "", self.note) if note)
-        return f"{label} ({notes})" if notes else label
+        notes = [JOINT_TEACHER if self.has_joint_teacher else "", self.note]
+        notes = [note for note in (*notes, f"from {self.origin}" if self.origin else "") if note]
+        return f"{label} ({', '.join(notes)})" if notes else label
 
     @property
     def label(self) -> str:
@@ -125,13 +145,17 @@ class Experiment:
 
     @property
     def benchmark(self) -> Benchmark:
-        order = self.args["class_order"]
+        order, stream, tested_on = self.args["class_order"], self.stream, self._first["tested_on"]
+        names = stream["class_names"]
         return Benchmark(
-            source=PurePath(self.stream["source"] or "images").name,
+            source=PurePath(stream["source"] or "images").name,
             class_order=order if isinstance(order, str) else ", ".join(order),
             teacher=self.args["teacher"],
             student=self.args["student"],
-            tested_on=self._first["tested_on"],
+            tested_on=tested_on,
+            classes=tuple(sorted(names) if order == "seeded" else names),
+            num_train=sum(stream["train"]),
+            num_tested_on=sum(stream[tested_on]),
         )
 
     @property
@@ -195,7 +219,8 @@ def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
         experiments.append(Experiment(name, role, {unit: names[unit] for unit in results}, results))
     alike: dict[tuple, list[Experiment]] = {}
     for e in _with_all_orders(experiments):
-        key = e.benchmark, e.stream["num_tasks"], e.prompt_method, e.learner, e.classifier
+        learner = e.role, e.distillation, e.has_joint_teacher
+        key = e.benchmark, e.stream["num_tasks"], e.prompt_method, learner, e.classifier
         alike.setdefault(key, []).append(e)
     return [noted for group in alike.values() for noted in _disambiguate(group)]
 
@@ -205,7 +230,7 @@ def _with_all_orders(experiments: Iterable[Experiment]) -> Iterable[Experiment]:
     alike: dict[tuple, list[Experiment]] = {}
     for e in experiments:
         fixed = {name: value for name, value in e.args.items() if name != "stream_seed"}
-        alike.setdefault((e.role, e.has_joint_teacher, _fixed(fixed)), []).append(e)
+        alike.setdefault((e.role, e.origin, e.has_joint_teacher, _fixed(fixed)), []).append(e)
     for group in alike.values():
         results = {unit: result for e in group for unit, result in e.results.items()}
         if len(results) < sum(len(e.results) for e in group):  # two names for the same runs
@@ -235,6 +260,7 @@ def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:
     differing = [name for name in names if len({repr(e.args.get(name)) for e in group}) > 1]
     for experiment in group:
         notes = [f"{name.replace('_', ' ')} {experiment.args.get(name)}" for name in differing]
-        if len(group) > 1 and not notes:
-            notes = [experiment.name]
+        twice = [e for e in group if e.origin == experiment.origin]
+        if len(twice) > 1 and not notes:
+            notes = [experiment.name.rpartition("/")[2]]
         yield replace(experiment, note=", ".join(notes))

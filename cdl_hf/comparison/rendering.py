@@ -7,7 +7,8 @@ from ..catalogue import DISTILLATION_METHODS, PROMPT_METHODS
 from ..escaping import csv_table
 from ..evaluation import METRICS, metric_in
 from ..utils import write_text
-from .effects import grouped
+from .effects import grouped, listed
+from .elsewhere import differences
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .page import as_page
 from .sections import BenchmarkChapter, Latencies, how_it_was_made, in_brief, place_in
@@ -28,11 +29,14 @@ def write_report(
         ValueError: findings.md has a picture that cannot be read.
     """
     experiments, reported = sorted(experiments, key=_place), list(reported)
-    benchmarks = grouped(experiments, lambda e: e.benchmark)
-    chapters = []
+    own = {e.benchmark for e in experiments if not e.origin}  # come first
+    benchmarks = grouped(sorted(experiments, key=lambda e: e.benchmark not in own), lambda e: e.benchmark)
+    chapters: list[BenchmarkChapter] = []
     for number, members in enumerate(benchmarks.values(), 1):
         suffix = f"-{number}" if len(benchmarks) > 1 else ""
-        chapters.append(BenchmarkChapter(members, measured, reported, output, suffix))
+        earlier = next((c.benchmark for c in chapters if c.benchmark[:5] == members[0].benchmark[:5]), None)
+        apart = "" if earlier is None else f", {listed(differences(members[0].benchmark, earlier))}"
+        chapters.append(BenchmarkChapter(members, measured, reported, output, suffix, apart))
     parts = in_brief(chapters)
     findings = output / "findings.md"
     if findings.is_file():
@@ -89,4 +93,4 @@ def _place(e: Experiment) -> tuple:
         place_in(["", *DISTILLATION_METHODS], e.distillation or ""),
     )
     classifier = place_in(CLASSIFIER_TITLES, e.classifier)
-    return e.benchmark, -e.stream["num_tasks"], *methods, e.has_joint_teacher, e.note, classifier
+    return e.benchmark, -e.stream["num_tasks"], *methods, e.has_joint_teacher, e.note, classifier, e.origin

@@ -19,7 +19,7 @@ from .experiments import Experiment
 if TYPE_CHECKING:
     from ..models import PromptViTForImageClassification
 
-RUNS = "runs.jsonl"
+RUNS, RESULTS = "runs.jsonl", "results.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def read_runs(path: Path) -> list[RunResults]:
     """Runs sorted by name.
 
     Args:
-        path: A `runs.jsonl`, the folder of a report that has one, or a folder with the folders of runs.
+        path: A `runs.jsonl`, the folder of a report that has one, a folder with the folders of runs, the folder of a
+            run, or its `results.json`, which may have another name.
 
     Raises:
         ValueError: There are no runs, or a file cannot be read as results.
@@ -65,14 +66,23 @@ def read_runs(path: Path) -> list[RunResults]:
         path = path / RUNS
     if path.name == "runs" and not path.exists():  # the folder of runs in a report of version 0.1.0
         path = path.with_name(RUNS)
-    if path.is_file():
+    if path.suffix == ".json" or (path / RESULTS).is_file():
+        runs = [_from_folder(path)] if path.is_dir() else [RunResults(_name(path), _read_json(path))]
+    elif path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         runs = [_from_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     else:
-        runs = [_from_folder(file.parent) for file in path.glob("*/results.json")]
+        runs = [_from_folder(file.parent) for file in path.glob(f"*/{RESULTS}")]
     if not runs:
         raise ValueError(f"{path} has no folder of a finished run, with a results.json, and no {RUNS}")
     return sorted(runs, key=lambda run: run.name)
+
+
+def folder_of_runs(path: Path) -> Path:
+    """The folder that holds the folders of the runs which [`read_runs`] reads, or a report."""
+    if path.is_file():
+        return path.parent.parent if path.name == RESULTS else path.parent
+    return path.parent if (path / RESULTS).is_file() else path
 
 
 def write_runs(folder: Path, runs: Iterable[RunResults]) -> None:
@@ -168,8 +178,15 @@ def _from_folder(folder: Path) -> RunResults:
     """A run's folder; reports of version 0.1.0 kept such folders, with `latency.json` beside the results."""
     latency = folder / "latency.json"
     return RunResults(
-        folder.name, _read_json(folder / "results.json"), _read_json(latency) if latency.is_file() else {}
+        folder.name or folder.resolve().name,
+        _read_json(folder / RESULTS),
+        _read_json(latency) if latency.is_file() else {},
     )
+
+
+def _name(file: Path) -> str:
+    """Of a run, by the file of its results."""
+    return file.absolute().parent.name if file.name == RESULTS else file.stem
 
 
 def _from_line(line: str, place: str) -> RunResults:

@@ -18,6 +18,7 @@ from .effects import (
     finding,
     grouped,
 )
+from .elsewhere import where_from
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
 from .statistics import MeanStd, best_of, compare
@@ -61,7 +62,7 @@ def in_brief(chapters: list["BenchmarkChapter"]) -> list[str]:
         if len(chapters) > 1:
             parts.append(f"### In brief: {markdown_name(chapter.title)}")
         sentences = [*who_won(chapter.experiments), *what_was_compared(chapter.experiments)]
-        sentences += mixture(chapter.experiments)
+        sentences += [*where_from(chapter.experiments, experiments), *mixture(chapter.experiments)]
         parts += ["\n".join(f"- {markdown_name(sentence)}" for sentence in sentences), *chapter.pictures_in_brief()]
     return [*parts, how_to_read(experiments)]
 
@@ -89,6 +90,7 @@ class BenchmarkChapter:
         reported: Files with reported figures.
         output: Folder for the pictures.
         suffix: End of the pictures' names.
+        apart: What tells it from other benchmarks of the same title.
     """
 
     def __init__(
@@ -98,13 +100,14 @@ class BenchmarkChapter:
         reported: Iterable[Path],
         output: Path,
         suffix: str = "",
+        apart: str = "",
     ):
         self.experiments, self.measured, self.output, self.suffix = experiments, measured, output, suffix
         self.benchmark = b = experiments[0].benchmark
         self.reported = reported_pairs(reported, b.source, b.teacher, b.student)
         order = "" if b.class_order == "natural" else f", class order {b.class_order}"
         split = "" if b.tested_on == "test" else f", tested on {b.tested_on} images"
-        self.title = f"{b.source}: {b.teacher} teaches {b.student}{order}{split}"
+        self.title = f"{b.source}: {b.teacher} teaches {b.student}{order}{split}{apart}"
 
     def sections(self) -> list[str]:
         parts = [f"## {markdown_name(self.title)}"]
@@ -357,7 +360,8 @@ def baseline_label(e: Experiment) -> str:
     else:
         trained = {"linear": "head trained task by task", "aligned": "head trained task by task and aligned"}
         how = trained.get(e.classifier, e.classifier_title)
-    return ", ".join([e.prompts, how] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
+    origin = [f"from {e.origin}"] if e.origin else []
+    return ", ".join([e.prompts, how, *origin] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
 
 
 def place_in(names: Iterable[str], name: str) -> tuple[int, str]:

@@ -20,7 +20,13 @@ def run(seed=0, **args):
     }
     figures = {"average_accuracy": 50.0 + seed, "accuracy_matrix": [[60.0], [40.0, 62.5]]}
     return {
-        "stream": {"source": "/data/drawings", "num_tasks": 2, "test": [10, 8]},
+        "stream": {
+            "source": "/data/drawings",
+            "num_tasks": 2,
+            "class_names": ["a", "b"],
+            "train": [9, 9],
+            "test": [10, 8],
+        },
         **{"args": {**defaults, "seed": seed, **args}, "tested_on": "test", "seconds": {}},
         **{"teacher": figures, "student": figures},
     }

@@ -40,7 +40,8 @@ def write_run(folder: Path, name: str, seed: int, accuracy: float, *arguments: s
     results = {
         "stream": {
             **{"source": args["dataset"], "num_tasks": tasks},
-            **{"classes_per_task": [100 // tasks] * tasks, "train": [4000] * tasks, "test": [1000] * tasks},
+            **{"classes_per_task": [100 // tasks] * tasks, "class_names": [f"class {i}" for i in range(100)]},
+            **{"train": [40_000 // tasks] * tasks, "test": [10_000 // tasks] * tasks},
         },
         **{"args": args, "versions": {"torch": "2.14"}, "tested_on": "test", "seconds": {role: 100.0 + seed}},
         role: figures(tasks, accuracy, {"teacher": 4_000_000, "student": 1_000_000}[role]),
@@ -409,3 +410,110 @@ def test_methods_of_a_users_own_are_reported(runs, report, tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.index("#### L2P") < text.index("#### shared") < text.index("#### knn")
     assert text.index("| student, KDP | **51.47") < text.index("| student, copy | 33.67")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """The current folder, for relative names of folders."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def student(distillation: str, *arguments: str) -> tuple[str, ...]:
+    return "--stages", "student", "--prompt_method", "l2p", "--distillation", distillation, *arguments
+
+
+def test_runs_of_others_are_in_the_same_tables_with_where_they_come_from(runs, elsewhere, report):
+    for seed in range(3):
+        write_run(elsewhere / "anna" / "runs", "mine", seed, 40 + 2 * seed, *student("dist"))
+    write_run(elsewhere / "bob", "l2p-none", 0, 36, *student("none"))
+    write_run(elsewhere / "bob", "l2p-kd", 0, 37, *student("kd"))
+    shutil.copy("bob/l2p-kd-seed0/results.json", "bob/sent.json")
+    report("runs", "--others", "anna/runs", "bob/l2p-none-seed0", "bob/sent.json", "--output_dir", "report")
+    text = Path("report/report.md").read_text()
+    # to the student alone of the runs: 10, 11, 11
+    assert "| student, DIST (from anna/runs) | 42.00 ± 2.00 | +10.67 [+9.23, +12.10], p = 0.002 |" in text
+    assert "| student alone (from bob) | 36.00 |  |" in text
+    assert "| student, KD (from bob) | 37.00 | +1.00 |" in text  # to his own student alone
+    for sentence in ("3 runs of anna/runs, marked by that name.", "2 runs of bob, marked by that name."):
+        assert f"- From elsewhere: {sentence}" in text
+    assert "\nbob/sent,0,quickdraw100,10," in Path("report/results.csv").read_text()
+    before = written(Path("report"))
+    report("report", "--output_dir", "report")
+    assert written(Path("report")) == before
+
+
+def test_the_results_of_one_run_are_a_report(runs, elsewhere, report):
+    report("runs/l2p-kd-seed0/results.json", "--output_dir", "a")
+    report("runs/l2p-kd-seed0", "--output_dir", "b")
+    assert written(Path("a")) == written(Path("b")) and "l2p-kd,0,quickdraw100" in Path("a/results.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda r: r["stream"].update(source="food"), "data set food instead of quickdraw100"),
+        (lambda r: r["args"].update(class_order="seeded"), "class order seeded instead of natural"),
+        (lambda r: r["stream"]["class_names"].reverse(), "other classes"),
+        (lambda r: r["stream"].update(train=[2000] * 10), "20,000 instead of 40,000 training images"),
+        (lambda r: r["stream"].update(test=[500] * 10), "5,000 instead of 10,000 images to test on"),
+        (
+            lambda r: (r.update(tested_on="validation"), r["stream"].update(validation=[1000] * 10)),
+            "tested on validation instead of test images",
+        ),
+        (
+            lambda r: r["stream"].update(num_tasks=5, classes_per_task=[20] * 5),
+            "5 instead of 10 tasks",
+        ),
+    ],
+)
+def test_runs_of_others_that_cannot_be_compared_are_kept_apart(elsewhere, report, spoil, reason):
+    write_run(elsewhere / "runs", "l2p-none", 0, 40, *student("none"))
+    write_run(elsewhere / "anna", "mine", 0, 90, *student("dist"))
+    file = Path("anna/mine-seed0/results.json")
+    results = json.loads(file.read_text())
+    spoil(results)
+    file.write_text(json.dumps(results))
+    report("runs", "--others", "anna", "--output_dir", "report")
+    text = Path("report/report.md").read_text().replace("\\", "")
+    sentence = "- From elsewhere: 1 run of anna, marked by that name; not compared with the runs here where they have "
+    assert f"{sentence}{reason}." in text
+    (table,) = [table for table in re.findall(r"(?:^\|.*\n)+", text, re.M) if "vs. alone" in table and "anna" in table]
+    assert "| student alone |" not in table
+    titles = re.findall("^## .*", text, re.M)
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda r: r["stream"].update(classes_per_task=[19, *[9] * 9]), "other tasks than l2p-kd"),
+        (
+            lambda r: r["stream"]["class_names"].reverse(),
+            "another order of the classes than other runs of stream seed 0",
+        ),
+    ],
+)
+def test_tasks_that_only_look_alike_are_refused(elsewhere, report, capsys, spoil, reason):
+    write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd", "--class_order", "seeded"))
+    write_run(elsewhere / "anna", "mine", 0, 90, *student("dist", "--class_order", "seeded"))
+    file = Path("anna/mine-seed0/results.json")
+    results = json.loads(file.read_text())
+    spoil(results)
+    file.write_text(json.dumps(results))
+    with pytest.raises(SystemExit):
+        report("runs", "--others", "anna", "--output_dir", "report")
+    assert f"anna/mine-seed0 has {reason} and cannot be compared: report it apart" in capsys.readouterr().err
+    assert not Path("report").exists()
+
+
+def test_two_folders_of_one_name_are_refused(elsewhere, report, capsys):
+    for place in ("a/runs", "b/runs", "runs"):
+        write_run(elsewhere / place, "l2p-kd", 0, 40, *student("kd"))
+    paths = [elsewhere / "a" / "runs", elsewhere / "b" / "runs"]
+    with pytest.raises(SystemExit):
+        report("runs", "--others", *paths, "--output_dir", "report")
+    assert "two folders of runs from elsewhere are called 'runs'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report("runs", "--others", "a/runs", "a/runs/l2p-kd-seed0", "--output_dir", "report")
+    assert "two runs from elsewhere are called 'a/runs/l2p-kd-seed0'" in capsys.readouterr().err
