@@ -285,8 +285,19 @@ class CDLConfig:
         "Keep what the models need to learn further classes after the run (`cdl-hf learn`) beside their weights",
         affects="files",
     )
-    report_to: Literal["none", "tensorboard", "wandb"] = argument(
-        "none", "Where to log the metrics, besides the files of the run", affects="nothing"
+    report_to: Literal[
+        "none",
+        "trackio",
+        "tensorboard",
+        "wandb",
+        "aim",
+        "clearml",
+        "comet_ml",
+        "dvclive",
+        "mlflow",
+        "swanlab",
+    ] = argument(
+        "none", "Tracker of Accelerate that logs the metrics, besides the files of the run", affects="nothing"
     )
 
     def __post_init__(self):

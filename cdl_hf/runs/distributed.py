@@ -151,16 +151,23 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 def start_trackers(accelerator: Accelerator, args: CDLConfig, config: dict[str, Any], steps: int) -> None:
-    """Starts the tracker that `report_to` names, with the arguments as its configuration; its files are in `logs/`.
+    """Starts the tracker that `report_to` names, with the arguments as its configuration.
+
+    TensorBoard and wandb have their files in `logs/`; trackio where its dashboard looks for them, all runs together.
 
     Args:
-        steps: Steps done before, in a resumed run: TensorBoard forgets what was logged after them.
+        steps: Steps done before, in a resumed run: TensorBoard forgets what was logged after them, trackio continues
+            the run of this name.
     """
     if args.report_to != "none":
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
         logs = Path(accelerator.project_dir)
         logs.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere if it is not there
-        how = {"tensorboard": {"purge_step": steps + 1}, "wandb": {"dir": str(logs)}}
+        how = {
+            "tensorboard": {"purge_step": steps + 1},
+            "trackio": {"name": logs.parent.name, "resume": "allow" if steps else "never"},
+            "wandb": {"dir": str(logs)},
+        }
         accelerator.init_trackers("cdl_hf", config=plain, init_kwargs=how)
 
 

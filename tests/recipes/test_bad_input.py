@@ -154,7 +154,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("distillation without training", ["--num_train_epochs", "0"], ("num_train_epochs=0", "kdp cannot distil")),
     ("teacher from nowhere", ["--stages", "student", "--teacher_run", "/nowhere"], ("/nowhere", "task 1")),
     # What is not installed, and where nothing can be written
-    ("tracker not installed", ["--report_to", "wandb"], ("wandb", "pip install")),
+    ("tracker not installed", ["--report_to", "aim"], ("aim", "pip install")),
     ("folder that cannot be", ["--output_dir", "/proc/run"], ("/proc/run", "cannot be written to")),
     ("name too long", ["--output_dir", "x" * 300], ("xxx", "too long")),
 ]

@@ -3,14 +3,18 @@
 That training with shards is the same is in tests/recipes/test_processes.py.
 """
 
+import json
 import os
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.utils import LoggerType
 from tiny_models import images, labels_for, tiny_model
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -80,6 +84,42 @@ def test_wandbs_files_are_in_the_runs_folder(wandb, tmp_path, monkeypatch):
     )
     distributed.start_trackers(accelerator, CDLConfig(report_to="wandb"), {}, 0)
     assert started["init_kwargs"]["wandb"] == {"dir": str(tmp_path / "logs")} and (tmp_path / "logs").is_dir()
+
+
+def test_every_tracker_of_accelerate_can_be_named():
+    named = set(get_args(get_type_hints(CDLConfig)["report_to"]))
+    assert named == {"none", *(str(tracker.value) for tracker in LoggerType)} - {"all"}
+
+
+def run_in_a_process(command: list[str], **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_trackio_shows_a_run(command, tmp_path):
+    pytest.importorskip("trackio")
+    words = [*command, "--num_train_epochs", "1", "--report_to", "trackio", "--output_dir", tmp_path / "my_run"]
+    home = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    run_in_a_process(["-m", "cdl_hf.commands.train", *words], **home)
+    code = "import trackio; (run,) = trackio.Api().runs('cdl_hf'); print(run.name, run.config['learning_rate'])"
+    assert run_in_a_process(["-c", code], **home) == "my_run 0.01\n"
+    trackio = ["-c", "from trackio.cli import main; main()"]
+    asked = ["get", "metric", "--project", "cdl_hf", "--run", "my_run", "--metric", "student/average_accuracy"]
+    shown = json.loads(run_in_a_process([*trackio, *asked, "--json"], **home))
+    assert [value["step"] for value in shown["values"]] == [6, 12, 18]
+
+
+@pytest.mark.slow
+def test_wandb_writes_a_run_offline(command, tmp_path):
+    pytest.importorskip("wandb")
+    words = [*command, "--num_train_epochs", "1", "--report_to", "wandb", "--output_dir", tmp_path / "my_run"]
+    run_in_a_process(["-m", "cdl_hf.commands.train", *words], WANDB_MODE="offline")
+    (file,) = (tmp_path / "my_run" / "logs" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"student/average_accuracy" in file.read_bytes()
 
 
 def on(device: str, precision: str = "no", processes: int = 1) -> SimpleNamespace:
