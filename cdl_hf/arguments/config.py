@@ -224,6 +224,12 @@ class CDLConfig:
         "After each task, train the heads again on features sampled for all classes so far (SLCA)",
         in_label=True,
     )
+    drift_compensation: bool = argument(
+        False,
+        "After each task, change what aligned heads and class means keep of earlier tasks as the task has changed the "
+        "features of its own images, by a linear map (SLDC)",
+        in_label=True,
+    )
     cache_teacher_outputs: bool = argument(
         False,
         "Store the teacher's logits of all training images, so that students of teacher_run need no teacher",

@@ -1,7 +1,8 @@
 """Classifiers that are computed from features instead of trained by gradients, one for all classes seen.
 
 All share one contract. `classifier.fit(features, labels)` adds features (n, W) with class ids (n,), of new classes or
-of known ones. `classifier.add` adds them, too, or takes them back, and chooses nothing by them.
+of known ones. `classifier.add` adds them, too, or takes them back, and chooses nothing by them. `classifier.carry`
+changes what was fitted as the features of a network that goes on learning change.
 `classifier(features, num_classes)` maps features (B, W) to scores (B, num_classes) of the first classes, in float32
 also under autocast. `init_weights` resets the classifier. Buffers hold what a prediction needs. Tensors that are only
 needed to add classes are not part of the weights of a saved model: see `statistics` and `load_statistics`.
@@ -16,6 +17,7 @@ from transformers import initialization as init
 
 from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import PromptViTConfig
+from .drift import drift
 from .precision import in_full_precision
 from .readout import LAST, Readout
 from .ridge import NAMES, RIDGES, RidgeSums, held_out
@@ -42,6 +44,19 @@ class Classifier(Computed):
 
     def add(self, features: Tensor, labels: Tensor, *, subtract: bool = False) -> None:
         """Adds images, or takes back images that were added; what [`fit`] has chosen, such as a ridge, stays."""
+        raise NotImplementedError
+
+    def carry(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
+        """Carries along what it keeps of earlier tasks, as the features have changed; the task itself is fitted then.
+
+        Args:
+            before, after: (n, W), features of the task's images before and after the network has learned the task.
+            labels: (n,), their class ids.
+
+        Raises:
+            NotImplementedError: It cannot, as RanPAC: a map of its thousands of random features has more values than
+                the images of a task can tell.
+        """
         raise NotImplementedError
 
     def held_out(self, labels: Tensor) -> Tensor:
@@ -85,6 +100,11 @@ class NearestClassMean(Classifier):
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, *, subtract: bool = False) -> None:
         self.sums.index_add_(0, labels, F.normalize(features.float(), dim=1), alpha=-1 if subtract else 1)
+
+    @torch.no_grad()
+    def carry(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
+        change = drift(F.normalize(before.float(), dim=1), F.normalize(after.float(), dim=1), labels)
+        self.sums.copy_(self.sums.to(change) @ change)
 
     def forward(self, features: Tensor, num_classes: int) -> Tensor:
         return self._scores(features, self.sums[:num_classes])

@@ -233,6 +233,18 @@ class PromptViTForImageClassification(Growing):
             scores = self._computed_scores(features[left_out], self.config.seen_classes, held_out=True)
             self.logit_scale.fill_(calibration_factor(scores, labels[left_out]))
 
+    def carry_classifier(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
+        """Carries the computed classifiers' earlier tasks along with features that a task has changed.
+
+        Args:
+            before, after: (n, 1 or 2, W), outputs of [`head_features`] for the task's images before and after it.
+            labels: (n,), class ids.
+        """
+        before, after = (self.network.select(x, self.readout_of_classifier, self.readout) for x in (before, after))
+        for i, classifier in enumerate((self.classifier, self.kd_classifier)):
+            if classifier is not None:
+                classifier.carry(before[:, i], after[:, i], labels)
+
     @torch.no_grad()
     def query(self, pixel_values: Tensor) -> Tensor | None:
         """The query of each image: CLS output of the frozen query network without prompts, after its final norm.

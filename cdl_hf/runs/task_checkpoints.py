@@ -29,7 +29,13 @@ Counts = list[tuple[int, int]]
 _CLASSIFIER = re.compile(rf"(kd_)?classifier\.|analytic\.|{LOGIT_SCALE}$")
 _RANPAC = ("ranpac_width", "ranpac_ridge", "ranpac_layers", "ranpac_patch_means")
 # How the classifiers of runs were computed that did not record it.
-_EARLIER_HEAD = {"ranpac_ridge": "error", "ranpac_layers": 1, "ranpac_patch_means": False, "is_analytic": False}
+_EARLIER_HEAD = {
+    "ranpac_ridge": "error",
+    "ranpac_layers": 1,
+    "ranpac_patch_means": False,
+    "is_analytic": False,
+    "is_compensated": False,
+}
 # What two runs must have in common for a model of one to serve in the other.
 _STREAM = ("num_tasks", "classes_per_task", "class_names", "images")
 _SPLITS = ("train", "validation", "test")
@@ -257,6 +263,7 @@ def describe(
             **{name: getattr(model.config, name) for name in _RANPAC},
             "aligned": args.classifier_alignment,
             "is_analytic": model.config.kd_branch == "analytic",
+            "is_compensated": args.drift_compensation,
         },
         "images": [
             *(args.seed, args.num_train_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()),

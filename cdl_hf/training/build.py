@@ -295,6 +295,20 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
             "classifier_alignment remembers the features of each class once, and classes come again in this stream: "
             "take classifier=ncm or ranpac, which add to what they have"
         )
+    if args.drift_compensation and model.classifier is None and not args.classifier_alignment:
+        raise ValueError(
+            "drift_compensation is for what is kept of earlier classes, and linear heads keep nothing: take "
+            "classifier=ncm, or classifier_alignment"
+        )
+    if args.drift_compensation and config.head == "ranpac":
+        raise ValueError(
+            "drift_compensation does not help RanPAC, whose random features are too many for a map: take "
+            "classifier=ncm, or classifier_alignment with classifier=linear"
+        )
+    if args.drift_compensation and (config.prompt_method == "none" or config.num_trained_tasks == 1):
+        raise ValueError(
+            "drift_compensation is of no use: after the first task nothing is trained here that changes the features"
+        )
     if config.num_trained_tasks < config.num_tasks and model.classifier is None and not args.classifier_alignment:
         raise ValueError(
             f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "

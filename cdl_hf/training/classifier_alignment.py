@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..models import PromptViTForImageClassification
+from ..models.drift import drift
 from ..models.precision import to_float64
 
 RANK = 16
@@ -49,6 +50,22 @@ class ClassifierAlignment:
             mean = of_class.mean(1, keepdim=True)
             _, lengths, directions = torch.linalg.svd(of_class - mean, full_matrices=False)
             self._remember(mean[:, 0], lengths.square() / max(of_class.shape[1] - 1, 1), directions)
+
+    def carry(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
+        """Carries all classes along with features that a task has changed; see [`Classifier.carry`].
+
+        Args:
+            before, after: (n, 1 or 2, D), of the task's images.
+            labels: (n,), their columns.
+        """
+        changes = [drift(before[:, i], after[:, i], labels).cpu() for i in range(before.shape[1])]
+        change = torch.stack(changes)  # (1 or 2, D, D)
+        classes = list(zip(self.means, self.factors, self.rests, strict=True))
+        self.means, self.factors, self.rests = [], [], []
+        for mean, factor, rest in classes:
+            factor, deviation = factor.double() @ change, rest.double().sqrt()[:, None, None] * change
+            covariance = factor.mT @ factor + deviation.mT @ deviation
+            self._remember_covariance((mean.double()[:, None] @ change)[:, 0], covariance)
 
     def _remember(self, mean: Tensor, variances: Tensor, directions: Tensor) -> None:
         """Of a class: its mean (h, D) and its variances (h, n), the largest first, in the directions (h, n, D)."""
@@ -105,5 +122,9 @@ class ClassifierAlignment:
             return
         self.means, self.factors, self.rests = [], [], []
         for mean, covariance in zip(state["means"], state["covariances"], strict=True):
-            variances, directions = torch.linalg.eigh(covariance.double())
-            self._remember(mean, variances.flip(1), directions.transpose(1, 2).flip(1))
+            self._remember_covariance(mean, covariance.double())
+
+    def _remember_covariance(self, mean: Tensor, covariance: Tensor) -> None:
+        """Of a class: its mean (h, D) and its covariance (h, D, D)."""
+        variances, directions = torch.linalg.eigh(covariance)
+        self._remember(mean, variances.clamp_min(0).flip(1), directions.transpose(1, 2).flip(1))

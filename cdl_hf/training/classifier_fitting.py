@@ -89,6 +89,20 @@ class ClassifierFitting:
             assert isinstance(objective, Analytic)  # see check_fit
             objective.add_unlabeled(_features(self._reader(block, args)), args.horizontal_flip > 0)
 
+    def read_before(self, task: Task, learners: Sequence[Learner], images: TaskImages, args: CDLConfig) -> None:
+        """Reads the images of a task to come, for classifiers whose earlier tasks are carried along.
+
+        Raises:
+            OutOfMemory: The memory is full.
+            FloatingPointError: A feature is not finite.
+        """
+        for learner in learners:
+            if learner.is_compensated:
+                where = f"the {learner.role}'s features before task {task.index + 1}"
+                smaller = f"take a smaller --eval_batch_size than {args.eval_batch_size}"
+                with explain_oom(f"computing {where} does not fit into memory; {smaller}"), explain_divergence(where):
+                    learner.features_before = self._reader(images, args)(learner.model, False)[0].cpu()
+
     def fit(self, task: Task, images: TaskImages, args: CDLConfig) -> bool:
         """Fits them to a task's images, as these are tested; returns whether there are any to fit.
 

@@ -39,6 +39,8 @@ class Learner:
         online: Its accuracy while it learns; `None` where that is not measured, or it is not trained.
         replay: What loads an earlier run's checkpoints; `None` where it is trained.
         alignment: What aligns its heads after each task; `None` where they stay as they are trained.
+        features_before: What its classifier reads of the task's images, as it was before the task; `None` where
+            nothing is carried along.
 
     Raises:
         ValueError: The earlier run has no such model.
@@ -63,6 +65,8 @@ class Learner:
             self.replay = TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.model, self.metadata)
         self.online = OnlineAccuracy() if args.eval_steps is not None and self.replay is None else None
         self.alignment = ClassifierAlignment() if args.classifier_alignment and self.fits_classifier else None
+        self.compensates = args.drift_compensation
+        self.features_before: Tensor | None = None
 
     @property
     def model(self) -> PromptViTForImageClassification:
@@ -82,6 +86,11 @@ class Learner:
     def fits_classifier(self) -> bool:
         """Whether this run computes its classifier; otherwise an earlier run has."""
         return self.replay is None or not self.replay.reuses_predictions
+
+    @property
+    def is_compensated(self) -> bool:
+        """Whether the classifier's earlier tasks are carried along as its features change."""
+        return self.compensates and self.has_classifier_to_fit and not self.is_joint
 
     @property
     def has_classifier_to_fit(self) -> bool:
@@ -117,10 +126,19 @@ class Learner:
             after_batch: Called on every process after each step of the alignment.
         """
         features, labels = read(self.model, False)
+        if self.features_before is not None:
+            before, self.features_before = self.features_before.to(features.device), None
+            self.model.carry_classifier(before, features, labels)
+            if self.alignment is not None:
+                self.alignment.carry(self._of_heads(before), self._of_heads(features), labels)
         self.objective.fit_classifier(features, labels, lambda model, mirrored: read(model, mirrored)[0], mirror)
         if self.alignment is not None:
-            self.alignment.add(features[..., -self.model.network.embed_dim :], labels)  # what the heads read
+            self.alignment.add(self._of_heads(features), labels)
             self.alignment.align(self.model, derive_seed(self.seed, "alignment", self.role, task.index), after_batch)
+
+    def _of_heads(self, features: Tensor) -> Tensor:
+        """What the heads read, of all that is read."""
+        return features[..., -self.model.network.embed_dim :]
 
     def recorded_counts(self, task: Task) -> list[tuple[int, int]] | None:
         """Numbers of correct predictions and of images on each task, as an earlier run counted them after this one."""
@@ -173,6 +191,7 @@ class Learner:
             "matrices": self.matrix.to_dict(),
             "online": None if self.online is None else self.online.counts(),
             "alignments": None if self.alignment is None else self.alignment.state(),
+            "features_before": self.features_before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,6 +211,7 @@ class Learner:
             self.online = OnlineAccuracy(state["online"])
         if self.alignment is not None:
             self.alignment.load_state(state["alignments"])
+        self.features_before = state["features_before"]
 
 
 def make_learners(
@@ -249,8 +269,8 @@ def load_state_of(learners: Mapping[str, Learner], state: Mapping[str, Any]) -> 
     Raises:
         ValueError: The state is of other models.
     """
-    state = {"online": {}, **state}  # version 0.3.0 has not measured it
-    names = ("modules", "class_names", "tasks_seen", "matrices", "online", "alignments")
+    state = {"online": {}, "features_before": {}, **state}  # version 0.3.0 had neither
+    names = ("modules", "class_names", "tasks_seen", "matrices", "online", "alignments", "features_before")
     for role, learner in learners.items():
         learner.load_state_dict({name: state[name].get(role) for name in names})
 

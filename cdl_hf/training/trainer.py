@@ -198,7 +198,8 @@ class ContinualDistillationTrainer:
         first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
             for number in range(first_stage, len(self.stages) + 1):
-                if number and TEACHER in roles(self.stages[number - 1]) and self._is_trained(task):
+                is_trained = task.index < self._trained_tasks
+                if number and TEACHER in roles(self.stages[number - 1]) and is_trained:
                     self._cache_teacher_outputs(task)
                 if number < len(self.stages):
                     self._run_stage(task, number, state)
@@ -217,11 +218,13 @@ class ContinualDistillationTrainer:
     def _run_stage(self, task: Task, number: int, state: StageState | None) -> None:
         began, evaluated, learners = time.perf_counter(), self.seconds["evaluation"], self.stages[number]
         if state is None:
+            if 0 < task.index < self._trained_tasks:
+                self._classifiers.read_before(task, learners, self.images_for_fitting(task), self.args)
             for learner in learners:
                 learner.begin_task(task)
         replay = learners[0].replay
         if replay is None:
-            if self._is_trained(task):
+            if task.index < self._trained_tasks:
                 self._train_stage(task, number, state)
                 options = (self.args.eval_batch_size, self.args.dataloader_num_workers, self._after_batch)
                 for learner in learners:
@@ -236,9 +239,6 @@ class ContinualDistillationTrainer:
         for callback in self.callbacks:
             callback.on_stage_end(self, task, tuple(roles(learners)))
         self._checkpoint(task.index, number + 1, None)
-
-    def _is_trained(self, task: Task) -> bool:
-        return task.index < self._trained_tasks
 
     def _train_stage(self, task: Task, number: int, state: StageState | None) -> None:
         learners, name = self.stages[number], stage_name(self.stages[number])

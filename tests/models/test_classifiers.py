@@ -1,5 +1,7 @@
 """Classifiers against what their definitions give by hand."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import tiny_backbone, tiny_model
@@ -298,3 +300,20 @@ def test_ranpac_reads_tokens_of_several_blocks(branch, readout):
 def test_layers_that_there_are_not_are_refused():
     with pytest.raises(ValueError, match="ranpac_layers is 9, but .* has"):
         tiny_model("none", tasks=2, head="ranpac", ranpac_layers=9)
+
+
+def test_what_is_kept_of_earlier_tasks_is_carried_along():
+    """As if the earlier images had been read by the network that has learned the task; a rotation is exact."""
+    torch.manual_seed(0)
+    change = torch.linalg.qr(torch.randn(4, 4))[0]
+    old, new, labels = torch.randn(60, 4), torch.randn(60, 4), torch.arange(60) % 3
+    carried, expected = (classifier("ncm", [3, 3], 4) for _ in range(2))
+    for each, features in ((carried, old), (expected, old @ change)):
+        each.carry(new, new @ change, labels)  # there is nothing yet
+        each.fit(features, labels)
+    stale = copy.deepcopy(carried)
+    carried.carry(new, new @ change, labels + 3)
+    for each in (carried, expected, stale):
+        each.fit(new @ change, labels + 3)
+    scores, wanted, without = (each(old @ change, 6) for each in (carried, expected, stale))
+    assert torch.allclose(scores, wanted, atol=1e-2) and not torch.allclose(without, wanted, atol=1)

@@ -89,3 +89,22 @@ def test_aligned_heads_tell_classes_of_different_tasks_apart(prompt_method):
     again.load_state_dict(before)
     alignment.align(again, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_classes_are_carried_along_with_features_that_change():
+    torch.manual_seed(0)
+    features, labels = torch.randn(300, 2, 8) + 1, torch.arange(300) % 3
+    changes = torch.randn(2, 8, 8)
+
+    def changed(features: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nhd,hde->nhe", features, changes)
+
+    carried, expected = ClassifierAlignment(), ClassifierAlignment()
+    carried.add(features, labels)
+    expected.add(changed(features), labels)
+    new = torch.randn(100, 2, 8)
+    carried.carry(new, changed(new), torch.arange(100) % 5)
+    assert torch.allclose(torch.stack(carried.means), torch.stack(expected.means), atol=1e-3)
+    for head in range(2):
+        for one, other in zip(covariances_of(carried, head), covariances_of(expected, head), strict=True):
+            assert torch.allclose(one, other, atol=1e-2 * other.diagonal().max().item())

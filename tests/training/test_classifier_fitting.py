@@ -66,7 +66,14 @@ def test_a_computed_head_is_saved_and_changes_no_training(train, command, tmp_pa
     assert torch.allclose(model(torch.zeros(2, 3, 16, 16)).logits, model.logit_scale * mixed, atol=1e-4)
 
 
-@pytest.mark.parametrize("extra", [["--classifier", "ranpac", "--ranpac_width", "24"], ["--classifier_alignment"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--classifier", "ranpac", "--ranpac_width", "24"],
+        ["--classifier_alignment"],
+        ["--classifier", "ncm", "--drift_compensation"],
+    ],
+)
 def test_a_finished_run_gets_another_head(train, command, tmp_path, extra):
     """Without training again, and the same as if it had been trained with it."""
     train(*command, "--output_dir", tmp_path / "linear")

@@ -58,6 +58,25 @@ def test_heads_without_their_later_rows_are_refused():
     check_heads(tiny_model("lora", tasks=0, train_tasks=3), args)
 
 
+@pytest.mark.parametrize(
+    ("method", "more", "args", "words"),
+    [
+        ("l2p", {}, {}, "linear heads keep nothing: take classifier=ncm, or classifier_alignment"),
+        ("l2p", {"head": "ranpac"}, {}, "does not help RanPAC, whose random features are too many"),
+        ("none", {"head": "ncm"}, {}, "after the first task nothing is trained here"),
+        ("l2p", {"head": "ncm", "train_tasks": 1}, {}, "after the first task nothing is trained here"),
+        ("l2p", {"head": "ncm"}, {}, None),
+        ("l2p", {}, {"classifier_alignment": True}, None),
+    ],
+)
+def test_drift_compensation_needs_something_that_drifts_and_something_to_carry(method, more, args, words):
+    model, args = tiny_model(method, tasks=0, **more), CDLConfig(drift_compensation=True, **args)
+    if words is None:
+        return check_heads(model, args)
+    with pytest.raises(ValueError, match=words):
+        check_heads(model, args)
+
+
 def test_as_many_tasks_as_there_are():
     with pytest.raises(ValueError, match=r"train_tasks must be between 1 and the number of tasks \(3\), got 4"):
         tiny_model("lora", train_tasks=4)

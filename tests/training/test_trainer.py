@@ -125,14 +125,14 @@ def test_same_seed_same_run_other_seed_another(train, command, tmp_path, finishe
     ("extra", "checkpoints"),
     [
         ([], (1, 8, 11)),
-        (["--classifier_alignment"], (11,)),
+        (["--classifier_alignment", "--drift_compensation"], (11, 14)),
         (["--classifier", "ranpac", "--ranpac_width", "24"], (11,)),
         (
             ["--prompt_method", "none", "--distillation", "none", "--classifier", "ncm", "--num_train_epochs", "0"],
             (3,),
         ),
     ],
-    ids=["linear", "aligned", "ranpac", "nothing trained"],
+    ids=["linear", "aligned and carried along", "ranpac", "nothing trained"],
 )
 def test_killed_runs_resume_to_the_same_end(
     train, command, tmp_path, finished_run, kill_after_checkpoint, extra, checkpoints
