@@ -3,6 +3,7 @@
     cdl-hf report runs/compare --output_dir runs/report
     cdl-hf report runs/report --output_dir runs/report    # the same bytes
     cdl-hf report runs/compare --others anna/report bob/run/results.json --output_dir runs/report
+    cdl-hf report runs/compare --output_dir runs/report --space my_space    # a folder that can be pushed as a Space
 
 RUNS is a folder with the folders of runs, one such folder or its results.json, a report, or its runs.jsonl. Runs of
 --others are in the same tables, marked by the folder that they come from, but in a chapter of their own where data,
@@ -27,6 +28,7 @@ from ..comparison.results import (
     read_runs,
     write_runs,
 )
+from ..comparison.space import check_new, write_space
 from ..presets import reported_files
 
 
@@ -37,6 +39,7 @@ class ReportArguments:
     runs: str = argument("Folder of the folders of runs, results.json of one, or a report", positional=True)
     output_dir: str = argument("Folder of the report")
     others: list[str] = argument("Runs from elsewhere, each as RUNS, to show beside the runs", [], unset="none")
+    space: str | None = argument("New folder to write the page to as a static Space for the Hub, too", None)
     measure_latency: bool = argument(
         "Time one image on a saved model of each experiment, and store the latencies", False
     )
@@ -50,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     source, output = Path(args.runs), Path(args.output_dir)
     try:
+        if args.space is not None:
+            check_new(Path(args.space))
         runs = [run.portable() for run in (*read_runs(source), *read_elsewhere(map(Path, args.others)))]
         if (output / RUNS).is_file():
             runs = merge_runs(read_runs(output / RUNS), runs)
@@ -61,9 +66,13 @@ def main(argv: list[str] | None = None) -> None:
             runs = measure_latencies(runs, experiments, source, lambda folder: load_saved_model(folder).model)
         write_runs(output, runs)
         write_report(experiments, latencies(runs, experiments), output, reported_files())
+        if args.space is not None:
+            write_space(output, Path(args.space))
     except ValueError as error:
         cli_error(str(error))
     print(f"{output / 'report.md'}, report.html and results.csv report {len(experiments)} experiments")
+    if args.space is not None:
+        print(f"{args.space} is ready: upload it with `hf upload <name> {args.space} --repo-type space`")
 
 
 if __name__ == "__main__":

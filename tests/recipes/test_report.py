@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_dict
@@ -517,3 +518,20 @@ def test_two_folders_of_one_name_are_refused(elsewhere, report, capsys):
     with pytest.raises(SystemExit):
         report("runs", "--others", "a/runs", "a/runs/l2p-kd-seed0", "--output_dir", "report")
     assert "two runs from elsewhere are called 'a/runs/l2p-kd-seed0'" in capsys.readouterr().err
+
+
+def test_a_static_space_has_the_page_and_says_what_it_is(elsewhere, report, capsys):
+    write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd", "--dataset", "a_b: #c"))
+    report("runs", "--output_dir", "report", "--space", "space")
+    assert "hf upload <name> space --repo-type space" in capsys.readouterr().out
+    pages = written(Path("space"))
+    assert (
+        pages.keys() == {"README.md", "index.html"} and pages["index.html"] == written(Path("report"))["report.html"]
+    )
+    _, header, text = pages["README.md"].decode().split("---\n")
+    about = yaml.safe_load(header)
+    assert about["sdk"] == "static" and about["app_file"] == "index.html" and text.strip()
+    assert about["title"] == "a_b: #c: report of 1 run"
+    with pytest.raises(SystemExit):
+        report("runs", "--output_dir", "other", "--space", "space")
+    assert "space exists; name a new folder" in capsys.readouterr().err and not Path("other").exists()
