@@ -129,7 +129,7 @@ class ModelArguments:
     query_block: int | None = argument(
         None,
         "Block of each model's own pass after which its class token is the query, for prompts in later blocks (one "
-        "pass, as OS-Prompt)",
+        "pass, in the manner of OS-Prompt)",
         unset="a query pass without prompts",
         min=0,
     )

@@ -65,8 +65,9 @@ class PromptViTConfig(PreTrainedConfig):
             model's own backbone without prompts. A teacher in CDL uses the backbone of its student.
         query_backbone_args (`dict`, *optional*): Keyword arguments of `timm.create_model` for the query backbone.
         query_block (`int`, *optional*):
-            Block of the model's own pass after which its CLS token is the query, as in OS-Prompt (arXiv 2402.16189),
-            for prompts in later blocks. `None`: the query takes a pass of its own.
+            Block of the model's own pass after which its CLS token, after the final norm, is the query of all prompts
+            in later blocks; without gradients. OS-Prompt (arXiv 2402.16189) takes the CLS token before each prompted
+            block instead. `None`: the query takes a pass of its own.
         backbone_weights (`dict`, *optional*):
             Origin of the backbone's weights: `{"source": a timm name with tag, a Hub repository
             ("hf_hub:owner/name") or a plain folder name, "sha256": their digest}`.

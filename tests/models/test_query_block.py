@@ -1,9 +1,10 @@
 import pytest
 import torch
-from tiny_models import images, tiny_backbone, tiny_model, train
+from tiny_models import images, labels_for, tiny_backbone, tiny_model, train
 from tiny_networks import tiny_network
 from transformers import AutoModelForImageClassification
 
+from cdl_hf.benchmark.plain import PlainPromptViT
 from cdl_hf.distillation import TrainingObjective
 from cdl_hf.models import PromptViTConfig
 
@@ -72,6 +73,22 @@ def test_it_learns_and_is_saved(prompt_method, tmp_path):
     model.save_pretrained(tmp_path, save_backbone=False)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path, backbones=[backbone])
     assert loaded.config.query_block == 0 and torch.equal(loaded(x).logits, expected)
+
+
+def test_the_plain_implementation_agrees():
+    model, x = one_pass("coda_prompt", ortho_weight=0.0).train(), images()
+    plain = PlainPromptViT.like(model)
+    for each in (model, plain):
+        each(x, labels=labels_for(each)).loss.backward()
+    for ours, theirs in zip(model.prompt_pool.parameters(), plain.prompt_pool.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() < 1e-4 * theirs.grad.norm()
+
+
+def test_a_grown_model_keeps_it():
+    model, x = one_pass("l2p", tasks=3).eval(), images()
+    before = model(x).logits
+    model.add_classes(["a", "b"])
+    assert model.config.query_block == 0 and torch.allclose(model(x).logits[:, :9], before, atol=1e-5)
 
 
 def test_two_models_share_no_query():
