@@ -3,6 +3,7 @@
     python recipes/benchmark.py --teacher vit_small_patch16_224 --student vit_tiny_patch16_224 --batch_size 64
     python recipes/benchmark.py --roofline --batch_size 64     # upper bounds for an A100 and an H100, computed
     python recipes/benchmark.py --stream                       # building a stream over ten million rows
+    python recipes/benchmark.py --long_stream                  # RanPAC over 100 tasks of one class of drawings
     python recipes/benchmark.py --input --dataloader_num_workers 2        # reading and augmenting images
     python recipes/benchmark.py --growth                       # steps of the last task against those of the first
     python recipes/benchmark.py --startup --teacher FOLDER --student FOLDER    # time until train.py's first step
@@ -37,6 +38,7 @@ class BenchmarkArguments:
     roofline: bool = argument("Instead: upper bounds on the images a second of GPUs, computed", False)
     stream: bool = argument("Instead: building a stream over very many rows", False)
     rows: int = argument("Number of rows of that stream", 10_000_000, min=10_000)
+    long_stream: bool = argument("Instead: RanPAC over tasks of one class, against 10 tasks", False)
     input: bool = argument("Instead: images read and augmented a second", False)
     growth: bool = argument("Instead: steps of the last task against the first's", False)
     startup: bool = argument("Instead: seconds until train.py's first step is done", False)
@@ -57,7 +59,7 @@ def main() -> None:
 
 def measure(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
     """Runs the benchmark that the arguments name and prints its table; the figures."""
-    from cdl_hf.benchmark import inputs, startup, streams  # seconds to import
+    from cdl_hf.benchmark import inputs, long_streams, startup, streams  # seconds to import
 
     training_args = of_run[-1]
     if args.startup:
@@ -73,6 +75,14 @@ def measure(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:
             f"a stream over {args.rows:,} rows: {figures['seconds']:.1f} s; on top of the table at most "
             f"{figures['peak_bytes_per_row']:.0f} bytes a row, {figures['kept_bytes_per_row']:.0f} at the end"
         )
+        return figures
+    if args.long_stream:
+        stream_args, model_args, *_ = of_run
+        try:
+            figures = long_streams.measure(stream_args, model_args, training_args)
+        except ValueError as error:
+            cli_error(str(error))
+        print(long_streams.table(figures))
         return figures
     if args.input:
         figures = inputs.measure(training_args.dataloader_num_workers, args.repeats)

@@ -34,6 +34,31 @@ def test_stream(benchmark):
     assert measured["peak_bytes_per_row"] < 40  # what is aimed at; an index alone takes 8
 
 
+def test_long_stream(benchmark, drawings, pair, monkeypatch, capsys):
+    from cdl_hf.benchmark import long_streams
+
+    arguments = [
+        "--long_stream",
+        "--dataset",
+        drawings,
+        "--student",
+        pair[1],
+        "--teacher",
+        pair[0],
+        "--ranpac_width",
+        24,
+    ]
+    with pytest.raises(SystemExit):
+        benchmark(*arguments)
+    assert "at least 10 classes" in capsys.readouterr().err
+    monkeypatch.setattr(long_streams, "NUM_TASKS", 2)
+    out, figures = benchmark(*arguments)
+    short, long = figures["2 tasks"], figures["6 tasks"]
+    assert all(row["seconds_first"] > 0 and row["seconds_last"] > 0 for row in (short, long))
+    assert min(short["accuracy"], long["accuracy"]) > 50  # six classes, whose chosen ridges may differ
+    assert f"| 6 tasks | {long['accuracy']:.2f} |" in out
+
+
 @pytest.mark.parametrize(
     ("prompt_method", "method"), [("l2p", "none"), ("dualprompt", "deit"), ("coda_prompt", "kdp"), ("apt", "fitnets")]
 )
