@@ -69,6 +69,11 @@ def test_a_run_of_both_models_is_two_experiments():
     ]
 
 
+def test_a_teacher_without_prompts_is_frozen():
+    teacher, student = group_runs({"mine": run(stages="both", teacher_prompt_method="none")})
+    assert (teacher.prompts, student.prompts) == ("frozen", "L2P")
+
+
 def test_experiments_with_the_same_label_are_told_apart_by_their_arguments():
     experiments = group_runs(
         {"a-seed0": run(), "b-seed0": run(kd_alpha=0.7), "c-seed0": run(classifier="ncm", kd_alpha=0.7)}
