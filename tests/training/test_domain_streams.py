@@ -108,6 +108,12 @@ def test_alignment_remembers_a_class_once(train, stream, tmp_path, capsys):
     assert "classes come again in this stream: take classifier=ncm or ranpac" in capsys.readouterr().err
 
 
+def test_a_stream_of_domains_is_not_tested_while_learning(train, stream, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(*stream, "--eval_steps", "1", "--output_dir", tmp_path / "run")
+    assert "in a stream of domains all may come in the first: leave it out" in capsys.readouterr().err
+
+
 def test_the_domains_are_those_of_the_folders(domains):
     splits = load_image_dataset(str(domains), domain_column="color")
     assert splits["train"].features["domain"].names == sorted(DOMAINS)
