@@ -13,7 +13,10 @@ ACCURACY = (
     "A_N is the accuracy on all classes after the last task, the mean over the tasks; models predict without the task "
     "id."
 )
-FORGETTING = "Forgetting is in points, by the definition `cdl`."
+FORGETTING = (
+    "Forgetting is in points, by the definition `cdl`. Learning accuracy is the accuracy on each task right after it "
+    "was learned, the mean over the tasks: A_N is learning accuracy less forgetting."
+)
 SPREAD = "± is the standard deviation over the runs."
 INTERVALS = (
     "Brackets give the 95% confidence interval of a difference: Student's t over the differences of runs with the "

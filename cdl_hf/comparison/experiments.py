@@ -174,6 +174,11 @@ class Experiment:
         return self._scores(lambda result: result[self.role]["average_accuracy"])
 
     @property
+    def learning_accuracy(self) -> Scores:
+        """Mean over the tasks of the accuracy on each right after it, in %."""
+        return self._scores(lambda result: result[self.role]["learning_accuracy"])
+
+    @property
     def forgetting(self) -> Scores:
         """Forgetting by the definition `cdl`, in points."""
         return self._scores(lambda result: result[self.role]["forgetting"]["cdl"])

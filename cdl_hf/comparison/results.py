@@ -6,6 +6,7 @@ the run was made; [`with_present_names`] reads them.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments.sets import paths, recorded_defaults, with_present_names
 from ..escaping import portable, portable_arguments
+from ..evaluation.accuracy_matrix import learning_accuracy
 from ..utils import write_text
 from .experiments import Experiment
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..models import PromptViTForImageClassification
 
 RUNS, RESULTS = "runs.jsonl", "results.json"
+ROLES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,41 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
         for name in ("prompt_method", "distillation", "classifier"):  # also one of a user's own, which is registered
             if not str(args[name]).isidentifier():
                 raise ValueError(f"{run.name}: these are not the results of a run ({name} cannot be {args[name]!r})")
-        models = [run.results[role] for role in ("teacher", "student") if role in run.results]
+        _check_figures(run, args["stages"])
+        models = [run.results[role] for role in ROLES if role in run.results]
         if args["classifier"] != "linear" and not all("classifier_values" in of_model for of_model in models):
             raise ValueError(f"{run.name}: its results.json lacks the size of the classifier: run it again")
-        complete[run.name] = run.results | {"args": args}
+        of_roles = {role: _with_learning_accuracy(run.results[role]) for role in ROLES if role in run.results}
+        complete[run.name] = run.results | of_roles | {"args": args}
     return complete
+
+
+def _check_figures(run: RunResults, stages: str) -> None:
+    """Reads what a report reads, as the file may come from anybody.
+
+    Raises:
+        ValueError: Something is missing or of another kind.
+    """
+    results = run.results
+    try:
+        stream = results["stream"]
+        images = [stream["train"], stream[results["tested_on"]], stream["classes_per_task"]]
+        sizes: list[int | float] = [sum(numbers) for numbers in images]
+        for role in ROLES if stages == "both" else (stages,):
+            of_model = results[role]
+            sizes += [of_model[name] for name in ("average_accuracy", "parameters", "trainable_parameters")]
+            sizes += [of_model["forgetting"]["cdl"], learning_accuracy(of_model["accuracy_matrix"])]
+            sizes.append(results["seconds"].get(role, 0))
+        if not all(map(math.isfinite, sizes)) or not all(isinstance(name, str) for name in stream["class_names"]):
+            raise ValueError("a number is not finite, or the name of a class is no text")
+        results["versions"].items()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.name}: these are not the results of a run ({error!r})") from error
+
+
+def _with_learning_accuracy(of_model: dict[str, Any]) -> dict[str, Any]:
+    """Results of a model; those of earlier versions lack what their accuracy matrix gives."""
+    return {"learning_accuracy": learning_accuracy(of_model["accuracy_matrix"]), **of_model}
 
 
 def measure_latencies(

@@ -202,13 +202,15 @@ class BenchmarkChapter:
                     markdown_name(e.learner),
                     bold(str(MeanStd.of(e.accuracy)), e.learner == best),
                     str(effects.get(e.learner, "")) if e.role == "student" else "",
+                    str(MeanStd.of(e.learning_accuracy)),
                     str(MeanStd.of(e.forgetting)),
                     str(forgetting.get(e.learner, "")) if e.role == "student" else "",
                     *([str(len(e.results))] if self._runs_differ else []),
                 ]
                 for e in learners
             ]
-            header = ["learner", "A_N (%)", "A_N, vs. alone", "forgetting (points)", "forgetting, vs. alone"]
+            header = ["learner", "A_N (%)", "A_N, vs. alone", "learning accuracy (%)"]
+            header += ["forgetting (points)", "forgetting, vs. alone"]
             header += ["runs"] if self._runs_differ else []
             parts += [f"#### {markdown_name(prompts)}{suffix}", table(header, rows)]
             if effects:

@@ -9,6 +9,11 @@ import numpy as np
 Rows = list[list[float]]
 
 
+def learning_accuracy(rows: Rows) -> float:
+    """Mean over the tasks j of R[j,j]; the final accuracy A_N is this less [`forgetting_cdl`]."""
+    return float(np.mean([row[-1] for row in rows]))
+
+
 def forgetting_cdl(rows: Rows) -> float:
     """(1/N) sum over all tasks j of R[j,j] - R[N-1,j]: the last task counts, with 0 (CDL)."""
     last = rows[-1]
@@ -97,6 +102,12 @@ class AccuracyMatrix:
         """Mean over i of the average accuracy after task i, in %."""
         return float(np.mean(self.average_accuracies))
 
+    @property
+    def learning_accuracy(self) -> float:
+        """Mean over j of R[j,j] in %."""
+        self._last()
+        return learning_accuracy(self.rows)
+
     def summary(self) -> dict[str, Any]:
         """The matrix and all [`METRICS`] in plain numbers, as results.json has them."""
         self._last()
@@ -171,6 +182,9 @@ METRICS: dict[str, Metric] = {
         lambda matrix: matrix.average_incremental_accuracy,
         is_headline=True,
         hub_type="accuracy",
+    ),
+    "learning_accuracy": Metric(
+        "learning accuracy, of each task right after it", "%", lambda matrix: matrix.learning_accuracy
     ),
     "forgetting.cdl": Metric(
         "forgetting (cdl)",

@@ -6,6 +6,7 @@ import pytest
 from tiny_runs import TEN_TASKS
 
 from cdl_hf.evaluation import METRICS, AccuracyMatrix, Metric, metric_in
+from cdl_hf.evaluation.accuracy_matrix import forgetting_cdl
 
 
 def matrix_of(rows, num_tasks=None):
@@ -95,8 +96,15 @@ def test_a_run_that_stopped_has_metrics_over_the_tasks_seen():
         "average_accuracy": 75,
         "average_accuracy_by_image": 75,
         "average_incremental_accuracy": 77.5,
+        "learning_accuracy": 70,
         "forgetting": {"cdl": -5, "max": 0, "bwt": 10, "coda": -10},
     }
+
+
+def test_the_final_accuracy_is_learning_accuracy_less_forgetting():
+    matrix = matrix_of([[80], [70, 60], [50, 30, 90]])
+    assert matrix.learning_accuracy == pytest.approx((80 + 60 + 90) / 3)
+    assert matrix.learning_accuracy - forgetting_cdl(matrix.rows) == pytest.approx(matrix.average_accuracy)
 
 
 def test_state_goes_through_json():

@@ -324,6 +324,9 @@ def test_no_html_in_the_title(tmp_path):
     [
         (lambda results: results["args"].update(prompt_method="../x"), "prompt_method cannot be '../x'"),
         (lambda results: results.pop("stream"), "these are not the results of a run"),
+        (lambda results: results.pop("versions"), "these are not the results of a run (KeyError('versions'))"),
+        (lambda results: results["stream"].update(train=None), "these are not the results of a run"),
+        (lambda results: results.update(teacher={}, student={}), "(KeyError('average_accuracy'))"),
     ],
 )
 def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, message):

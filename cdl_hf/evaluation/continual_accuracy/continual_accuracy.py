@@ -22,7 +22,7 @@ Args:
 
 Returns:
     accuracy_matrix (rows in %, row i with tasks 0..i), average_accuracy, average_accuracy_by_image,
-    average_incremental_accuracy, forgetting (by definition). All over the tasks evaluated so far.
+    average_incremental_accuracy, learning_accuracy, forgetting (by definition). All over the tasks evaluated so far.
 
 Examples:
     >>> metric = evaluate.load("cdl_hf/evaluation/continual_accuracy")
