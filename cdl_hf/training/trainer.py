@@ -95,16 +95,14 @@ class ContinualDistillationTrainer:
             if uses_fsdp() and self.accelerator.num_processes > 1:
                 shard_transformers(owner, self.accelerator)
             owner.to(self.accelerator.device)
-        # The learners of each stage, and the stages' names.
-        together = args.schedule == "same_step"
-        self.stages = [list(self.learners.values())] if together else [[each] for each in self.learners.values()]
+        learners = list(self.learners.values())
+        self.stages = [learners] if args.schedule == "same_step" else [[learner] for learner in learners]
         names = [stage_name(stage) for stage in self.stages]
         self.seconds = dict.fromkeys([*names, "evaluation", "saving"], 0.0)
         self.accumulation_steps = dict.fromkeys(names, args.gradient_accumulation_steps)
         trained = sum(stage[0].is_trained for stage in self.stages)
-        self._trained_tasks = objective.model.config.num_trained_tasks
-        trained_sizes = task_sizes[: self._trained_tasks]
-        per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in trained_sizes)
+        self._num_trained = objective.model.config.num_trained_tasks
+        per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in task_sizes[: self._num_trained])
         self.progress = RunProgress(args.num_train_epochs * per_epoch * trained)
         self._stop_request = StopRequest(self.accelerator)
         self._after_batch = self._stop_request.raise_if_requested
@@ -198,8 +196,7 @@ class ContinualDistillationTrainer:
         first_task, first_stage, state = self._start or (0, 0, None)
         for task in self.stream[first_task:]:
             for number in range(first_stage, len(self.stages) + 1):
-                is_trained = task.index < self._trained_tasks
-                if number and TEACHER in roles(self.stages[number - 1]) and is_trained:
+                if number and TEACHER in roles(self.stages[number - 1]) and task.index < self._num_trained:
                     self._cache_teacher_outputs(task)
                 if number < len(self.stages):
                     self._run_stage(task, number, state)
@@ -218,13 +215,13 @@ class ContinualDistillationTrainer:
     def _run_stage(self, task: Task, number: int, state: StageState | None) -> None:
         began, evaluated, learners = time.perf_counter(), self.seconds["evaluation"], self.stages[number]
         if state is None:
-            if 0 < task.index < self._trained_tasks:
+            if 0 < task.index < self._num_trained:
                 self._classifiers.read_before(task, learners, self.images_for_fitting(task), self.args)
             for learner in learners:
                 learner.begin_task(task)
         replay = learners[0].replay
         if replay is None:
-            if task.index < self._trained_tasks:
+            if task.index < self._num_trained:
                 self._train_stage(task, number, state)
                 options = (self.args.eval_batch_size, self.args.dataloader_num_workers, self._after_batch)
                 for learner in learners:

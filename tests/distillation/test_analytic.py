@@ -201,3 +201,11 @@ def test_sizes_that_no_memory_holds_are_refused():
     sizes = {"teacher_width": 100_000, "analytic_width": 100_000}
     with pytest.raises(ValueError, match="is more than 1,000,000,000"):
         tiny_model("none", "analytic", head="ranpac", **sizes)
+
+
+def test_its_own_scores_cost_no_prediction_of_the_teacher(monkeypatch):
+    teacher, student = pair(analytic_scores="own")
+    x, labels = next(tasks_of())
+    fit(teacher, student, x, labels)
+    monkeypatch.setattr(FeaturePredictor, "forward", lambda *args: pytest.fail("the teacher was predicted"))
+    assert student(x[:2]).logits.isfinite().all()
