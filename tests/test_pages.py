@@ -1,5 +1,6 @@
 """Every page of the project: its links, its Python, its commands and its lists."""
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from tiny_runs import load_recipe
 import cdl_hf
 from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_yaml
+from cdl_hf.comparison.statistics import MeanStd, paired_difference
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -123,3 +125,15 @@ def test_the_callback():
     names = {}
     exec(block("cdl_hf/README.md", "ContinualCallback"), names)
     assert len(names["callbacks"]) == 2
+
+
+def test_figures_of_drift_compensation_are_the_stored_ones():
+    folder = ROOT / "recipes" / "quickdraw100"
+    accuracy = json.loads((folder / "drift_compensation.json").read_text(encoding="utf-8"))["accuracy"]
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    for method, prompts in (("l2p", "L2P"), ("coda_prompt", "CODA-Prompt")):
+        for head, title in (("aligned", "aligned"), ("ncm", "nearest class mean")):
+            plain, compensated = (accuracy[method][name] for name in (head, f"{head}, compensated"))
+            difference = paired_difference(compensated, plain)
+            row = f"| {prompts}, {title} | {MeanStd.of(plain)} | {MeanStd.of(compensated)} | {difference} |"
+            assert row in page
