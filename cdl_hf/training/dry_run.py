@@ -30,6 +30,8 @@ from ..data import TaskImages, TaskStream, train_transform
 from ..data.labels import read_labels
 from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
+from ..models.analytic import FeaturePredictor
+from ..models.classifiers import RanPAC
 from ..runs.checkpointing import NUM_KEPT
 from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
 from .build import build_models, build_stream
@@ -194,12 +196,25 @@ def _time(
     trained = args.num_train_epochs * sum(
         EpochSampler(len(task.train), args.batch_size, 0).steps * args.batch_size for task in stream[:trained_tasks]
     )
-    evaluated = sum(_evaluated(stream, args))
+    fitted, regressions = _fitting(stream, args, objectives)
+    evaluated = sum(_evaluated(stream, args)) + fitted
     slowest = min(speed.values())
     seconds = evaluated * (costs.evaluation.flops / costs.eval_batch / slowest + loading)
     for roles, cost in costs.stages.items():
         seconds += trained * (cost.flops / costs.batch / min(speed[role] for role in roles) + loading)
+    seconds += accelerator.num_processes * regressions / slowest  # every process solves them
     return f"time: about {duration(seconds / accelerator.num_processes)} on this machine, give or take a half"
+
+
+def _fitting(stream: TaskStream, args: CDLConfig, objectives: dict[str, TrainingObjective]) -> tuple[int, int]:
+    """Images that are read for classifiers after the tasks, and operations of the regressions of these."""
+    models = [each.model for each in objectives.values()]
+    passes = int(args.classifier_alignment or any(model.classifier is not None for model in models))
+    passes += any(model.analytic is not None for model in models) and args.horizontal_flip > 0
+    fitted = passes * (1 + args.drift_compensation) * sum(len(task.train) for task in stream)
+    computed = [module for model in models for module in model.computed]
+    widths = [module.weight.shape[1] for module in computed if isinstance(module, (RanPAC, FeaturePredictor))]
+    return fitted, len(stream) * sum(10 * width**3 for width in widths)  # eigenvectors, and a solution
 
 
 def _flops_per_second(model: PromptViTForImageClassification, batch_size: int, accelerator: Accelerator) -> float:

@@ -1,12 +1,16 @@
 """What a step costs on fake tensors is what it costs on real ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, tiny_pair
+from tiny_models import CLASSES_PER_TASK, PAIRS, images, labels_for, tiny_model, tiny_pair
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.distillation import TrainingObjective
-from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps
+from cdl_hf.distillation.logit_methods import KD
+from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps, _fitting
 
 CPU = torch.device("cpu")
 
@@ -72,3 +76,19 @@ def test_the_last_task_takes_no_more_than_the_first():
             FakeSteps({"teacher": TrainingObjective(teacher), "student": student}, 32, CPU).training(["student"], 16)
         )
     assert peaks[1].peak_bytes == pytest.approx(peaks[0].peak_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("head", "more", "passes", "cubes"),
+    [
+        ("linear", {}, 0, 0),
+        ("linear", {"classifier_alignment": True, "drift_compensation": True}, 2, 0),
+        ("ncm", {}, 1, 0),
+        ("ranpac", {}, 1, 2 * 24**3),
+    ],
+)
+def test_classifiers_take_passes_over_the_images_and_regressions(head, more, passes, cubes):
+    teacher, student = (tiny_model("l2p", tasks=0, head=head, ranpac_width=24) for _ in range(2))
+    objectives = {"teacher": TrainingObjective(teacher), "student": KD(student, teacher)}
+    stream = [SimpleNamespace(train=range(count)) for count in (10, 20)]
+    assert _fitting(stream, CDLConfig(**more), objectives) == (30 * passes, 2 * 10 * cubes)
