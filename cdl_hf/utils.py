@@ -31,6 +31,7 @@ from .version import __version__
 
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")  # named in `versions`
 CHECKSUM = "sha256"  # its name in the metadata of a safetensors file
+UNFINISHED = ".cdl_hf-unfinished"  # ends the name of what is being written; no user gives it to a file of their own
 _ZEROS = b"0" * 64
 _CHUNK = 2**20
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP}  # of a file system that cannot flush a folder
@@ -68,7 +69,7 @@ def atomic_write(path: Path, *, checksum: bool = False) -> Iterator[_Hashing]:
     Raises:
         OSError: It cannot be written, such as for want of space.
     """
-    temporary, beside = path.with_name(f".{path.name}"), _beside(path)
+    temporary, beside = unfinished(path), _beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
@@ -105,8 +106,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; nothing of it is left, and an earlier folder is.
     """
-    temporary = path.with_name(f".{path.name}")
-    remove(temporary)
+    temporary = unfinished(path)
+    remove(temporary)  # of a process that was killed
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -121,6 +122,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_folder(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """The hidden file or folder beside `path` in which it is written, until it is complete."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
 
 
 def remove(path: Path) -> None:

@@ -91,6 +91,15 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["2"]
 
 
+def test_hidden_files_and_folders_of_others_stay(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".env").write_text("mine")
+    with atomic_folder(tmp_path / "cache"):
+        pass
+    write_text(tmp_path / "env", "new")
+    assert names(tmp_path) == [".cache", ".env", "cache", "env"] and (tmp_path / ".env").read_text() == "mine"
+
+
 def test_names_that_are_not_utf8_come_back_from_json(tmp_path):
     import json
 

@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..training.further_learning import forget
 
     output, config = Path(args.output_dir), CDLConfig()
+    args.classes = list(dict.fromkeys(args.classes))
     try:
         check_new_folder(output)
         source = LearnedModels.load(args.model)

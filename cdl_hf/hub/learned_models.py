@@ -1,5 +1,6 @@
 """Models that learn or forget classes after their run: how they are loaded, recorded and saved."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..models.backbones import pretrained_cfg
 from ..models.growth import names_of
 from ..training.build import backbone_source
 from ..training.results import save_model
-from ..utils import remove, versions, write_json
+from ..utils import remove, unfinished, versions, write_json
 from .saved_models import ROLES, load_run, load_saved_model, trained_on
 
 RECORD = "learned.json"  # what the models of a folder have learned and forgotten since their run
@@ -77,10 +78,22 @@ class LearnedModels:
             arguments: How they learned; by default, what the record says.
         """
         output = output.resolve()
-        place = output.with_name(f".{output.name}")  # until everything is written
+        place = unfinished(output)
         if accelerator.is_main_process:
-            remove(place)
+            remove(place)  # of a process that was killed
         accelerator.wait_for_everyone()
+        try:
+            self._write(place, accelerator, event, arguments)
+            if accelerator.is_main_process:
+                place.rename(output)
+        except BaseException:  # a signal too: nothing half written stays
+            if accelerator.is_main_process:
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _write(
+        self, place: Path, accelerator: Accelerator, event: Mapping[str, Any], arguments: Mapping[str, Any] | None
+    ) -> None:
         folders = {role: place / role if self.is_pair else place for role in self.models}
         for role, model in self.models.items():
             save_model(accelerator, model, self.image_processor, folders[role], statistics=True)
@@ -95,7 +108,6 @@ class LearnedModels:
                 write_json(folder / RECORD, record)
                 self._write_card(folder, role, record)
             write_json(place / RECORD, record)
-            place.rename(output)
 
     def _recorded_arguments(self) -> dict[str, Any]:
         if self.record is None:

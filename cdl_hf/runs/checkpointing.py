@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..models.computed import Computed
 from ..models.modeling_prompt_vit import LOGIT_SCALE, frozen_networks
-from ..utils import atomic_folder, remove
+from ..utils import UNFINISHED, atomic_folder, remove
 
 NUM_KEPT = 2
 STATE, _DIGEST = "state.pt", "sha256"
@@ -101,7 +101,8 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
         (temporary / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
     checkpoints = list_checkpoints(folder)
     kept = checkpoints[: checkpoints.index(target) + 1][-NUM_KEPT:]
-    unfinished = [path for path in folder.glob(".*") if _position(path.name.removeprefix(".")) is not None]
+    hidden = {path: path.name.removeprefix(".").removesuffix(UNFINISHED) for path in folder.glob(".*")}
+    unfinished = [path for path, name in hidden.items() if _position(name) is not None]
     for path in {*checkpoints, *unfinished} - {*kept}:  # unfinished: of a run that was killed while saving
         remove(path)
     return target

@@ -1,11 +1,14 @@
 """`cdl-hf forget`: what a finished run or a saved model knows afterwards."""
 
+import errno
 import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_runs import arguments, run_recipe
 
+from cdl_hf.hub.learned_models import LearnedModels
 from cdl_hf.hub.saved_models import load_saved_model
 
 COMPUTED = ("--prompt_method", "none", "--distillation", "none", "--num_train_epochs", "0", "--num_tasks", "2")
@@ -30,8 +33,11 @@ def ranpac_run(begin):
 
 def test_class_means_forget_without_images(begin, tmp_path, capsys):
     run = begin("--classifier", "ncm")
-    run_recipe("forget", run, "--classes", "class_1", "class_4", "--output_dir", tmp_path / "new")
+    (tmp_path / ".new").mkdir()  # is of someone else
+    classes = ("class_1", "class_4", "class_1")
+    run_recipe("forget", run, "--classes", *classes, "--output_dir", tmp_path / "new")
     assert "forgot 2 classes: class_1, class_4; 4 are left" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new", "new"]
     for role in ("teacher", "student"):
         saved, earlier = load_saved_model(tmp_path / "new" / role), load_saved_model(run / role)
         assert saved.class_names == ["class_0", "class_2", "class_3", "class_5"]
@@ -39,6 +45,16 @@ def test_class_means_forget_without_images(begin, tmp_path, capsys):
     record = json.loads((tmp_path / "new" / "learned.json").read_text())
     assert record["learned"] == [{"forgotten_classes": ["class_1", "class_4"]}]
     assert "| forgot class\\_1, class\\_4 | " in (tmp_path / "new" / "student" / "README.md").read_text()
+
+
+def test_models_that_cannot_be_saved_leave_nothing(ranpac_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LearnedModels, "_write_card", full)
+    with pytest.raises(OSError, match="No space left"):
+        LearnedModels.load(str(ranpac_run)).save(tmp_path / "new", Accelerator(), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranpac_forgets_by_the_images_it_learned_from(ranpac_run, drawings, tmp_path):

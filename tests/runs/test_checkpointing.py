@@ -110,9 +110,10 @@ def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch, failin
     assert load_newest_checkpoint(tmp_path)["task"] == 2
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
-    (tmp_path / f".{at(7)}").mkdir()
-    (tmp_path / f".{at(7)}" / "state.pt").write_bytes(b"half of it")
+@pytest.mark.parametrize("suffix", ["", ".cdl_hf-unfinished"])  # none: of earlier versions
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path, suffix):
+    (tmp_path / f".{at(7)}{suffix}").mkdir()
+    (tmp_path / f".{at(7)}{suffix}" / "state.pt").write_bytes(b"half of it")
     save_checkpoint(tmp_path, at(1), {})
     assert [path.name for path in tmp_path.iterdir()] == [at(1)]
 
