@@ -207,7 +207,8 @@ def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
             there are several seeds.
 
     Raises:
-        ValueError: Runs of one name differ in more than the seed.
+        ValueError: Runs of one name differ in more than the seed, two runs share their name without the seed, and the
+            seeds, or two experiments cannot be told apart.
     """
     grouped: dict[tuple[str, str], dict[Unit, str]] = {}
     for name, result in runs.items():
@@ -215,7 +216,11 @@ def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
         roles = ("teacher", "student") if args["stages"] == "both" else (args["stages"],)
         for role in roles:
             of_name = grouped.setdefault((name.removesuffix(f"-seed{args['seed']}"), role), {})
-            of_name[Unit(args["stream_seed"], args["seed"])] = name
+            other = of_name.setdefault(Unit(args["stream_seed"], args["seed"]), name)
+            if other != name:
+                raise ValueError(
+                    f"the runs {other!r} and {name!r} are one run by name and seed {args['seed']}: rename one"
+                )
     experiments = []
     for (name, role), names in grouped.items():
         results = {unit: runs[names[unit]] for unit in sorted(names)}
@@ -227,7 +232,13 @@ def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
         learner = e.role, e.distillation, e.has_joint_teacher
         key = e.benchmark, e.stream["num_tasks"], e.prompt_method, learner, e.classifier
         alike.setdefault(key, []).append(e)
-    return [noted for group in alike.values() for noted in _disambiguate(group)]
+    told_apart = [noted for group in alike.values() for noted in _disambiguate(group)]
+    labels: dict[tuple, str] = {}
+    for e in told_apart:
+        other = labels.setdefault((e.benchmark, e.stream["num_tasks"], e.label), e.name)
+        if other != e.name:
+            raise ValueError(f"the runs {other!r} and {e.name!r} have one label, {e.label!r}: report them apart")
+    return told_apart
 
 
 def _with_all_orders(experiments: Iterable[Experiment]) -> Iterable[Experiment]:
@@ -257,15 +268,15 @@ def _fixed(args: dict[str, Any]) -> str:
 
 
 def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:
-    """Experiments with the same label, each with a note of the arguments in which they differ."""
+    """Experiments with the same label, each with a note of the arguments in which they differ, or else of its name."""
     ignored = _execution() | shown_in_labels()
     if group[0].role == "teacher":
         ignored |= names_of(DistillationArguments)
     names = [name for name in group[0].args if name not in ignored]
     differing = [name for name in names if len({repr(e.args.get(name)) for e in group}) > 1]
+    values = {e.name: (e.origin, *(repr(e.args.get(name)) for name in differing)) for e in group}
     for experiment in group:
         notes = [f"{name.replace('_', ' ')} {experiment.args.get(name)}" for name in differing]
-        twice = [e for e in group if e.origin == experiment.origin]
-        if len(twice) > 1 and not notes:
-            notes = [experiment.name.rpartition("/")[2]]
+        if list(values.values()).count(values[experiment.name]) > 1:
+            notes.append(experiment.name.rpartition("/")[2])
         yield replace(experiment, note=", ".join(notes))

@@ -85,6 +85,27 @@ def test_experiments_with_the_same_label_are_told_apart_by_their_arguments():
     ]
 
 
+def test_experiments_that_differ_in_nothing_but_their_name_are_told_apart_by_it():
+    runs = {"a-seed0": run(), "b-seed0": run(), "c-seed0": run(kd_alpha=0.7), "anna/a-seed0": run()}
+    experiments = group_runs(runs)
+    assert [e.learner for e in experiments] == [
+        "student, KDP (kd alpha 0.5, a)",
+        "student, KDP (kd alpha 0.5, b)",
+        "student, KDP (kd alpha 0.7)",
+        "student, KDP (kd alpha 0.5, from anna)",
+    ]
+
+
+def test_experiments_of_one_label_are_refused():
+    with pytest.raises(ValueError, match="the runs 'a' and 'b' have one label, 'L2P, student, KDP'"):
+        group_runs({"a-seed0": run(), "b-seed0": run(prompt_method="L2P")})
+
+
+def test_runs_of_one_name_and_seed_are_refused():
+    with pytest.raises(ValueError, match="the runs 'x' and 'x-seed0' are one run by name and seed 0: rename one"):
+        group_runs({"x": run(), "x-seed0": run()})
+
+
 def test_a_joint_teacher_is_in_the_label():
     along, joint = run(), run()
     joint["teacher"] = {**joint["teacher"], "num_tasks": 1}
