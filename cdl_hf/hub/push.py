@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +195,34 @@ def _push(run: Path, role: str, name: str, private: bool, task_revisions: bool, 
     tasks = len(list(states.path(0).parent.glob("task_*.safetensors"))) if task_revisions else 0
     _name_repository(run / role / "README.md", repository, tasks)
     message = f"The {role} after all it has learned"
-    local = [STATISTICS_NAME]  # large, and of use only to who goes on with the run
-    api.upload_folder(repo_id=repository, folder_path=run / role, commit_message=message, ignore_patterns=local)
+    api.upload_folder(
+        repo_id=repository,
+        folder_path=run / role,
+        commit_message=message,
+        ignore_patterns=[STATISTICS_NAME],  # large, and of use only to who goes on with the run
+        delete_patterns=list(_of_another_push(run / role)),
+    )
+    if (run / role / RECORD).is_file():
+        _warn_of_branches(repository, api)
     if tasks:
         _push_tasks(run / role, states, tasks, repository, api)
     return f"{api.endpoint}/{repository}"
+
+
+def _of_another_push(folder: Path) -> set[str]:
+    """Files that an earlier push may have left in the repository, and that do not describe the model of a folder."""
+    return {*FILES_OF_RUN, *FILES_OF_LEARNED} - {file.name for file in folder.iterdir()}
+
+
+def _warn_of_branches(repository: str, api: HfApi) -> None:
+    """Warns of the models after each task in the repository of a model that has learned or forgotten since."""
+    branches = [ref.name for ref in api.list_repo_refs(repository).branches if re.fullmatch(r"task-\d+", ref.name)]
+    if branches:
+        warnings.warn(
+            f"{repository} still has the models after each task of its run, with all classes that they knew: if they "
+            f"should not be there, delete the branches {', '.join(sorted(branches))}",
+            stacklevel=2,
+        )
 
 
 def _push_tasks(folder: Path, states: TaskCheckpoints, tasks: int, repository: str, api: HfApi) -> None:

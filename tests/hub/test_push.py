@@ -86,10 +86,18 @@ class FakeHub:
         branches = self.repositories[repo_id]
         branches.setdefault(branch, dict(branches["main"]))
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, revision="main", ignore_patterns=()):
+    def list_repo_refs(self, repo_id):
+        return SimpleNamespace(branches=[SimpleNamespace(name=name) for name in self.repositories[repo_id]])
+
+    def upload_folder(
+        self, *, repo_id, folder_path, commit_message, revision="main", ignore_patterns=(), delete_patterns=()
+    ):
+        branch = self.repositories[repo_id][revision]
+        for name in list(filter_repo_objects(branch, allow_patterns=list(delete_patterns))) if delete_patterns else ():
+            del branch[name]
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
         files = {name: files[name] for name in filter_repo_objects(files, ignore_patterns=list(ignore_patterns))}
-        self.repositories[repo_id][revision].update(files)
+        branch.update(files)
 
 
 def download(files, folder):
@@ -118,6 +126,33 @@ def test_models_that_have_learned_since_their_run_are_pushed(run, tmp_path):
     shutil.copy(run / "learned.json", run / "teacher")
     with pytest.raises(ValueError, match="is one model, not a run .* --exclude statistics.safetensors"):
         push_run(run / "teacher", "drawings", api=hub)
+
+
+def test_a_push_leaves_no_file_of_an_earlier_one(run):
+    hub, folder = FakeHub(), run / "student"
+    shutil.rmtree(run / "teacher")
+    hub.create_repo("me/drawings-student", private=False, exist_ok=True)
+    main = hub.repositories["me/drawings-student"]["main"]
+    main.update({"results.json": b"", "accuracy.png": b"", "matrices.png": b"", "notes.txt": b"mine"})
+    hub.create_branch("me/drawings-student", branch="task-01", exist_ok=True)
+    of_run = {name: (folder / name).read_bytes() for name in ("results.json", "accuracy.png", "matrices.png")}
+    for name in of_run:
+        (folder / name).unlink()
+    for file in (run / "learned.json", folder / "learned.json"):
+        file.write_text("{}")
+    with pytest.warns(UserWarning, match="still has the models after each task .* delete the branches task-01"):
+        push_run(run, "me/drawings", api=hub)
+    assert "learned.json" in main and "notes.txt" in main and not of_run.keys() & main.keys()
+
+    results = json.loads((run / "results.json").read_text())
+    del results["teacher"]
+    (run / "results.json").write_text(json.dumps(results))
+    for name, content in of_run.items():
+        (folder / name).write_bytes(content)
+    for file in (run / "learned.json", folder / "learned.json"):
+        file.unlink()
+    push_run(run, "me/drawings", api=hub)
+    assert "learned.json" not in main and of_run.items() <= main.items()
 
 
 def test_two_repositories(run, tmp_path):
