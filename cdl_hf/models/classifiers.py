@@ -18,7 +18,7 @@ from transformers import initialization as init
 from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .drift import drift
-from .precision import in_full_precision
+from .precision import in_full_precision, to_float64
 from .readout import LAST, Readout
 from .ridge import NAMES, RIDGES, RidgeSums, held_out
 
@@ -104,7 +104,7 @@ class NearestClassMean(Classifier):
     @torch.no_grad()
     def carry(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
         change = drift(F.normalize(before.float(), dim=1), F.normalize(after.float(), dim=1), labels)
-        self.sums.copy_(self.sums.to(change) @ change)
+        self.sums.copy_(to_float64(self.sums) @ change)
 
     def forward(self, features: Tensor, num_classes: int) -> Tensor:
         return self._scores(features, self.sums[:num_classes])

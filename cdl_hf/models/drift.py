@@ -18,7 +18,8 @@ def drift(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
     Args:
         before: (n, W), features of a task's images by the network that has not learned the task.
         after: (n, W), features of the same images by the network that has.
-        labels: (n,), their class ids; every fifth image of a class is held out.
+        labels: (n,), their class ids; they choose the images that are held out, see [`held_out`]. Without any, as of
+            classes with one image each, the map is all but the identity.
     """
     before, change = to_float64(before), to_float64(after) - to_float64(before)
     left_out = held_out(labels.to(before.device))

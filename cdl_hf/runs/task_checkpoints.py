@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor
 from ..arguments.config import CDLConfig
 from ..data import TaskStream
 from ..data.views import ordered_digest, unordered_digest
-from ..models import PromptViTForImageClassification
+from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.modeling_prompt_vit import LOGIT_SCALE
 from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify
@@ -263,7 +263,7 @@ def describe(
             **{name: getattr(model.config, name) for name in _RANPAC},
             "aligned": args.classifier_alignment,
             "is_analytic": model.config.kd_branch == "analytic",
-            "is_compensated": args.drift_compensation,
+            "is_compensated": args.drift_compensation and drifts(model.config),
         },
         "images": [
             *(args.seed, args.num_train_epochs, args.crop_scale, args.horizontal_flip, image_processor.to_dict()),
@@ -271,6 +271,11 @@ def describe(
         ],
     }
     return _as_read(metadata)
+
+
+def drifts(config: PromptViTConfig) -> bool:
+    """Whether a model's features change after its first task."""
+    return config.prompt_method != "none" and config.num_trained_tasks > 1
 
 
 def describe_stream(stream: TaskStream) -> dict[str, Any]:

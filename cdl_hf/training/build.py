@@ -300,11 +300,7 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
             "drift_compensation is for what is kept of earlier classes, and linear heads keep nothing: take "
             "classifier=ncm, or classifier_alignment"
         )
-    if args.drift_compensation and config.head == "ranpac":
-        raise ValueError(
-            "drift_compensation does not help RanPAC, whose random features are too many for a map: take "
-            "classifier=ncm, or classifier_alignment with classifier=linear"
-        )
+    _check_carried(model, args)
     if args.drift_compensation and (config.prompt_method == "none" or config.num_trained_tasks == 1):
         raise ValueError(
             "drift_compensation is of no use: after the first task nothing is trained here that changes the features"
@@ -313,6 +309,18 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
         raise ValueError(
             f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "
             "classifier=ncm or ranpac, which are computed, or classifier_alignment"
+        )
+
+
+def _check_carried(model: PromptViTForImageClassification, args: CDLConfig) -> None:
+    """
+    Raises:
+        ValueError: The model's classifier cannot be carried along as features change.
+    """
+    if args.drift_compensation and model.config.head == "ranpac":
+        raise ValueError(
+            "drift_compensation does not help RanPAC, whose random features are too many for a map: take "
+            "classifier=ncm, or classifier_alignment with classifier=linear"
         )
 
 
@@ -338,13 +346,15 @@ def check_fit(
         )
     if args.schedule == "same_step" and teacher is None:
         raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")
-    check_heads(objective.model, args)
-    check_online(stream, objective.model, args)
     side = image_processor.crop_size["height"]
     models = {"teacher" if args.stages == "teacher" else "student": objective.model}
     if teacher is not None:
         models["teacher"] = teacher
+    check_heads(objective.model, args)
     for role, model in models.items():
+        if role == "student" or args.teacher_run is None:
+            check_online(stream, model, args)
+            _check_carried(model, args)
         tasks = model.config.classes_per_task
         is_joint = role == "teacher" and args.teacher_run is not None and tasks == [sum(stream.classes_per_task)]
         if model.config.repeats_classes != stream.repeats_classes and not is_joint:

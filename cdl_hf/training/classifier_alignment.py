@@ -49,7 +49,8 @@ class ClassifierAlignment:
             of_class = to_float64(features[labels == column]).transpose(0, 1)
             mean = of_class.mean(1, keepdim=True)
             _, lengths, directions = torch.linalg.svd(of_class - mean, full_matrices=False)
-            self._remember(mean[:, 0], lengths.square() / max(of_class.shape[1] - 1, 1), directions)
+            variances = lengths.square() / max(of_class.shape[1] - 1, 1)
+            self._remember(mean[:, 0], variances, directions, SHRINKAGE)
 
     def carry(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
         """Carries all classes along with features that a task has changed; see [`Classifier.carry`].
@@ -58,20 +59,23 @@ class ClassifierAlignment:
             before, after: (n, 1 or 2, D), of the task's images.
             labels: (n,), their columns.
         """
-        changes = [drift(before[:, i], after[:, i], labels).cpu() for i in range(before.shape[1])]
-        change = torch.stack(changes)  # (1 or 2, D, D)
+        change = torch.stack([drift(before[:, i], after[:, i], labels) for i in range(before.shape[1])])
         classes = list(zip(self.means, self.factors, self.rests, strict=True))
         self.means, self.factors, self.rests = [], [], []
         for mean, factor, rest in classes:
-            factor, deviation = factor.double() @ change, rest.double().sqrt()[:, None, None] * change
-            covariance = factor.mT @ factor + deviation.mT @ deviation
-            self._remember_covariance((mean.double()[:, None] @ change)[:, 0], covariance)
+            mean, factor, rest = (value.double().to(change.device) for value in (mean, factor, rest))
+            factor, deviation = factor @ change, rest.sqrt()[:, None, None] * change
+            self._remember_covariance((mean[:, None] @ change)[:, 0], factor.mT @ factor + deviation.mT @ deviation)
 
-    def _remember(self, mean: Tensor, variances: Tensor, directions: Tensor) -> None:
-        """Of a class: its mean (h, D) and its variances (h, n), the largest first, in the directions (h, n, D)."""
+    def _remember(self, mean: Tensor, variances: Tensor, directions: Tensor, shrinkage: float) -> None:
+        """Of a class: its mean (h, D) and its variances (h, n), the largest first, in the directions (h, n, D).
+
+        Args:
+            shrinkage: What is added to all variances, as a share of their mean.
+        """
         width = mean.shape[1]
         total = variances.sum(1)
-        added = SHRINKAGE * (total / width).clamp_min(1e-6)
+        added = shrinkage * (total / width).clamp_min(1e-6)
         largest = variances[:, : min(RANK, width)]
         others = (total - largest.sum(1)).clamp_min(0) / max(width - largest.shape[1], 1)
         factors = (largest - others[:, None]).clamp_min(0).sqrt()[:, :, None] * directions[:, : largest.shape[1]]
@@ -125,6 +129,6 @@ class ClassifierAlignment:
             self._remember_covariance(mean, covariance.double())
 
     def _remember_covariance(self, mean: Tensor, covariance: Tensor) -> None:
-        """Of a class: its mean (h, D) and its covariance (h, D, D)."""
+        """Of a class: its mean (h, D) and its covariance (h, D, D), which has been shrunk before."""
         variances, directions = torch.linalg.eigh(covariance)
-        self._remember(mean, variances.clamp_min(0).flip(1), directions.transpose(1, 2).flip(1))
+        self._remember(mean, variances.clamp_min(0).flip(1), directions.transpose(1, 2).flip(1), 0.0)

@@ -15,7 +15,7 @@ from ..distillation import TrainingObjective
 from ..evaluation import AccuracyMatrix, OnlineAccuracy
 from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import load_trained_state, trained_state
-from ..runs.task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe
+from ..runs.task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe, drifts
 from ..utils import DamagedFile, derive_seed, verify
 from .classifier_alignment import ClassifierAlignment
 
@@ -39,6 +39,7 @@ class Learner:
         online: Its accuracy while it learns; `None` where that is not measured, or it is not trained.
         replay: What loads an earlier run's checkpoints; `None` where it is trained.
         alignment: What aligns its heads after each task; `None` where they stay as they are trained.
+        is_compensated: Whether its classifier's earlier tasks are carried along as its features change.
         features_before: What its classifier reads of the task's images, as it was before the task; `None` where
             nothing is carried along.
 
@@ -65,7 +66,7 @@ class Learner:
             self.replay = TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.model, self.metadata)
         self.online = OnlineAccuracy() if args.eval_steps is not None and self.replay is None else None
         self.alignment = ClassifierAlignment() if args.classifier_alignment and self.fits_classifier else None
-        self.compensates = args.drift_compensation
+        self.is_compensated = args.drift_compensation and drifts(self.model.config) and self.has_classifier_to_fit
         self.features_before: Tensor | None = None
 
     @property
@@ -86,11 +87,6 @@ class Learner:
     def fits_classifier(self) -> bool:
         """Whether this run computes its classifier; otherwise an earlier run has."""
         return self.replay is None or not self.replay.reuses_predictions
-
-    @property
-    def is_compensated(self) -> bool:
-        """Whether the classifier's earlier tasks are carried along as its features change."""
-        return self.compensates and self.has_classifier_to_fit and not self.is_joint
 
     @property
     def has_classifier_to_fit(self) -> bool:

@@ -179,6 +179,11 @@ def check_online(stream: TaskStream, model: PromptViTForImageClassification, arg
             f"eval_steps tests models in the middle of a task, and classifier={config.head} is computed at its end: "
             "take classifier=linear"
         )
+    if args.classifier_alignment:
+        raise ValueError(
+            "eval_steps tests models in the middle of a task, and classifier_alignment aligns heads at its end: leave "
+            "one of them out"
+        )
     if config.prompt_method in MERGED_AT_END:
         raise ValueError(
             f"eval_steps tests models in the middle of a task, and {config.prompt_method} predicts with what it "

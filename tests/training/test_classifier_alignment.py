@@ -108,3 +108,16 @@ def test_classes_are_carried_along_with_features_that_change():
     for head in range(2):
         for one, other in zip(covariances_of(carried, head), covariances_of(expected, head), strict=True):
             assert torch.allclose(one, other, atol=1e-2 * other.diagonal().max().item())
+
+
+def test_features_that_stay_leave_classes_as_they_are():
+    torch.manual_seed(0)
+    alignment = ClassifierAlignment()
+    alignment.add(torch.randn(15, 1, 32), torch.arange(15) % 3)  # 5 images a class: most variances are the shrinkage
+    before, rests = covariances_of(alignment), torch.stack(alignment.rests)
+    new = torch.randn(40, 1, 32)
+    for _ in range(10):
+        alignment.carry(new, new, torch.arange(40) % 4)
+    assert torch.allclose(torch.stack(alignment.rests), rests, rtol=1e-3)
+    for one, other in zip(covariances_of(alignment), before, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
