@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             from ..hub.saved_models import load_saved_model  # torch takes seconds
 
             runs = measure_latencies(runs, experiments, source, lambda folder: load_saved_model(folder).model)
-        write_runs(output, runs)
         write_report(experiments, latencies(runs, experiments), output, reported_files())
+        write_runs(output, runs)  # last: what cannot be reported is not kept
         if args.space is not None:
             write_space(output, Path(args.space))
     except ValueError as error:

@@ -6,7 +6,6 @@ the run was made; [`with_present_names`] reads them.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments.sets import paths, recorded_defaults, with_present_names
 from ..escaping import portable, portable_arguments
+from ..evaluation import METRICS, metric_in
 from ..evaluation.accuracy_matrix import learning_accuracy
 from ..utils import write_text
 from .experiments import Experiment
@@ -33,11 +33,22 @@ class RunResults:
         name: Name of its folder.
         results: Content of its `results.json`.
         latency: `milliseconds` of one image and the `device`, by role.
+
+    Raises:
+        ValueError: The latencies are not such.
     """
 
     name: str
     results: dict[str, Any]
     latency: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        try:
+            of_roles = [(of["milliseconds"], of["device"]) for of in self.latency.values()]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.name}: these are not the latencies of a run ({error!r})") from error
+        if not all(_is_number(milliseconds) and isinstance(device, str) for milliseconds, device in of_roles):
+            raise ValueError(f"{self.name}: these are not the latencies of a run ({self.latency!r})")
 
     def portable(self) -> "RunResults":
         """Without passwords, and with the last part alone of the paths of this machine.
@@ -115,44 +126,96 @@ def complete_results(runs: Iterable[RunResults]) -> dict[str, dict[str, Any]]:
     defaults, complete = recorded_defaults(), {}
     for run in runs:
         args = defaults | with_present_names(run.results["args"])
-        for name in ("prompt_method", "distillation", "classifier"):  # also one of a user's own, which is registered
-            if not str(args[name]).isidentifier():
-                raise ValueError(f"{run.name}: these are not the results of a run ({name} cannot be {args[name]!r})")
-        _check_figures(run, args["stages"])
+        _check_figures(run, args)
         models = [run.results[role] for role in ROLES if role in run.results]
         if args["classifier"] != "linear" and not all("classifier_values" in of_model for of_model in models):
             raise ValueError(f"{run.name}: its results.json lacks the size of the classifier: run it again")
-        of_roles = {role: _with_learning_accuracy(run.results[role]) for role in ROLES if role in run.results}
+        of_roles = {role: run.results[role] for role in ROLES if role in run.results}
+        for role, of_model in of_roles.items():  # earlier versions do not have it, and others may have another
+            of_roles[role] = of_model | {"learning_accuracy": learning_accuracy(of_model["accuracy_matrix"])}
         complete[run.name] = run.results | of_roles | {"args": args}
     return complete
 
 
-def _check_figures(run: RunResults, stages: str) -> None:
-    """Reads what a report reads, as the file may come from anybody.
+def _check_figures(run: RunResults, args: Mapping[str, Any]) -> None:
+    """Checks what a report reads, as the file may come from anybody.
+
+    Args:
+        run: A run.
+        args: Its arguments, complete.
 
     Raises:
         ValueError: Something is missing or of another kind.
     """
     results = run.results
     try:
-        stream = results["stream"]
-        images = [stream["train"], stream[results["tested_on"]], stream["classes_per_task"]]
-        sizes: list[int | float] = [sum(numbers) for numbers in images]
-        for role in ROLES if stages == "both" else (stages,):
-            of_model = results[role]
-            sizes += [of_model[name] for name in ("average_accuracy", "parameters", "trainable_parameters")]
-            sizes += [of_model["forgetting"]["cdl"], learning_accuracy(of_model["accuracy_matrix"])]
-            sizes.append(results["seconds"].get(role, 0))
-        if not all(map(math.isfinite, sizes)) or not all(isinstance(name, str) for name in stream["class_names"]):
-            raise ValueError("a number is not finite, or the name of a class is no text")
-        results["versions"].items()
+        _check_arguments(args)
+        _check_stream(results["stream"], results["tested_on"])
+        trained = ROLES if args["stages"] == "both" else (args["stages"],)
+        for role in ROLES:
+            if role in results or role in trained:
+                _check_model(results[role], role)
+        for role in trained:
+            _require(_is_number(results["seconds"][role]), f"seconds.{role}", results["seconds"][role])
+        for name, version in results["versions"].items():
+            _require(version is None or isinstance(version, str), f"versions.{name}", version)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{run.name}: these are not the results of a run ({error!r})") from error
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{run.name}: these are not the results of a run ({reason})") from error
 
 
-def _with_learning_accuracy(of_model: dict[str, Any]) -> dict[str, Any]:
-    """Results of a model; those of earlier versions lack what their accuracy matrix gives."""
-    return {"learning_accuracy": learning_accuracy(of_model["accuracy_matrix"]), **of_model}
+def _check_arguments(args: Mapping[str, Any]) -> None:
+    _require(args["stages"] in ("both", *ROLES), "stages", args["stages"])
+    for name in ("prompt_method", "distillation", "classifier"):  # also one of a user's own, which is registered
+        _require(isinstance(args[name], str) and args[name].isidentifier(), name, args[name])
+    of_teacher = args.get("teacher_prompt_method")  # None: as of the student
+    _require(of_teacher is None or str(of_teacher).isidentifier(), "teacher_prompt_method", of_teacher)
+    for name in ROLES:
+        _require(isinstance(args[name], str), name, args[name])
+    order = args["class_order"]
+    _require(isinstance(order, str) or _are(str, order), "class_order", order)
+    for name in ("seed", "stream_seed", "num_train_epochs", "batch_size"):
+        _require(type(args[name]) is int, name, args[name])
+
+
+def _check_stream(stream: Mapping[str, Any], tested_on: str) -> None:
+    for name in ("train", tested_on, "classes_per_task"):
+        _require(_are(int, stream[name]) and all(map(_is_number, stream[name])), f"stream.{name}", stream[name])
+    num_classes, num_tasks = stream["classes_per_task"], stream["num_tasks"]
+    _require(sum(num_classes) > 0, "stream.classes_per_task", num_classes)
+    _require(type(num_tasks) is int and num_tasks == len(num_classes), "stream.num_tasks", num_tasks)
+    for name in ("class_names", *(["domains"] if "domains" in stream else [])):
+        _require(_are(str, stream[name]), f"stream.{name}", stream[name])
+    _require(isinstance(stream.get("blurry", {}), dict), "stream.blurry", stream.get("blurry"))
+
+
+def _check_model(of_model: Mapping[str, Any], role: str) -> None:
+    for name in ("average_accuracy", "parameters", "trainable_parameters"):
+        _require(_is_number(of_model[name]), f"{role}.{name}", of_model[name])
+    _require(_is_number(of_model["forgetting"]["cdl"]), f"{role}.forgetting.cdl", of_model["forgetting"]["cdl"])
+    for name in METRICS:
+        value = metric_in(of_model, name)
+        _require(value is None or _is_number(value), f"{role}.{name}", value)
+    for name in ("classifier_values", "num_tasks"):  # earlier versions do not have them
+        _require(_is_number(of_model.get(name, 0)), f"{role}.{name}", of_model.get(name))
+    rows = of_model["accuracy_matrix"]
+    is_matrix = _are(list, rows) and rows and all(row and all(map(_is_number, row)) for row in rows)
+    _require(is_matrix, f"{role}.accuracy_matrix", rows)
+
+
+def _require(is_right: object, name: str, value: object) -> None:
+    if not is_right:
+        raise ValueError(f"{name} cannot be {value!r}")
+
+
+def _are(kind: type, values: object) -> bool:
+    """Whether it is a list of values of this very type: a boolean is no number."""
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that can be added and printed: finite, and not of hundreds of digits."""
+    return type(value) in (int, float) and abs(value) < 1e15  # type: ignore[operator]
 
 
 def measure_latencies(
@@ -226,12 +289,12 @@ def _from_line(line: str, place: str) -> RunResults:
     try:
         content = json.loads(line)
         return RunResults(str(content["name"]), content["results"], content.get("latency", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place}: this is not a stored run ({error!r})") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot read this file as JSON ({error})") from error

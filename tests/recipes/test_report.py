@@ -339,6 +339,14 @@ def test_results_of_no_run_are_refused(runs, report, tmp_path, capsys, spoil, me
     assert message in capsys.readouterr().err
 
 
+def test_runs_that_could_not_be_reported_are_not_stored(report, tmp_path, capsys):
+    write_run(tmp_path / "runs", "l2p-none", 0, 40, *student("none"))
+    (tmp_path / "findings.md").write_text("![mine](missing.png)")
+    with pytest.raises(SystemExit):
+        report(tmp_path / "runs", "--output_dir", tmp_path)
+    assert "missing.png cannot be read" in capsys.readouterr().err and not (tmp_path / "runs.jsonl").exists()
+
+
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match="my picture.png cannot be read: No such file"):
         as_page("![mine](my%20picture.png)", tmp_path)
