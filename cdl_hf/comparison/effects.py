@@ -22,20 +22,22 @@ def effects_by_prompts(
     found: dict[str, Effects] = {}
     for prompts, members in grouped(experiments, lambda e: e.prompts).items():
         students = [e for e in members if e.role == "student"]
-        references = [(e, _alone(e, students)) for e in students]
+        references = [(e, student_alone(e, students)) for e in students]
         found[prompts] = compare({e.learner: (scores(e), scores(r)) for e, r in references if r and r is not e})
     return found
 
 
-def _alone(e: Experiment, students: Iterable[Experiment]) -> Experiment | None:
-    """The student alone that another is compared with: from the same place if there is one, with the most arguments
-    in common."""
+def student_alone(e: Experiment, students: Iterable[Experiment]) -> Experiment | None:
+    """The student alone that another is compared with, the one with the most arguments in common.
 
-    def distance(alone: Experiment) -> tuple[bool, int]:
-        differing = sum(alone.args.get(name) != value for name, value in e.args.items())
-        return alone.origin != e.origin, differing
+    It is from the same place, as that of another place may have been trained otherwise: `None` if there is none.
+    """
 
-    return min((each for each in students if each.distillation == "none"), key=distance, default=None)
+    def distance(alone: Experiment) -> int:
+        return sum(alone.args.get(name) != value for name, value in e.args.items())
+
+    own = (each for each in students if each.distillation == "none" and each.origin == e.origin)
+    return min(own, key=distance, default=None)
 
 
 def effects_over_prompts(experiments: Iterable[Experiment]) -> Effects:
@@ -44,7 +46,7 @@ def effects_over_prompts(experiments: Iterable[Experiment]) -> Effects:
     pairs = {}
     for learner, members in grouped(experiments, lambda e: e.learner).items():
         is_taught = members[0].distillation not in (None, "none")
-        alone = [ref for e in members if (ref := _alone(e, [x for x in experiments if x.prompts == e.prompts]))]
+        alone = [ref for e in members if (ref := student_alone(e, [x for x in experiments if x.prompts == e.prompts]))]
         if is_taught and len(alone) == len(members):
             pairs[learner] = mean_accuracy(members), mean_accuracy(alone)
     return compare(pairs)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..escaping import portable
-from .effects import grouped, listed
+from .effects import grouped, listed, student_alone
 from .experiments import Benchmark, Experiment
 from .results import RunResults, folder_of_runs, read_runs
 
@@ -90,8 +90,18 @@ def where_from(experiments: Sequence[Experiment], every: Iterable[Experiment]) -
         text = f"From elsewhere: {count} run{'s' if count > 1 else ''} of {origin}, marked by that name"
         if reasons:
             text += f"; not compared with the runs here where they have {listed(reasons)}"
+        if any(_lacks_student_alone(e, members) for e in members):
+            text += ". Where it has no student alone of its own, no difference to one is shown"
         sentences.append(f"{text}.")
     return sentences
+
+
+def _lacks_student_alone(e: Experiment, members: Iterable[Experiment]) -> bool:
+    def column(each: Experiment) -> tuple[object, ...]:
+        return each.prompts, each.classifier, each.stream["num_tasks"]
+
+    is_taught = e.distillation not in (None, "none")
+    return is_taught and student_alone(e, [each for each in members if column(each) == column(e)]) is None
 
 
 def differences(one: Benchmark, other: Benchmark) -> list[str]:

@@ -443,8 +443,9 @@ def test_runs_of_others_are_in_the_same_tables_with_where_they_come_from(runs, e
     shutil.copy("bob/l2p-kd-seed0/results.json", "bob/sent.json")
     report("runs", "--others", "anna/runs", "bob/l2p-none-seed0", "bob/sent.json", "--output_dir", "report")
     text = Path("report/report.md").read_text()
-    # to the student alone of the runs: 10, 11, 11
-    assert "| student, DIST (from anna/runs) | 42.00 ± 2.00 | +10.67 [+9.23, +12.10], p = 0.002 |" in text
+    # no difference to the student alone of the runs, which may have been trained otherwise
+    assert "| student, DIST (from anna/runs) | 42.00 ± 2.00 |  |" in text
+    assert text.count("Where it has no student alone of its own, no difference to one is shown.") == 1
     assert "| student alone (from bob) | 36.00 |  |" in text
     assert "| student, KD (from bob) | 37.00 | +1.00 |" in text  # to his own student alone
     for sentence in ("3 runs of anna/runs, marked by that name.", "2 runs of bob, marked by that name."):
