@@ -28,7 +28,7 @@ from ..comparison.results import (
     read_runs,
     write_runs,
 )
-from ..comparison.space import check_new, write_space
+from ..comparison.space import make_new, write_space
 from ..presets import reported_files
 
 
@@ -53,8 +53,10 @@ def main(argv: list[str] | None = None) -> None:
 
     source, output = Path(args.runs), Path(args.output_dir)
     try:
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file: name a folder with --output_dir")
         if args.space is not None:
-            check_new(Path(args.space))
+            make_new(Path(args.space))
         runs = [run.portable() for run in (*read_runs(source), *read_elsewhere(map(Path, args.others)))]
         if (output / RUNS).is_file():
             runs = merge_runs(read_runs(output / RUNS), runs)
@@ -70,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
             write_space(output, Path(args.space))
     except ValueError as error:
         cli_error(str(error))
+    except OSError as error:
+        cli_error(f"cannot read or write {error.filename or output}: {error.strerror or error}")
     print(f"{output / 'report.md'}, report.html and results.csv report {len(experiments)} experiments")
     if args.space is not None:
         print(f"{args.space} is ready: upload it with `hf upload <name> {args.space} --repo-type space`")

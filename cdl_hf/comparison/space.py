@@ -7,13 +7,16 @@ import yaml
 from ..utils import write_text
 
 
-def check_new(folder: Path) -> None:
-    """
+def make_new(folder: Path) -> None:
+    """Makes a folder, before the work whose result it gets; an empty one may be there from an earlier try.
+
     Raises:
-        ValueError: The folder exists.
+        ValueError: The folder has files, or is a file.
+        OSError: It cannot be made.
     """
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise ValueError(f"{folder} exists; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_space(report: Path, folder: Path) -> None:
@@ -21,7 +24,7 @@ def write_space(report: Path, folder: Path) -> None:
 
     Args:
         report: Folder of a finished report.
-        folder: A new folder.
+        folder: A new folder: see [`make_new`].
     """
     title = (report / "report.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
     about = {

@@ -532,6 +532,22 @@ def test_two_folders_of_one_name_are_refused(elsewhere, report, capsys):
     assert "two runs from elsewhere are called 'a/runs/l2p-kd-seed0'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output_dir", "file"), "file is a file: name a folder with --output_dir"),
+        (("--output_dir", "report", "--space", "file/space"), "cannot read or write file/space: Not a directory"),
+        (("--output_dir", "file/report"), "cannot read or write file/report"),
+    ],
+)
+def test_folders_that_cannot_be_made_are_named(elsewhere, report, capsys, arguments, message):
+    write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd"))
+    Path("file").touch()
+    with pytest.raises(SystemExit):
+        report("runs", *arguments)
+    assert message in capsys.readouterr().err and not Path("report").exists()
+
+
 def test_a_static_space_has_the_page_and_says_what_it_is(elsewhere, report, capsys):
     write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd", "--dataset", "a_b: #c"))
     report("runs", "--output_dir", "report", "--space", "space")
