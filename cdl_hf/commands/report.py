@@ -58,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.space is not None:
             make_new(Path(args.space))
         runs = [run.portable() for run in (*read_runs(source), *read_elsewhere(map(Path, args.others)))]
-        if (output / RUNS).is_file():
-            runs = merge_runs(read_runs(output / RUNS), runs)
+        runs = merge_runs(read_runs(output / RUNS) if (output / RUNS).is_file() else [], runs)
         experiments = group_runs(complete_results(runs))
         check_streams(experiments)
         if args.measure_latency:

@@ -109,9 +109,18 @@ def write_runs(folder: Path, runs: Iterable[RunResults]) -> None:
 
 
 def merge_runs(earlier: Iterable[RunResults], later: Iterable[RunResults]) -> list[RunResults]:
-    """The runs of both by name: the later results, with latencies of both."""
+    """The runs of both by name: the later results, with latencies of both.
+
+    Raises:
+        ValueError: A run from elsewhere has two results, which may be those of two people whose folders share a name.
+    """
     merged = {run.name: run for run in earlier}
     for run in later:
+        if "/" in run.name and run.name in merged and merged[run.name].results != run.results:
+            raise ValueError(
+                f"{run.name} is in the report already, with other results: give the folder of the later ones another "
+                "name, or make a new report"
+            )
         latency = merged[run.name].latency if run.name in merged else {}
         merged[run.name] = replace(run, latency=latency | run.latency)
     return list(merged.values())

@@ -548,6 +548,21 @@ def test_folders_that_cannot_be_made_are_named(elsewhere, report, capsys, argume
     assert message in capsys.readouterr().err and not Path("report").exists()
 
 
+def test_runs_of_two_people_whose_folders_share_a_name_are_not_mixed(elsewhere, report, capsys):
+    write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd"))
+    for name, accuracy in (("anna", 41), ("bob", 42)):
+        write_run(elsewhere / name / "report", "l2p-kd", 0, accuracy, *student("kd"))
+    report("runs", "--others", elsewhere / "anna" / "report", "--output_dir", "report")
+    before = written(Path("report"))
+    for source, output in (("runs", "report"), ("report", "new")):
+        with pytest.raises(SystemExit):
+            report(source, "--others", elsewhere / "bob" / "report", "--output_dir", output)
+        assert "report/l2p-kd-seed0 is in the report already, with other results" in capsys.readouterr().err
+    assert written(Path("report")) == before and not Path("new").exists()
+    report("runs", "--others", elsewhere / "anna" / "report", "--output_dir", "report")  # the same ones again
+    assert written(Path("report")) == before
+
+
 def test_a_static_space_has_the_page_and_says_what_it_is(elsewhere, report, capsys):
     write_run(elsewhere / "runs", "l2p-kd", 0, 40, *student("kd", "--dataset", "a_b: #c"))
     report("runs", "--output_dir", "report", "--space", "space")
