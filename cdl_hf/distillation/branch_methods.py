@@ -47,7 +47,7 @@ class CDLPrompt(DeiT):
     ):
         super().__init__(student, teacher, **settings)
         if not self.shares_query:
-            raise ValueError("CDL-Prompt needs a teacher whose prompts take the query of its student")
+            raise ValueError("CDL-Prompt needs a teacher whose prompts take the query of its student's query network")
         copy, pool = self._copied_pool, teacher.prompt_pool
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
         if student.config.num_tasks != teacher.config.num_tasks:
