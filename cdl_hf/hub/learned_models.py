@@ -1,5 +1,6 @@
 """Models that learn or forget classes after their run: how they are loaded, recorded and saved."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ class LearnedModels:
         if is_pair:
             saved = load_run(source, statistics=True)
         else:
-            role = "teacher" if Path(source).name == "teacher" else "student"
+            role = (record or {}).get("role") or ("teacher" if Path(source).name.endswith("teacher") else "student")
             saved = {role: load_saved_model(source, statistics=True)}
         processor = next(iter(saved.values())).image_processor
         dataset = str((record or {}).get("dataset") or portable(trained_on(source)))
@@ -99,15 +100,22 @@ class LearnedModels:
             save_model(accelerator, model, self.image_processor, folders[role], statistics=True)
         if accelerator.is_main_process:
             record = {
-                "model": Path(self.source).name,
+                "model": self._name(),
                 "dataset": self.dataset,
                 "arguments": self._recorded_arguments() if arguments is None else dict(arguments),
                 "learned": [*(self.record or {}).get("learned", []), dict(event)],
             }
             for role, folder in folders.items():
-                write_json(folder / RECORD, record)
+                write_json(folder / RECORD, {**record, "role": role})
                 self._write_card(folder, role, record)
-            write_json(place / RECORD, record)
+            if self.is_pair:
+                write_json(place / RECORD, record)
+
+    def _name(self) -> str:
+        """Name of the run or model that has learned or forgotten, also if it does so again."""
+        source = Path(self.source).resolve()
+        name = source.parent.name if source.name in ROLES else source.name
+        return (self.record or {}).get("model") or name
 
     def _recorded_arguments(self) -> dict[str, Any]:
         if self.record is None:
@@ -153,12 +161,29 @@ def _read_record(source: Path) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # reads JSON, too
+        found = (json.loads if file.name == RECORD else yaml.safe_load)(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     record = found if file.name == RECORD else {"arguments": found}
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise ValueError(f"{file} is damaged: it holds no arguments")
-    if not isinstance(record.get("learned", []), list):
-        raise ValueError(f"{file} is damaged: what it says was learned is no list")
+    texts = [record.get(name, "") for name in ("model", "dataset")]
+    if not all(isinstance(text, str) for text in texts) or record.get("role") not in (None, *ROLES):
+        raise ValueError(f"{file} is damaged: model, data set or role is not what `cdl-hf` writes")
+    events = record.get("learned", [])
+    if not isinstance(events, list) or not all(map(_is_event, events)):
+        raise ValueError(f"{file} is damaged: what was learned or forgotten is not what `cdl-hf` writes")
     return record
+
+
+def _is_event(event: Any) -> bool:
+    """Whether an entry of a record has the types that a card needs; the record may come from someone else."""
+    if not isinstance(event, dict) or not isinstance(event.get("correct", {}), dict):
+        return False
+    names = [event.get(kind, []) for kind in ("new_classes", "known_classes", "forgotten_classes")]
+    counts = event.get("correct", {}).values()
+    return (
+        all(isinstance(some, list) and all(isinstance(name, str) for name in some) for some in names)
+        and isinstance(event.get("images", 0), int)
+        and all(isinstance(pair, list) and [type(count) for count in pair] == [int, int] for pair in counts)
+    )

@@ -44,6 +44,7 @@ def write_learned_card(folder: Path, content: LearnedCardContent) -> None:
     """Writes `README.md` into the folder of a saved model."""
     record = content.record
     base = " ".join(portable(record["model"]).split())
+    name = base if base.endswith(f"-{content.role}") else f"{base}-{content.role}"
     card = ModelCard.from_template(
         ModelCardData(
             license=license_id(content.weights_license),
@@ -54,7 +55,7 @@ def write_learned_card(folder: Path, content: LearnedCardContent) -> None:
         ),
         template_path=str(TEMPLATE),
         content=content,
-        model_name=markdown_name(f"{base}-{content.role}"),
+        model_name=markdown_name(name),
         base=base.replace("`", ""),
         backbone=markdown_name(portable(content.backbone)),
         dataset=markdown_name(record["dataset"]),
