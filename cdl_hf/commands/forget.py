@@ -5,9 +5,10 @@
 
 MODEL is a run (its teacher and student both forget), a saved model, or the name of one on the Hub. Class means (ncm)
 are afterwards as if they had never seen images of these classes. So is RanPAC, up to rounding, if it gets all training
-images of these classes once more: --dataset and its options are those of the command that learned them, and images of
-other classes are not read. A trained head (linear) only loses the rows of these classes. A student of closed-form
-distillation cannot forget.
+images of these classes once more, in the same precision: --dataset and its options are those of the command that
+learned them, and images of other classes are not read. After a run with a validation split or --max_samples_per_class,
+which learned from a part of the images, RanPAC cannot forget by this command. A trained head (linear) only loses the
+rows of these classes. A student of closed-form distillation cannot forget.
 
 Exit code: 0 all is done; 2 a mistake in the arguments, or the model cannot forget these classes; 1 all else.
 """

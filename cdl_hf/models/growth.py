@@ -203,8 +203,8 @@ def _check_taken_back(before: Classifier, after: Classifier, removed: list[int])
     left, whole = (sums.sums[:, removed].norm(dim=0) for sums in (after.sums, before.sums))
     if (left > _ROUNDING * whole).any():
         raise ValueError(
-            "these are not the images of the classes to remove that RanPAC was fitted on: give all of those images, "
-            "and no others"
+            "these are not the images of the classes to remove that RanPAC was fitted on, or not in the same "
+            "precision: give all of those images and no others, in the precision of the fit"
         )
 
 

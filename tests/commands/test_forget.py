@@ -47,6 +47,16 @@ def test_class_means_forget_without_images(begin, tmp_path, capsys):
     assert "| forgot class\\_1, class\\_4 | " in (tmp_path / "new" / "student" / "README.md").read_text()
 
 
+def test_the_card_of_a_model_that_forgets_twice_says_what_it_is(begin, tmp_path, monkeypatch):
+    run = begin("--classifier", "ncm")
+    run_recipe("forget", run / "teacher", "--classes", "class_1", "--output_dir", tmp_path / "first")
+    monkeypatch.chdir(tmp_path / "first")
+    run_recipe("forget", ".", "--classes", "class_2", "--output_dir", tmp_path / "second")
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert f"# {run.name}-teacher\n\nThe teacher of a run" in card and f"from `{run.name}`" in card
+    assert "| forgot class\\_1 | " in card and "| forgot class\\_2 | " in card
+
+
 def test_models_that_cannot_be_saved_leave_nothing(ranpac_run, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -76,7 +86,10 @@ def test_what_cannot_forget_is_refused(ranpac_run, drawings, tmp_path, capsys):
 
     by_class = (ranpac_run, "--classes", "class_5")
     assert "RanPAC has mixed the images of all classes" in refused(*by_class)
-    assert "not the images of the classes" in refused(*by_class, "--dataset", drawings, "--train_split", "test")
+    assert (
+        "not the images of the classes to remove that RanPAC was fitted on, or not in the same precision"
+        in refused(*by_class, "--dataset", drawings, "--train_split", "test")
+    )
     assert "does not know the class 'cat'" in refused(ranpac_run, "--classes", "cat")
     assert "test_fraction needs dataset" in refused(*by_class, "--test_fraction", "0.5")
     assert "has no training images of the classes to forget" in refused(
