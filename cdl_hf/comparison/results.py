@@ -224,7 +224,7 @@ def _are(kind: type, values: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Whether it is a number that can be added and printed: finite, and not of hundreds of digits."""
-    return type(value) in (int, float) and abs(value) < 1e15  # type: ignore[operator]
+    return type(value) in (int, float) and abs(value) < 1e15  # type: ignore[arg-type]
 
 
 def measure_latencies(
