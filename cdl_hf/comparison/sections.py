@@ -362,8 +362,8 @@ def baseline_label(e: Experiment) -> str:
     else:
         trained = {"linear": "head trained task by task", "aligned": "head trained task by task and aligned"}
         how = trained.get(e.classifier, e.classifier_title)
-    origin = [f"from {e.origin}"] if e.origin else []
-    return ", ".join([e.prompts, how, *origin] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
+    notes = [note for note in (e.note, f"from {e.origin}" if e.origin else "") if note]
+    return ", ".join([e.prompts, how, *notes] if e.distillation in (None, "none") else [e.prompts, how, e.learner])
 
 
 def place_in(names: Iterable[str], name: str) -> tuple[int, str]:

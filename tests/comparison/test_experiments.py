@@ -3,6 +3,7 @@
 import pytest
 
 from cdl_hf.comparison.experiments import Unit, group_runs
+from cdl_hf.comparison.sections import baseline_label
 from cdl_hf.evaluation.pareto import pareto_front
 
 
@@ -94,6 +95,9 @@ def test_experiments_that_differ_in_nothing_but_their_name_are_told_apart_by_it(
         "student, KDP (kd alpha 0.7)",
         "student, KDP (kd alpha 0.5, from anna)",
     ]
+    frozen = {name: {**each, "args": each["args"] | {"prompt_method": "none"}} for name, each in runs.items()}
+    alone = {name: {**each, "args": each["args"] | {"distillation": "none"}} for name, each in frozen.items()}
+    assert len({baseline_label(e) for e in group_runs(alone)}) == 4
 
 
 def test_experiments_of_one_label_are_refused():
