@@ -12,8 +12,8 @@ def drift(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
     """The linear map (W, W) in float64 that turns features before a task into features after it: after = before @ map.
 
     A ridge regression towards the identity, so that a direction in which the task's images do not vary stays as it is.
-    The ridge predicts the change of held-out images best. Linear drift compensation in the manner of SLDC
-    (arXiv 2511.09926), which has a fixed ridge.
+    The ridge is the one that predicts the change of held-out images best. Linear drift compensation in the manner of
+    SLDC (arXiv 2511.09926).
 
     Args:
         before: (n, W), features of a task's images by the network that has not learned the task.
@@ -23,8 +23,6 @@ def drift(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
     """
     before, change = to_float64(before), to_float64(after) - to_float64(before)
     left_out = held_out(labels.to(before.device))
-
-    everything = torch.ones_like(left_out)
 
     def regression(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         vectors, lengths, directions = torch.linalg.svd(before[rows], full_matrices=False)
@@ -37,5 +35,5 @@ def drift(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
         for ridge in RIDGES
     ]
     ridge = RIDGES[int(torch.stack(errors).argmin())] if left_out.any() else RIDGES[-1]
-    directions, lengths, rotated = regression(everything)
+    directions, lengths, rotated = regression(torch.ones_like(left_out))
     return torch.eye(before.shape[1]).to(before) + directions * (lengths / (lengths.square() + ridge)) @ rotated
