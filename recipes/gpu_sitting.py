@@ -41,11 +41,14 @@ TOGETHER = {"machine": 60, "figures": 150, "precision": 120, "runs": 120, "waits
 TOGETHER |= {"distributed": 150, "out_of_memory": 120, "gpu_tests": 150}
 IN_TURN = {"steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
 NETWORKS = {
-    "teacher": {"img_size": 32, "patch_size": 4, "embed_dim": 256, "depth": 12, "num_heads": 4},
-    "student": {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 12, "num_heads": 2},
+    "teacher": {"img_size": 32, "patch_size": 1, "embed_dim": 256, "depth": 12, "num_heads": 4},
+    "student": {"img_size": 32, "patch_size": 1, "embed_dim": 128, "depth": 12, "num_heads": 2},
 }
-RECIPE = "--images photographs --model vit_tiny_patch16_224 --batch_size 1024 --learning_rate 2e-3 --mixing 0.8 "
-RECIPE += "--drop_path 0.1 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 10"
+# The stem, a convolution and pooling, halves the sides twice: a token for each 4 x 4 pixels.
+RECIPE = "--images photographs --model vit_tiny_r_s16_p8_224 --mean 0.5 --std 0.25 --batch_size 512 "
+RECIPE += (
+    "--learning_rate 2e-3 --mixing 0.7 --drop_path 0.05 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 25"
+)
 SAVING = 40  # seconds that pretrain.py needs to start and, after its last step, to save
 
 
