@@ -33,6 +33,8 @@ def test_no_check_ends_the_others(recipe, tmp_path):
     bad = python("raise ValueError('no such kernel')")
     sitting.run({"good": (good, 10), "bad": (bad, 10), "dead": (python("os.abort()"), 10)})
     child = tmp_path / "child"
+    begun = output / "figures" / "late.json"
+    begun.write_text('{"a": 1}')
     hang = python(f"(os.fork() or open({str(child)!r}, 'w').write(str(os.getpid()))) and None; time.sleep(60)")
     sitting.run({"late": (hang, 1)})
     assert time.monotonic() - began < 10
@@ -51,8 +53,18 @@ def test_no_check_ends_the_others(recipe, tmp_path):
         "last": "left out",
     }
     assert found["checks"]["bad"]["reason"] == "ValueError: no such kernel"
+    assert found["checks"]["late"]["figures"] == {"a": 1}, "figures of a check that was ended are lost"
     text = (output / "sitting.txt").read_text()
     assert "    a; b: 0.1235\n" in text and "bad: failed" in text and "last: left out, 0.0 s no time" in text
+
+
+def test_checks_share_the_cores(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "num_cores", lambda: 6)
+    sitting = recipe.Sitting(tmp_path / "sitting", time.monotonic() + 30, {})
+    figures = tmp_path / "sitting" / "figures"
+    code = "open('{}', 'w').write('{{\"threads\": ' + os.environ['OMP_NUM_THREADS'] + '}}')"
+    sitting.run({name: (python(code.format(figures / f"{name}.json")), 10) for name in ("one", "two")})
+    assert [outcome.figures for outcome in sitting.outcomes.values()] == [{"threads": 3}] * 2
 
 
 @pytest.mark.parametrize(
