@@ -7,7 +7,7 @@ from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor
 
 from .low_rank import LowRankUpdate
-from .prefix_attention import NO_UPDATES, Prefix, Rotation, attend, linear, mlp, project
+from .prefix_attention import NO_UPDATES, Prefix, Rotation, attend, linear, mlp, project, take_rows
 
 
 def run_eva_block(
@@ -27,7 +27,7 @@ def run_eva_block(
     attended = linear(attn.proj, attn.norm(attended), updates.get("proj"))
     if block.gamma_1 is not None:
         attended = block.gamma_1 * attended
-    x = (x if rows is None else x[:, rows]) + block.drop_path1(attended)
+    x = take_rows(x, rows) + block.drop_path1(attended)
     out = mlp(block.mlp, block.norm2(x), updates)
     return x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
 
@@ -42,7 +42,7 @@ def _project(
     attn: Any, x: Tensor, rows: list[int] | None, update: LowRankUpdate | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     if attn.qkv is None:
-        return attn.q_proj(x if rows is None else x[:, rows]), attn.k_proj(x), attn.v_proj(x)
+        return attn.q_proj(take_rows(x, rows)), attn.k_proj(x), attn.v_proj(x)
     query, key, value = project(attn.qkv, x, attn.num_heads * attn.head_dim, rows, update)
     if type(attn) is EvaAttention and attn.q_bias is not None:  # keys have none
         return query + attn.q_bias, key, value + attn.v_bias

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .eva_block import PrefixEvaBlock
 from .kd_branches import KDBranch
 from .outputs import Encoded
-from .prefix_attention import PrefixBlock, Rotation, is_on_cpu
+from .prefix_attention import PrefixBlock, Rotation, is_on_cpu, take_rows
 from .prompt_pools import PromptPool
 from .readout import Readout
 
@@ -284,17 +284,18 @@ class BlockNetwork(Network):
             if i == pool.query_block:
                 query = self.pooled(x[:, own].detach())
             if i >= self.depth - readout.layers:
-                features.append(self._read_block(x, slice(None) if rows else read, own, readout.patch_means))
+                features.append(self._read_block(x, None if rows else read, own, readout.patch_means))
         total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None
         joined = features[0] if len(features) == 1 else torch.cat(features, dim=2)
         return Encoded(joined.flatten(2), total, hidden_states if output_hidden_states else None)
 
-    def _read_block(self, x: Tensor, read: list[int] | slice, own: slice, patch_means: bool) -> Tensor:
+    def _read_block(self, x: Tensor, read: list[int] | None, own: slice, patch_means: bool) -> Tensor:
         """What is read of one block.
 
         Args:
             x: Its tokens (B, n, D).
-            read: Positions of the class token and of the token that the KD head reads.
+            read: Positions of the class token and of the token that the KD head reads; `None` where the block has
+                returned these alone.
             own: Positions of the tokens of the network.
             patch_means: Whether to read the mean of the patch tokens too.
 
@@ -302,9 +303,9 @@ class BlockNetwork(Network):
             (B, h, 1 or 2, D)
         """
         if self.reads_class_token and not patch_means:
-            return self.norm(x[:, read])[:, :, None]
+            return self.norm(take_rows(x, read))[:, :, None]
         tokens = self.norm(x)
-        of_heads = tokens[:, read]
+        of_heads = take_rows(tokens, read)
         if not self.reads_class_token:
             positions = cast(list[int], read)
             pooled = self.pooled(x[:, own])

@@ -64,6 +64,14 @@ class Rotation:
         return torch.cat([x[:, :, : self.first], patches.to(x.dtype), x[:, :, stop:]], dim=2)
 
 
+def take_rows(x: Tensor, rows: list[int] | None) -> Tensor:
+    """The tokens at some positions, or all: (B, n, D) -> (B, len(rows) or n, D).
+
+    Not `x[:, rows]`, which copies the positions to the device in every call, and the host waits for that copy.
+    """
+    return x if rows is None else torch.stack([x[:, row] for row in rows], dim=1)
+
+
 def is_on_cpu(tensor: Tensor) -> bool:
     """Whether a tensor is on a CPU; tests replace this function to run the code for other devices on a CPU."""
     return tensor.device.type == "cpu"
@@ -98,7 +106,7 @@ def run_block(
     query, key, value = project(attn.qkv, normed, attn.attn_dim, rows, updates.get("qkv"))
     attended = attend(attn, (query, key, value), prefix, suffix, cls_index, rows, rotation)
     attended = linear(attn.proj, attn.norm(attended), updates.get("proj"))
-    x = (x if rows is None else x[:, rows]) + block.drop_path1(block.ls1(attended))
+    x = take_rows(x, rows) + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(mlp(block.mlp, block.norm2(x), updates)))
 
 
@@ -139,12 +147,12 @@ def project(
     if rows is None:
         query, key, value = linear(qkv, x, update).split(split, dim=-1)
     elif update is not None:
-        query = update(qkv, x[:, rows], slice(split))
+        query = update(qkv, take_rows(x, rows), slice(split))
         key, value = update(qkv, x, slice(split, None)).chunk(2, dim=-1)
     else:
         weight, bias = qkv.weight, qkv.bias
         query_bias, key_value_bias = (None, None) if bias is None else (bias[:split], bias[split:])
-        query = F.linear(x[:, rows], weight[:split], query_bias)
+        query = F.linear(take_rows(x, rows), weight[:split], query_bias)
         key, value = F.linear(x, weight[split:], key_value_bias).chunk(2, dim=-1)
     return query, key, value
 
