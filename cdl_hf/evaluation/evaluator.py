@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -50,7 +51,7 @@ class Evaluator:
         self._kept = 0  # bytes
 
     def __call__(
-        self, models: Mapping[str, Predictor], tasks: Iterable[TaskImages]
+        self, models: Mapping[str, Predictor], tasks: Iterable[TaskImages], described: str | None = None
     ) -> dict[str, list[tuple[int, int]]]:
         """Number of correct predictions and of images for each model and task.
 
@@ -58,6 +59,7 @@ class Evaluator:
             models: Name -> model; models that share the query network of the first use its queries. The query networks
                 are the same in every call.
             tasks: Test images of the tasks seen, starting with those of the previous call.
+            described: What the images are in an error. Default: "test images of task N".
 
         Raises:
             FloatingPointError: A model's logits are not numbers.
@@ -68,16 +70,21 @@ class Evaluator:
             model.eval()
         shares = {name: first.shares_query_with(model) for name, model in models.items()}
         with torch.inference_mode():
-            return self._count(models, shares, tasks)
+            return self._count(models, shares, tasks, described)
 
     def _count(
-        self, models: Mapping[str, Predictor], shares: dict[str, bool], tasks: Iterable[TaskImages]
+        self,
+        models: Mapping[str, Predictor],
+        shares: dict[str, bool],
+        tasks: Iterable[TaskImages],
+        described: str | None,
     ) -> dict[str, list[tuple[int, int]]]:
         names, first = list(models), next(iter(models.values()))
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
         for task, images in enumerate(tasks):
             loader = DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers)
-            loader = self.accelerator.prepare_data_loader(loader)
+            # not by the accelerator's method, which holds every loader until the end of a stage
+            loader = prepare_data_loader(loader, self.accelerator.device, split_batches=True, put_on_device=True)
             right, total = torch.zeros(len(names), dtype=torch.long), 0
             for i, batch in enumerate(Batches(loader, images)):
                 with self.accelerator.autocast():
@@ -88,7 +95,8 @@ class Evaluator:
                 correct = self.accelerator.gather_for_metrics(correct).cpu()
                 if (correct < 0).any():
                     name = names[int((correct < 0).any(0).nonzero()[0])]
-                    raise FloatingPointError(f"the {name}'s logits of test images of task {task + 1} are not numbers")
+                    where = described or f"test images of task {task + 1}"
+                    raise FloatingPointError(f"the {name}'s logits of {where} are not numbers")
                 right += correct.sum(0)
                 total += len(correct)
                 self.after_batch()

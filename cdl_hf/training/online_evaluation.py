@@ -1,5 +1,6 @@
 """Online evaluation: models tested while they learn, on the classes that they have been shown so far."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 from ..arguments.config import CDLConfig
@@ -33,13 +34,11 @@ class Point:
     Args:
         images: Training images shown by then, over all tasks.
         seen: (C,) whether each class is among them.
-        num_blocks: Number of the first blocks of [`OnlinePoints`] that make up the test images.
         is_end: Whether it is the end of a task, where models are tested once all of it is done.
     """
 
     images: int
     seen: np.ndarray
-    num_blocks: int
     is_end: bool
 
 
@@ -51,13 +50,13 @@ class OnlinePoints:
 
     Attributes:
         of_tasks: For each task, its points by the number of its optimizer steps done.
-        blocks: Class ids first shown before each point, where there are any.
+        class_order: (K,) class ids in the order in which the points see them; classes never seen are left out.
     """
 
     def __init__(self, stream: TaskStream, args: CDLConfig):
         assert args.eval_steps is not None
         self.of_tasks: list[dict[int, Point]] = []
-        self.blocks: list[np.ndarray] = []
+        class_order: list[int] = []
         before, seen = 0, np.zeros(len(stream.class_names), bool)
         for task in stream:
             sampler = EpochSampler(len(task.train), min(args.batch_size, len(task.train)), order_seed(args, task))
@@ -67,11 +66,11 @@ class OnlinePoints:
                 images, known = min(step * args.batch_size, len(shown)), seen
                 seen = known.copy()
                 seen[shown[:images]] = True
-                if (seen & ~known).any():
-                    self.blocks.append(np.flatnonzero(seen & ~known))
-                points[step] = Point(before + images, seen, len(self.blocks), step == sampler.steps)
+                class_order += np.flatnonzero(seen & ~known).tolist()
+                points[step] = Point(before + images, seen, step == sampler.steps)
             self.of_tasks.append(points)
             before += len(shown)
+        self.class_order = np.array(class_order)
 
     def num_tested(self, test_labels: np.ndarray) -> int:
         """Number of images tested at all points together.
@@ -115,29 +114,45 @@ class OnlineEvaluation(ContinualCallback):
     def _evaluate(self, trainer: Run, task: Task, roles: tuple[str, ...], point: Point) -> None:
         began, size = time.perf_counter(), trainer.args.eval_batch_size
         where = f"the online evaluation in task {task.index + 1}"
+        described = f"test images, in {where} after {point.images:,} training images of the stream,"
+        images, total = self._images_of(point)
         for role in roles:
             learner = trainer.learners[role]
             if learner.online is None:
                 continue
             was_training, model = learner.objective.training, _AmongSeen(learner.model, point.seen)
             with explain_oom(f"{where} does not fit into memory; take a smaller --eval_batch_size than {size}"):
-                counts = self._evaluators[role]({role: model}, self._blocks[: point.num_blocks])[role]
+                ((correct, _),) = self._evaluators[role]({role: model}, [images], described)[role]
             learner.objective.train(was_training)
-            learner.online.add(point.images, *(sum(numbers) for numbers in zip(*counts, strict=True)))
+            learner.online.add(point.images, correct, total)
             accuracy = learner.online.curve[-1][1]
             values = {"task": task.index, "stage": role, "images": point.images, "accuracy": accuracy}
             trainer.folder.log(event="online_evaluation", **values)
             trainer.accelerator.log({f"{role}/online_accuracy": accuracy}, step=trainer.progress.steps)
         trainer.seconds["evaluation"] += time.perf_counter() - began
 
+    def _images_of(self, point: Point) -> tuple[TaskImages, int]:
+        """The test images of the classes seen, filled up to whole batches, and their number without the filling.
+
+        Every point has the batches of the points before it, whose queries are cached, and further ones. What fills the
+        last one up is of classes that are not seen yet: no prediction is one of them, so none of it counts as correct.
+        """
+        labels, view = self._in_order
+        total = int(point.seen[labels].sum())
+        size = self._evaluators[STUDENT].batch_size
+        rows = np.arange(min(math.ceil(total / size) * size, len(labels)))
+        return TaskImages(select_rows(view, rows), self._label_to_class_id, self._test_images[0].transform), total
+
     @cached_property
-    def _blocks(self) -> list[TaskImages]:
-        """The test images of the classes of each block, of whatever task they are."""
+    def _in_order(self) -> tuple[np.ndarray, Dataset]:
+        """Class ids and view of the test images of all tasks, in the order in which their classes are seen."""
         labels = np.concatenate([images.labels for images in self._test_images])
+        place = np.full(len(self._label_to_class_id), -1)
+        place[self.points.class_order] = np.arange(len(self.points.class_order))
+        rows = np.argsort(place[labels], kind="stable")
+        rows = rows[place[labels[rows]] >= 0]
         view = concatenate_datasets([images.view for images in self._test_images])
-        transform = self._test_images[0].transform
-        rows = (np.flatnonzero(np.isin(labels, class_ids)) for class_ids in self.points.blocks)
-        return [TaskImages(select_rows(view, each), self._label_to_class_id, transform) for each in rows]
+        return labels[rows], select_rows(view, rows)
 
 
 class _AmongSeen:

@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from cdl_hf import TaskStream
+from cdl_hf.evaluation.evaluator import Evaluator
 from cdl_hf.runs.checkpointing import load_newest_checkpoint, save_checkpoint
 from cdl_hf.training import CDLConfig
 from cdl_hf.training import trainer as trainer_module
@@ -36,12 +38,12 @@ def test_points_of_a_blurry_stream(stream_data):
         assert [point.images for point in of_task.values()] == [before + 4 * step for step in of_task]
         before += 4 * steps
     last = points.of_tasks[-1]
-    assert all(point.seen.sum() == sum(map(len, points.blocks[: point.num_blocks])) for point in last.values())
+    assert all(point.seen[points.class_order[: point.seen.sum()]].all() for point in last.values())
     for point in itertools.chain(*(each.values() for each in points.of_tasks)):
         tested += 3 * int(point.seen.sum())
     assert points.num_tested(np.repeat(np.arange(6), 3)) == tested
     first = points.of_tasks[0][2]
-    assert first.seen.sum() < 6 and sorted(np.concatenate(points.blocks)) == list(range(6))
+    assert first.seen.sum() < 6 and sorted(points.class_order) == list(range(6))
 
 
 def test_a_run_tested_while_it_learns(train, online, tmp_path, monkeypatch, capsys):
@@ -56,6 +58,7 @@ def test_a_run_tested_while_it_learns(train, online, tmp_path, monkeypatch, caps
     def note_point(self, trainer, task, roles, point):
         points.append((set(np.flatnonzero(point.seen)), set(shown), point.images, len(shown)))
         evaluate(self, trainer, task, roles, point)
+        assert len(trainer.accelerator._dataloaders) <= 1  # that of the training, not one for each point
         assert point.is_end or trainer.learners["student"].objective.training
 
     with monkeypatch.context() as patch:
@@ -102,6 +105,16 @@ def test_a_run_tested_while_it_learns(train, online, tmp_path, monkeypatch, caps
     train(*command, "--resume_from_checkpoint")
     killed = json.loads((tmp_path / "killed" / "results.json").read_text())["student"]
     assert killed == results
+
+
+def test_an_error_says_when_it_was_tested(train, online, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        Evaluator, "_predict", lambda _, models, shares, pixels, query: torch.full((len(pixels), 1), -1)
+    )
+    with pytest.raises(SystemExit):
+        train(*online, "--stages", "student", "--distillation", "none", "--output_dir", tmp_path / "run")
+    place = "test images, in the online evaluation in task 1 after 8 training images of the stream, are not numbers"
+    assert f"the student's logits of {place}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
