@@ -1,9 +1,13 @@
-"""What the package's log messages and warnings look like on a command line."""
+"""What the package's log messages and warnings look like on a command line, and their end where nobody reads them."""
 
 import logging
 import os
+import select
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 
 class _Console(logging.Handler):
@@ -34,3 +38,30 @@ def _format_warning(message, category, filename, lineno, line=None) -> str:
     if category is UserWarning:
         return f"warning: {message}\n"
     return _format_with_source(message, category, filename, lineno, line)
+
+
+@contextmanager
+def ends_with_reader() -> Iterator[None]:
+    """A command within ends quietly, with exit code 1, when nobody reads its output any more, as before `| head`.
+
+    Commands that train go on instead (see [`interruptible`]). After https://docs.python.org/3/library/signal.html.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # now, as an error at the exit of Python cannot be caught
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:  # another pipe or a connection
+            raise
+        for stream in unread:  # for what Python flushes at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(1)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether the other end of the pipe that the stream writes to is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..cli import cli_error, did_you_mean
+from ..console import ends_with_reader
 from ..version import __version__
 
 COMMANDS = {
@@ -26,6 +27,7 @@ COMMANDS = {
 }
 
 
+@ends_with_reader()
 def main() -> None:
     """Calls the subcommand that the command line names; it sees `cdl-hf NAME` as its program's name."""
     name, *arguments = sys.argv[1:] or ["--help"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..cli import argument, cli_error, parse, program_name
 from ..comparison.grid import read_grid
 from ..comparison.runner import GridRunner, Interrupted, describe_jobs
+from ..console import ends_with_reader
 from ..presets import preset_or_file
 from ..runs.interruptions import EX_TEMPFAIL
 
@@ -38,6 +39,7 @@ class CompareArguments:
     )
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((CompareArguments,), argv, description=__doc__)
     folder = Path(args.output_dir)

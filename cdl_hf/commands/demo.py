@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..cli import argument, cli_error, parse
+from ..console import ends_with_reader
 
 
 @dataclass
@@ -27,6 +28,7 @@ class DemoArguments:
     space: str | None = argument("New folder to write as a Space for the Hub, instead of opening the page", None)
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((DemoArguments,), argv, description=__doc__)
     if find_spec("gradio") is None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..cli import argument, cli_error, parse
+from ..console import ends_with_reader
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
 
@@ -52,6 +53,7 @@ class EvaluateArguments:
                 raise ValueError(f"{name} needs dataset: without it, the run's own test images are used")
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((EvaluateArguments,), argv, description=__doc__)
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..cli import argument, cli_error, parse
+from ..console import ends_with_reader
 
 TOLERANCE = 1e-4  # of a logit
 BATCHES = (1, 2, 7, 32)
@@ -52,6 +53,7 @@ class ExportArguments:
                 raise ValueError(f"{name} needs dataset: without it, no images are read")
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((ExportArguments,), argv, description=__doc__)
     missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]

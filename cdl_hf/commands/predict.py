@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import argument, cli_error, parse
+from ..console import ends_with_reader
 from ..escaping import csv_table
 
 
@@ -38,6 +39,7 @@ class PredictArguments:
             raise ValueError(f"output cannot be written: there is no folder {Path(self.output).parent}")
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((PredictArguments,), argv, description=__doc__)
 

@@ -41,6 +41,7 @@ from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 from ..cli import cli_error, parse, to_dict
+from ..console import ends_with_reader
 from ..data.errors import DatasetError
 from ..data.labels import read_labels
 from ..data.loading import load_image_dataset
@@ -199,6 +200,7 @@ def compile_blocks(network: torch.nn.Module) -> None:
         module.compile()
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     parsed = data_args, model_args, args = parse(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..arguments.config import RepositoryArguments
 from ..cli import argument, cli_error, parse
+from ..console import ends_with_reader
 from ..runs.interruptions import EX_UNAVAILABLE
 
 
@@ -22,6 +23,7 @@ class PushArguments:
     output_dir: str = argument("Output folder of the run", positional=True)
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     args, hub_args = parse((PushArguments, RepositoryArguments), argv, description=__doc__)
 

@@ -29,6 +29,7 @@ from ..comparison.results import (
     write_runs,
 )
 from ..comparison.space import make_new, write_space
+from ..console import ends_with_reader
 from ..presets import reported_files
 
 
@@ -45,6 +46,7 @@ class ReportArguments:
     )
 
 
+@ends_with_reader()
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((ReportArguments,), argv, description=__doc__)
     if find_spec("markdown_it") is None:

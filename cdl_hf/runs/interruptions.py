@@ -58,6 +58,7 @@ def interruptible() -> Iterator[None]:
         print("\nInterrupted before the training began: start it again with the same command.", file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     finally:
+        sys.stdout.flush()  # while it can still fall silent
         sys.stdout, sys.stderr = streams
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
