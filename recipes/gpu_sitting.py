@@ -13,7 +13,6 @@ side by side: images of 32 px, 64 patches, 9.5 and 2.4 million parameters.
 import contextlib
 import json
 import os
-import platform
 import re
 import shlex
 import signal
@@ -33,7 +32,7 @@ from timm.models import save_for_hf
 
 from cdl_hf.benchmark.gpu_checks import CHECKS, Workbench
 from cdl_hf.cli import argument, cli_error, parse, to_dict
-from cdl_hf.utils import num_cores, write_json
+from cdl_hf.utils import num_cores, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # Name -> seconds that it may take
@@ -351,7 +350,7 @@ def main() -> None:
     if "pretrain" in args.only and args.dataset is None:
         cli_error("dataset is needed to pretrain; --only checks needs none")
 
-    about = {"arguments": to_dict(parsed), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+    about = {"arguments": to_dict(parsed), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
     sitting = Sitting(output, deadline, about)
     patience = 10 if args.rehearse else 1
 
