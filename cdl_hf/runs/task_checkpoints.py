@@ -27,6 +27,7 @@ from .output_cache import TeacherOutputCache
 
 Counts = list[tuple[int, int]]
 _CLASSIFIER = re.compile(rf"(kd_)?classifier\.|analytic\.|{LOGIT_SCALE}$")
+_POOL = "prompt_pool."
 _RANPAC = ("ranpac_width", "ranpac_ridge", "ranpac_layers", "ranpac_patch_means")
 # How the classifiers of runs were computed that did not record it.
 _EARLIER_HEAD = {
@@ -97,6 +98,12 @@ class TaskCheckpoints:
         verify(self.path(task))
         with safe_open(self.path(task), "pt") as file:
             return {name: json.loads(value) for name, value in file.metadata().items() if name != CHECKSUM}
+
+    def has_prompts(self) -> bool:
+        """Whether the model takes prompts, or a pool updates its weights."""
+        with safe_open(self.path(0), "pt") as file:
+            names = file.keys()
+        return any(name.startswith(_POOL) for name in names)
 
     def digest(self) -> str:
         """SHA-256 over the checkpoints of all tasks, which identifies them wherever they are."""
@@ -175,6 +182,7 @@ class TaskCheckpointReplay:
         role, run = checkpoints.role, checkpoints.run
         self.is_joint = checkpoints.is_joint(metadata["stream"])
         theirs = checkpoints.metadata(0)
+        _check_prompts(checkpoints, model)
         ours = metadata["networks"], metadata["query_block"]
         if (theirs["networks"], theirs.get("query_block")) != ours:
             raise ValueError(
@@ -239,6 +247,21 @@ class TaskCheckpointReplay:
     def _expected(self, task: int) -> tuple[int, int]:
         """Epochs and images of a task."""
         return self.metadata["images"][1], self.metadata["stream"]["train"][task]
+
+
+def _check_prompts(checkpoints: TaskCheckpoints, model: PromptViTForImageClassification) -> None:
+    """
+    Raises:
+        ValueError: One of the earlier run's model and this one takes prompts, and the other does not.
+    """
+    role, run, theirs = checkpoints.role, checkpoints.run, checkpoints.has_prompts()
+    if theirs == any(name.startswith(_POOL) for name in trained_state(model)):
+        return
+    if theirs:
+        without = " and no --teacher_prompt_method" if role == "teacher" else ""
+        raise ValueError(f"the {role} of {run} has a prompt method: pass its --prompt_method{without}")
+    option = "--teacher_prompt_method" if role == "teacher" else "--prompt_method"
+    raise ValueError(f"the {role} of {run} takes no prompts: pass {option} none")
 
 
 def describe(

@@ -125,6 +125,35 @@ def test_another_teacher_is_refused(train, command, pair, tmp_path, capsys, chan
     assert message in capsys.readouterr().err
 
 
+def test_a_teacher_with_other_prompts_is_refused_with_the_option_to_change(
+    train, command, finished_run, tmp_path, capsys
+):
+    unprompted = tmp_path / "teacher"
+    train(
+        *command,
+        "--num_train_epochs",
+        "0",
+        "--prompt_method",
+        "none",
+        "--stages",
+        "teacher",
+        "--classifier",
+        "ncm",
+        "--output_dir",
+        unprompted,
+    )
+    for run, given, advice in (
+        (unprompted, [], "takes no prompts: pass --teacher_prompt_method none"),
+        (finished_run, ["none"], "has a prompt method: pass its --prompt_method and no --teacher_prompt_method"),
+    ):
+        with pytest.raises(SystemExit):
+            train(
+                *(*command, "--stages", "student", "--teacher_run", run, "--output_dir", tmp_path / "student"),
+                *(word for value in given for word in ("--teacher_prompt_method", value)),
+            )
+        assert advice in capsys.readouterr().err
+
+
 def test_a_student_with_another_batch_size_finds_an_answer_for_every_image(train, command, tmp_path, asked):
     """14 images a task: batches of 8 leave out 6 of them, batches of 4 only 2, and others."""
     train(
