@@ -33,9 +33,10 @@ from ..models import PromptViTForImageClassification
 from ..models.analytic import FeaturePredictor
 from ..models.classifiers import RanPAC
 from ..runs.checkpointing import NUM_KEPT
-from ..runs.task_checkpoints import TaskCheckpoints, describe_stream
+from ..runs.task_checkpoints import TaskCheckpoints, describe_stream, drifts
 from .build import build_models, build_stream
 from .callbacks import duration
+from .classifier_alignment import RANK
 from .memory import check_division
 from .online_evaluation import OnlinePoints
 from .results import describe_models
@@ -77,7 +78,7 @@ def describe_run(
             str(stream),
             describe_models(models, pair.image_processor),
             _steps(stream, args, trained, trained_tasks),
-            *_files(stream, objectives, folder),
+            *_files(stream, objectives, folder, args),
             *_memory(costs, accelerator),
             _time(costs, stream, trained_tasks, args, pair.image_processor, objectives, accelerator),
         ]
@@ -147,7 +148,7 @@ def _evaluated(stream: TaskStream, args: CDLConfig) -> tuple[int, int]:
     return evaluated, OnlinePoints(stream, args).num_tested(labels)
 
 
-def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path) -> list[str]:
+def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Path, args: CDLConfig) -> list[str]:
     trained = sum(_bytes(p for p in module.parameters() if p.requires_grad) for module in modules.values())
     students = [module.model for module in modules.values()]
     computed = [module for model in students for module in model.computed]
@@ -155,12 +156,25 @@ def _files(stream: TaskStream, modules: dict[str, TrainingObjective], folder: Pa
     states = predicting + sum(_bytes(p for p in model.parameters() if p.requires_grad) for model in students)
     models = predicting + sum(_bytes(model.parameters()) for model in students)
     statistics = sum(4 * module.num_statistics for module in computed)
-    checkpoints = (3 * trained + predicting + statistics) * NUM_KEPT  # with Adam's two moments
+    for_classifiers = sum(_for_classifier(stream, model, args) for model in students)
+    # with Adam's two moments
+    checkpoints = (3 * trained + predicting + statistics + for_classifiers) * NUM_KEPT
     return [
         f"would be written to {folder}: arguments, metrics, results.json, pictures; {' and '.join(modules)} "
         f"({_size(models)}); what they have learned after each task ({_size(len(stream) * states)}); {NUM_KEPT} "
         f"checkpoints (at most {_size(checkpoints)})"
     ]
+
+
+def _for_classifier(stream: TaskStream, model: PromptViTForImageClassification, args: CDLConfig) -> int:
+    """Bytes in a checkpoint of what aligned heads and drift compensation need, at most (see [`Learner`])."""
+    num_heads, values = 1 if model.kd_head is None else 2, 0
+    if args.classifier_alignment:  # mean, factors and rest of each class
+        values += sum(model.config.classes_per_task) * num_heads * ((1 + RANK) * model.network.embed_dim + 1)
+    if args.drift_compensation and drifts(model.config):  # features of a task's images before the task
+        most = max(len(task.train) for task in stream)
+        values += most * num_heads * model.network.width(model.readout)
+    return 4 * values
 
 
 def _memory(costs: _Costs, accelerator: Accelerator) -> list[str]:

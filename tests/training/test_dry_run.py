@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.distillation import TrainingObjective
 from cdl_hf.distillation.logit_methods import KD
-from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps, _fitting
+from cdl_hf.training.classifier_alignment import ClassifierAlignment
+from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps, _fitting, _for_classifier
 
 CPU = torch.device("cpu")
 
@@ -92,3 +93,18 @@ def test_classifiers_take_passes_over_the_images_and_regressions(head, more, pas
     objectives = {"teacher": TrainingObjective(teacher), "student": KD(student, teacher)}
     stream = [SimpleNamespace(train=range(count)) for count in (10, 20)]
     assert _fitting(stream, CDLConfig(**more), objectives) == (30 * passes, 2 * 10 * cubes)
+
+
+@pytest.mark.parametrize("method", ["kd", "deit"])
+def test_a_checkpoint_holds_what_aligned_and_carried_classifiers_need(method):
+    _, student = tiny_pair("coda_prompt", method)
+    model, stream = student.model, [SimpleNamespace(train=range(count)) for count in (200, 300)]
+    features = model.head_features(images(1)).expand(300, -1, -1)
+    alignment = ClassifierAlignment()
+    for label in range(sum(CLASSES_PER_TASK)):
+        alignment.add(torch.randn_like(features), torch.full((300,), label))
+    kept = sum(tensor.nbytes for tensor in (*alignment.means, *alignment.factors, *alignment.rests))
+    assert _for_classifier(stream, model, CDLConfig(classifier_alignment=True)) == kept
+    both = CDLConfig(classifier_alignment=True, drift_compensation=True)
+    assert _for_classifier(stream, model, both) == kept + 4 * features.numel()
+    assert not _for_classifier(stream, model, CDLConfig())
