@@ -6,7 +6,9 @@
 A run is evaluated on its own test images. With --dataset, it is evaluated on the test split of other data, or on all
 images if there is no test split; classes are matched by their names. Predictions are over all classes that the model
 has seen, without task ids. A class counts for the task in which it first came or, in a stream with blurry boundaries,
-for the task of its test images, which the results.json beside the model records. Images that the run was trained on
+for the task of its test images, which the results.json beside the model records. Two more figures say what a model
+lacks: its accuracy among the classes of each image's own task, and the share of images for which it predicts a class
+of that task. A stream of domains has neither, because its classes come again. Images that the run was trained on
 are left out: the run's folder has digests of them, which do not match if a file was recompressed or resized. A model
 outside of its run's folder does not know what it was trained on.
 """
@@ -21,6 +23,10 @@ from ..cli import argument, cli_error, parse
 from ..console import ends_with_reader
 
 SHOWN = 10  # classes and mistakes in the table; evaluation.json has more
+_BY_TASK = {
+    "task_known_accuracy": "accuracy among the classes of the task",
+    "right_task_share": "images assigned to the right task",
+}
 
 
 @dataclass
@@ -65,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..data.task_images import known_classes
     from ..evaluation.metrics import prediction_metrics
     from ..evaluation.predictions import predict
-    from ..hub.saved_models import is_run, load_run, load_saved_model, tasks_of_classes
+    from ..hub.saved_models import has_domains, is_run, load_run, load_saved_model, tasks_of_classes
 
     try:
         saved = load_run(args.checkpoint) if is_run(args.checkpoint) else {"model": load_saved_model(args.checkpoint)}
@@ -81,13 +87,15 @@ def main(argv: list[str] | None = None) -> None:
         print(f"note: {note}")
 
     batches = Batches(DataLoader(images, batch_size=args.batch_size, num_workers=args.dataloader_num_workers), images)
-    predictions, labels = predict({name: each.logits for name, each in saved.items()}, batches)
     batch = next(iter(batches))["pixel_values"].to(first.model.device)
     # A teacher of joint training has one task, its student several.
     config = max((each.model.config for each in saved.values()), key=lambda config: config.num_tasks)
     classes_per_task = config.classes_per_task[: config.tasks_seen]
     task_of_class = tasks_of_classes(args.checkpoint, classes_per_task)
     domains = domain_names(images.view)
+    is_divided = len(set(task_of_class)) > 1 and domains is None and not has_domains(args.checkpoint)
+    logits = {name: each.logits for name, each in saved.items()}
+    predictions, labels = predict(logits, batches, task_of_class if is_divided else None)
     results = {
         name: {
             **prediction_metrics(predictions[name], labels, first.class_names, task_of_class, domains),
@@ -178,6 +186,11 @@ def table(report: dict[str, Any]) -> str:
         [
             row(f"accuracy, mean over {parts_are}", "{:.2f} %", lambda f: f["average_accuracy"]),
             row("accuracy, mean over images", "{:.2f} %", lambda f: f["average_accuracy_by_image"]),
+            *(
+                row(label, "{:.2f} %", lambda f, name=name: f[name])
+                for name, label in _BY_TASK.items()
+                if all(name in figures for figures in models.values())
+            ),
             row("mean confidence of the predictions", "{:.2f} %", lambda f: f[calibration]["mean_confidence"]),
             row("calibration error (ECE), points", "{:.2f}", lambda f: f[calibration]["expected_calibration_error"]),
             row("latency of one image, ms", "{:.2f}", lambda f: f["latency_ms"]),

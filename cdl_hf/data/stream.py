@@ -226,6 +226,16 @@ class TaskStream(Sequence[Task]):
         """Whether classes may come again in later tasks."""
         return self._repeats_classes
 
+    @property
+    def task_of_class(self) -> list[int] | None:
+        """Task of the images of each class that are tested on, (C,) by class id; the validation images where there are
+        some. `None` where a class may have such images in several tasks."""
+        if not self.repeats_classes:
+            return [task.index for task in self for _ in task.class_ids]
+        if "blurry" in self._settings and self[0].validation is None:
+            return self._settings["blurry"]["task_of_class"]
+        return None
+
     def digests(self, digest: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, list]:
         """Split -> digest of the images and class ids of each task; `digest` is, for example, [`ordered_digest`]."""
         digests: dict[str, list] = {split: [] for split in SPLITS}

@@ -2,11 +2,29 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Rows = list[list[float]]
+
+
+class TaskCounts(NamedTuple):
+    """Number of test images of one task, and of those among them that a model predicts correctly.
+
+    Attributes:
+        correct: Images whose class is predicted, with all classes seen so far competing.
+        total: All images.
+        task_known: Images whose class is predicted among the classes of their own task alone.
+        right_task: Images for which a class of their own task is predicted. Those with the correct class are among
+            them, and among `task_known`. Both are `None` where a class has images in several tasks, as in
+            domain-incremental streams, and in runs of earlier versions.
+    """
+
+    correct: int
+    total: int
+    task_known: int | None = None
+    right_task: int | None = None
 
 
 def learning_accuracy(rows: Rows) -> float:
@@ -43,6 +61,11 @@ class AccuracyMatrix:
 
     All metrics are over the tasks trained so far, so that a run that stopped early has them too.
 
+    An image is classified correctly only if a class of its own task is predicted, and if its class scores highest
+    among the classes of that task (task-id prediction and within-task prediction, arXiv 2211.02633). Two further
+    counts show which of the two a model lacks. Domain-incremental streams have neither: their classes come again, so
+    that a class does not have one task.
+
     Args:
         num_tasks: N, the tasks of the whole stream.
     """
@@ -51,18 +74,34 @@ class AccuracyMatrix:
         self.num_tasks = num_tasks
         self._correct = np.zeros((num_tasks, num_tasks), dtype=np.int64)
         self._total = np.zeros((num_tasks, num_tasks), dtype=np.int64)
+        self._task_known = np.zeros((num_tasks, num_tasks), dtype=np.int64)
+        self._right_task = np.zeros((num_tasks, num_tasks), dtype=np.int64)
+        self._total_by_task = np.zeros((num_tasks, num_tasks), dtype=np.int64)  # images that these two are of
 
-    def update(self, after_task: int, task: int, correct: int, total: int) -> None:
-        """Add `correct` of `total` images of `task`, counted after training `after_task` >= `task`."""
+    def update(
+        self,
+        after_task: int,
+        task: int,
+        correct: int,
+        total: int,
+        task_known: int | None = None,
+        right_task: int | None = None,
+    ) -> None:
+        """Add [`TaskCounts`] of `task`, counted after training `after_task` >= `task`."""
         if not 0 <= task <= after_task < self.num_tasks:
             raise ValueError(
                 f"task {task} after task {after_task} is no entry of a matrix of {self.num_tasks} tasks: it must be "
                 "among the tasks seen by then"
             )
-        if not 0 <= correct <= total:
-            raise ValueError(f"correct must be between 0 and total ({total}), got {correct}")
+        for name, count in (("correct", correct), ("task_known", task_known), ("right_task", right_task)):
+            if count is not None and not 0 <= count <= total:
+                raise ValueError(f"{name} must be between 0 and total ({total}), got {count}")
         self._correct[after_task, task] += correct
         self._total[after_task, task] += total
+        if task_known is not None and right_task is not None:
+            self._task_known[after_task, task] += task_known
+            self._right_task[after_task, task] += right_task
+            self._total_by_task[after_task, task] += total
 
     @property
     def tasks_seen(self) -> int:
@@ -108,32 +147,67 @@ class AccuracyMatrix:
         self._last()
         return learning_accuracy(self.rows)
 
+    @property
+    def task_known_accuracies(self) -> list[float] | None:
+        """After every task, the mean over the tasks seen by then of the accuracy (%) among the classes of the image's
+        own task, also called task-incremental accuracy; `None` where it was not counted: see [`TaskCounts`]."""
+        return self._mean_shares(self._task_known)
+
+    @property
+    def right_task_shares(self) -> list[float] | None:
+        """After every task, the mean over the tasks seen by then of the share (%) of test images for which a class of
+        their own task is predicted; `None` where it was not counted: see [`TaskCounts`]."""
+        return self._mean_shares(self._right_task)
+
+    def _mean_shares(self, counts: np.ndarray) -> list[float] | None:
+        seen = self._last() + 1
+        if (self._total_by_task != self._total)[:seen].any():
+            return None
+        return [float(np.mean(100 * counts[i, : i + 1] / self._total[i, : i + 1])) for i in range(seen)]
+
     def summary(self) -> dict[str, Any]:
         """The matrix and all [`METRICS`] in plain numbers, as results.json has them."""
         self._last()
         summary: dict[str, Any] = {"accuracy_matrix": self.rows}
+        for name, values in (
+            ("task_known_accuracies", self.task_known_accuracies),
+            ("right_task_shares", self.right_task_shares),
+        ):
+            if values is not None:
+                summary[name] = values
         for name, metric in METRICS.items():
-            if metric.compute is None:
-                continue
-            group, _, key = name.rpartition(".")
-            (summary.setdefault(group, {}) if group else summary)[key] = metric.compute(self)
+            value = None if metric.compute is None else metric.compute(self)
+            if value is not None:
+                group, _, key = name.rpartition(".")
+                (summary.setdefault(group, {}) if group else summary)[key] = value
         return summary
 
-    def counts(self, after_task: int) -> list[tuple[int, int]]:
-        """(correct, total) images of each task so far after training `after_task`."""
-        seen = slice(after_task + 1)
-        return list(zip(self._correct[after_task, seen].tolist(), self._total[after_task, seen].tolist(), strict=True))
+    def counts(self, after_task: int) -> list[TaskCounts]:
+        """Of each task so far after training `after_task`."""
+        found = []
+        for task in range(after_task + 1):
+            place = after_task, task
+            own = (self._task_known, self._right_task)
+            is_counted = self._total_by_task[place] == self._total[place]
+            by_task = (int(counts[place]) if is_counted else None for counts in own)
+            found.append(TaskCounts(int(self._correct[place]), int(self._total[place]), *by_task))
+        return found
 
     def to_dict(self) -> dict:
         """The counts, for a checkpoint."""
-        return {"correct": self._correct.tolist(), "total": self._total.tolist()}
+        return {name: getattr(self, f"_{name}").tolist() for name in _STORED}
 
     @classmethod
     def from_dict(cls, state: dict) -> "AccuracyMatrix":
+        """From counts of this version, or of version 0.3.0, which had `correct` and `total` only."""
         matrix = cls(len(state["total"]))
-        matrix._correct[:] = state["correct"]
-        matrix._total[:] = state["total"]
+        for name in _STORED:
+            if name in state:
+                getattr(matrix, f"_{name}")[:] = state[name]
         return matrix
+
+
+_STORED = ("correct", "total", "task_known", "right_task", "total_by_task")
 
 
 @dataclass(frozen=True)
@@ -143,14 +217,15 @@ class Metric:
     Args:
         label: What tables call it, in lower case.
         unit: `%` or `points`.
-        compute: From a matrix that is not empty; `None` for a metric that results.json has from elsewhere.
+        compute: From a matrix that is not empty, or `None` where it was not counted; `None` for a metric that
+            results.json has from elsewhere.
         is_headline: Whether the table at the end of a run shows it; the others are in the cards and the reports.
         hub_type: Its metric type in the metadata of a model card; `None` leaves it out there.
     """
 
     label: str
     unit: str
-    compute: Callable[[AccuracyMatrix], float] | None
+    compute: Callable[[AccuracyMatrix], float | None] | None
     is_headline: bool = False
     hub_type: str | None = None
 
@@ -162,6 +237,10 @@ class Metric:
     def over(self, parts: str) -> "Metric":
         """The same metric for a stream whose tasks are called otherwise: `"domains"`."""
         return replace(self, label=self.label.replace("tasks", parts))
+
+
+def _last_of(values: list[float] | None) -> float | None:
+    return None if values is None else values[-1]
 
 
 # Name in results.json, a dot for a name within a group -> metric. Tables show them in this order.
@@ -185,6 +264,14 @@ METRICS: dict[str, Metric] = {
     ),
     "learning_accuracy": Metric(
         "learning accuracy, of each task right after it", "%", lambda matrix: matrix.learning_accuracy
+    ),
+    "task_known_accuracy": Metric(
+        "task-known accuracy, among the classes of the image's own task",
+        "%",
+        lambda matrix: _last_of(matrix.task_known_accuracies),
+    ),
+    "right_task_share": Metric(
+        "images assigned to the right task", "%", lambda matrix: _last_of(matrix.right_task_shares)
     ),
     "forgetting.cdl": Metric(
         "forgetting (cdl)",

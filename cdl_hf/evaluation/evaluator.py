@@ -1,6 +1,6 @@
 """Evaluation of several models on the test images of all tasks seen, in one pass over the images."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
+from .accuracy_matrix import TaskCounts
 
 MEMORY_LIMIT = 2**30  # bytes of cached queries; the others are computed in every evaluation
 
@@ -51,8 +52,12 @@ class Evaluator:
         self._kept = 0  # bytes
 
     def __call__(
-        self, models: Mapping[str, Predictor], tasks: Iterable[TaskImages], described: str | None = None
-    ) -> dict[str, list[tuple[int, int]]]:
+        self,
+        models: Mapping[str, Predictor],
+        tasks: Iterable[TaskImages],
+        described: str | None = None,
+        task_of_class: Sequence[int] | None = None,
+    ) -> dict[str, list[TaskCounts]]:
         """Number of correct predictions and of images for each model and task.
 
         Args:
@@ -60,6 +65,8 @@ class Evaluator:
                 are the same in every call.
             tasks: Test images of the tasks seen, starting with those of the previous call.
             described: What the images are in an error. Default: "test images of task N".
+            task_of_class: Task of each class, (C,), at least of those in the logits: predictions within the image's
+                own task and right tasks are counted as well, from the same logits.
 
         Raises:
             FloatingPointError: A model's logits are not numbers.
@@ -70,7 +77,7 @@ class Evaluator:
             model.eval()
         shares = {name: first.shares_query_with(model) for name, model in models.items()}
         with torch.inference_mode():
-            return self._count(models, shares, tasks, described)
+            return self._count(models, shares, tasks, described, task_of_class)
 
     def _count(
         self,
@@ -78,30 +85,37 @@ class Evaluator:
         shares: dict[str, bool],
         tasks: Iterable[TaskImages],
         described: str | None,
-    ) -> dict[str, list[tuple[int, int]]]:
+        task_of_class: Sequence[int] | None,
+    ) -> dict[str, list[TaskCounts]]:
         names, first = list(models), next(iter(models.values()))
-        counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+        counts: dict[str, list[TaskCounts]] = {name: [] for name in names}
         for task, images in enumerate(tasks):
+            in_task = None  # (C,) whether each class is of this task
+            if task_of_class is not None:
+                in_task = torch.tensor(task_of_class, device=self.accelerator.device) == task
             loader = DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers)
             # not by the accelerator's method, which holds every loader until the end of a stage
             loader = prepare_data_loader(loader, self.accelerator.device, split_batches=True, put_on_device=True)
-            right, total = torch.zeros(len(names), dtype=torch.long), 0
+            right = torch.zeros(len(names), 1 if in_task is None else 3, dtype=torch.long)
+            total = 0
             for i, batch in enumerate(Batches(loader, images)):
                 with self.accelerator.autocast():
                     query = self._query(first, batch["pixel_values"], (task, i))
-                    predictions = self._predict(models, shares, batch["pixel_values"], query)
-                correct = (predictions == batch["labels"][:, None]).long()
-                correct[predictions < 0] = -1
+                    predictions = self._predict(models, shares, batch["pixel_values"], query, in_task)
+                correct = predictions == batch["labels"][:, None, None]
+                if in_task is not None:
+                    correct = torch.cat([correct, in_task[predictions[..., :1]]], dim=2)
+                correct = correct.long().where(predictions[..., :1] >= 0, -1)
                 correct = self.accelerator.gather_for_metrics(correct).cpu()
                 if (correct < 0).any():
-                    name = names[int((correct < 0).any(0).nonzero()[0])]
+                    name = names[int((correct < 0).any(0).nonzero()[0, 0])]
                     where = described or f"test images of task {task + 1}"
                     raise FloatingPointError(f"the {name}'s logits of {where} are not numbers")
                 right += correct.sum(0)
                 total += len(correct)
                 self.after_batch()
-            for name, count in zip(names, right.tolist(), strict=True):
-                counts[name].append((count, total))
+            for name, (count, *by_task) in zip(names, right.tolist(), strict=True):
+                counts[name].append(TaskCounts(count, total, *by_task))
         return counts
 
     def _query(self, model: Predictor, pixel_values: Tensor, place: tuple[int, int]) -> Tensor | None:
@@ -119,12 +133,20 @@ class Evaluator:
         shares: dict[str, bool],
         pixel_values: Tensor,
         query: Tensor | None,
+        in_task: Tensor | None,
     ) -> Tensor:
-        """Predicted class ids (B, number of models), -1 where the logits are not numbers."""
+        """Predicted class ids, -1 where the logits are not numbers.
+
+        Returns:
+            (B, number of models, 1), or with `in_task` (B, number of models, 2): the second among its classes alone.
+        """
         predictions = []
         for name, model in models.items():
             logits = model(pixel_values, query=query if shares[name] else None).logits
-            predictions.append(logits.argmax(1).where(~logits.isnan().any(1), -1))
+            class_ids = [logits.argmax(1)]
+            if in_task is not None:
+                class_ids.append(logits.masked_fill(~in_task[: logits.shape[1]], -torch.inf).argmax(1))
+            predictions.append(torch.stack(class_ids, 1).where(~logits.isnan().any(1, keepdim=True), -1))
         return torch.stack(predictions, dim=1)
 
 

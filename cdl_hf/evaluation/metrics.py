@@ -28,20 +28,29 @@ def prediction_metrics(
         domains: Name of the domain of each image, (n,): then the accuracies are by domain in place of by task.
 
     Returns:
-        The accuracy of a task or class without images is `None`, and excluded from means.
+        The accuracy of a task or class without images is `None`, and excluded from means. With predictions within the
+        image's own task, the accuracy among its classes and the share of images assigned to the right task, as
+        [`TaskCounts`] defines them; there are none by domain, because a class does not have one.
     """
     correct = predictions.class_ids == labels
     if domains is None:
         task_of_image = np.asarray(task_of_class)[labels]
-        tasks = [_accuracy(correct[task_of_image == task]) for task in range(max(task_of_class) + 1)]
+        of_tasks = [task_of_image == task for task in range(max(task_of_class) + 1)]
+        tasks = [_accuracy(correct[own]) for own in of_tasks]
         by_part: dict[str, Any] = {"accuracy_by_task": tasks}
+        if predictions.in_own_task is not None:
+            task_known = predictions.in_own_task == labels
+            right_task = np.asarray(task_of_class)[predictions.class_ids] == task_of_image
+            for name, is_right in (("task_known_accuracy", task_known), ("right_task_share", right_task)):
+                shares = [_accuracy(is_right[own]) for own in of_tasks]
+                by_part |= {name: _mean(shares), f"{name}_by_task": shares}
     else:
         of_domain = {str(name): _accuracy(correct[domains == name]) for name in np.unique(domains)}
         tasks, by_part = list(of_domain.values()), {"accuracy_by_domain": of_domain}
     confusion = confusion_matrix(labels, predictions.class_ids, len(class_names))
     return {
         "images": len(labels),
-        "average_accuracy": float(np.mean([accuracy for accuracy in tasks if accuracy is not None])),
+        "average_accuracy": _mean(tasks),
         "average_accuracy_by_image": _accuracy(correct),
         **by_part,
         "accuracy_by_class": {name: _accuracy(correct[labels == i]) for i, name in enumerate(class_names)},
@@ -123,6 +132,10 @@ def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bin
     groups = reliability(confidences, correct, bins)
     total = sum(group["count"] for group in groups)
     return 100 * sum(group["count"] / total * abs(group["accuracy"] - group["confidence"]) for group in groups)
+
+
+def _mean(values: list[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def _accuracy(correct: np.ndarray) -> float | None:

@@ -85,6 +85,11 @@ def tasks_of_classes(source: str | Path, classes_per_task: Sequence[int]) -> lis
     return [*own, *tasks[len(own) :]][: len(tasks)]  # the model may have learned further classes
 
 
+def has_domains(source: str | Path) -> bool:
+    """Whether a saved model or run has learned a stream of domains, by the results beside it."""
+    return "domains" in _stream_of(source)
+
+
 def _stream_of(source: str | Path) -> dict[str, Any]:
     """Description of a model's stream, by the results beside it; empty if it is not known."""
     here = {"local_files_only": Path(source).is_dir() or not is_hub_reachable()}

@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from ..arguments.config import CDLConfig
 from ..data import TaskStream
 from ..data.views import ordered_digest, unordered_digest
+from ..evaluation import TaskCounts
 from ..models import PromptViTConfig, PromptViTForImageClassification
 from ..models.backbones import backbone_digest
 from ..models.modeling_prompt_vit import LOGIT_SCALE
@@ -25,7 +26,6 @@ from ..utils import CHECKSUM, DamagedFile, atomic_write, seal, verify
 from .checkpointing import load_trained_state, trained_state
 from .output_cache import TeacherOutputCache
 
-Counts = list[tuple[int, int]]
 _CLASSIFIER = re.compile(rf"(kd_)?classifier\.|analytic\.|{LOGIT_SCALE}$")
 _POOL = "prompt_pool."
 _RANPAC = ("ranpac_width", "ranpac_ridge", "ranpac_layers", "ranpac_patch_means")
@@ -54,12 +54,16 @@ class TaskCheckpoints:
         self.run, self.role = run, role
 
     def save(
-        self, task: int, model: PromptViTForImageClassification, correct_counts: Counts, metadata: dict[str, Any]
+        self,
+        task: int,
+        model: PromptViTForImageClassification,
+        correct_counts: list[TaskCounts],
+        metadata: dict[str, Any],
     ) -> None:
         """Writes the checkpoint of a task.
 
         Args:
-            correct_counts: (correct, all) test images of each task so far.
+            correct_counts: Of each task so far.
             metadata: Output of [`describe`].
         """
         values = {name: json.dumps(value) for name, value in {**metadata, "counts": correct_counts}.items()}
@@ -85,9 +89,9 @@ class TaskCheckpoints:
             state = {name: value for name, value in state.items() if not _CLASSIFIER.match(name)} | own
         load_trained_state(model, state)
 
-    def correct_counts(self, task: int) -> Counts:
-        """(correct, all) test images of each task so far."""
-        return [tuple(count) for count in self.metadata(task)["counts"]]
+    def correct_counts(self, task: int) -> list[TaskCounts]:
+        """Counts of each task so far; those of version 0.3.0 have no more than `correct` and `total`."""
+        return [TaskCounts(*counts) for counts in self.metadata(task)["counts"]]
 
     def metadata(self, task: int) -> dict[str, Any]:
         """What the checkpoint was saved with.

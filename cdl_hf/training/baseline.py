@@ -79,7 +79,7 @@ def baseline_accuracies(
     predictors = {"teacher": teacher, "student": plain, "analytic": student}
     counts = Evaluator(evaluator.accelerator, *options)(predictors, test_images)
     accuracies = {
-        name: 100 * sum(correct / total for correct, total in of_tasks) / len(test_images)
+        name: 100 * sum(of_task.correct / of_task.total for of_task in of_tasks) / len(test_images)
         for name, of_tasks in counts.items()
     }
     return {

@@ -135,7 +135,8 @@ class FurtherLearning:
         images = TaskImages(tested, label_to_class_id, eval_transform(self.image_processor))
         evaluator = Evaluator(self.accelerator, self.args.eval_batch_size, self.args.dataloader_num_workers)
         counts = evaluator(self.models, [images]) if len(images) else {}
-        return Learned(new, known, len(train), seconds, {role: of_all[0] for role, of_all in counts.items()})
+        correct = {role: (of_all.correct, of_all.total) for role, (of_all,) in counts.items()}
+        return Learned(new, known, len(train), seconds, correct)
 
     def _learn(self, role: str, view: Dataset, label_to_class_id: np.ndarray) -> None:
         args, model, task = self.args, self.models[role], self.models[role].config.tasks_seen - 1

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor
 from ..arguments.config import CDLConfig
 from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
-from ..evaluation import AccuracyMatrix, OnlineAccuracy
+from ..evaluation import AccuracyMatrix, OnlineAccuracy, TaskCounts
 from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import load_trained_state, trained_state
 from ..runs.task_checkpoints import TaskCheckpointReplay, TaskCheckpoints, describe, drifts
@@ -136,8 +136,8 @@ class Learner:
         """What the heads read, of all that is read."""
         return features[..., -self.model.network.embed_dim :]
 
-    def recorded_counts(self, task: Task) -> list[tuple[int, int]] | None:
-        """Numbers of correct predictions and of images on each task, as an earlier run counted them after this one."""
+    def recorded_counts(self, task: Task) -> list[TaskCounts] | None:
+        """Counts of each task, as an earlier run found them after this one."""
         if self.replay is None or not self.replay.has_counts:
             return None
         return self.replay.checkpoints.correct_counts(task.index)

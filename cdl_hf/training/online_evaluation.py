@@ -122,9 +122,9 @@ class OnlineEvaluation(ContinualCallback):
                 continue
             was_training, model = learner.objective.training, _AmongSeen(learner.model, point.seen)
             with explain_oom(f"{where} does not fit into memory; take a smaller --eval_batch_size than {size}"):
-                ((correct, _),) = self._evaluators[role]({role: model}, [images], described)[role]
+                (counts,) = self._evaluators[role]({role: model}, [images], described)[role]
             learner.objective.train(was_training)
-            learner.online.add(point.images, correct, total)
+            learner.online.add(point.images, counts.correct, total)
             accuracy = learner.online.curve[-1][1]
             values = {"task": task.index, "stage": role, "images": point.images, "accuracy": accuracy}
             trainer.folder.log(event="online_evaluation", **values)

@@ -110,6 +110,7 @@ class ContinualDistillationTrainer:
             self.accelerator, args.eval_batch_size, args.dataloader_num_workers, self._after_batch
         )
         self.test_images = [self.images_for_test(task) for task in stream]
+        self._task_of_class = stream.task_of_class if len(stream) > 1 else None
         if args.eval_steps is not None:
             self.callbacks = [OnlineEvaluation(self.accelerator, stream, self.test_images, args), *callbacks]
         self.unlabeled_images: list[TaskImages] = []
@@ -309,12 +310,13 @@ class ContinualDistillationTrainer:
         models = {role: model for role, model in self.models.items() if role not in known}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
-            counts = known | (self.evaluator(models, self.test_images[: task.index + 1]) if models else {})
+            images = self.test_images[: task.index + 1]
+            counts = known | (self.evaluator(models, images, task_of_class=self._task_of_class) if models else {})
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():
-            for j, (correct, total) in enumerate(counts[role]):
-                matrix.update(task.index, j, correct, total)
+            for j, of_task in enumerate(counts[role]):
+                matrix.update(task.index, j, *of_task)
             values[role] = {"accuracies": matrix.rows[-1], "average_accuracy": matrix.average_accuracy}
         self.folder.log(event="evaluation", task=task.index, **values)
         tracked = {f"{role}/average_accuracy": matrix.average_accuracy for role, matrix in self.matrices.items()}

@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_runs import TEN_TASKS
 
-from cdl_hf.evaluation import METRICS, AccuracyMatrix, Metric, metric_in
+from cdl_hf.evaluation import METRICS, AccuracyMatrix, Metric, TaskCounts, metric_in
 from cdl_hf.evaluation.accuracy_matrix import forgetting_cdl
 
 
@@ -116,13 +116,36 @@ def test_state_goes_through_json():
     assert json.loads(json.dumps(matrix.summary())) == matrix.summary()
 
 
+def test_task_known_accuracy_and_right_tasks_by_hand():
+    matrix = AccuracyMatrix(3)
+    matrix.update(0, 0, 8, 10, 8, 10)
+    matrix.update(1, 0, 4, 10, 8, 5)
+    matrix.update(1, 1, 9, 20, 10, 18)
+    summary = matrix.summary()
+    assert summary["task_known_accuracies"] == [80, (80 + 50) / 2] and summary["task_known_accuracy"] == 65
+    assert summary["right_task_shares"] == [100, (50 + 90) / 2] and summary["right_task_share"] == 70
+    assert matrix.counts(1) == [TaskCounts(4, 10, 8, 5), TaskCounts(9, 20, 10, 18)]
+    copy = AccuracyMatrix.from_dict(json.loads(json.dumps(matrix.to_dict())))
+    assert copy.summary() == summary and copy.counts(1) == matrix.counts(1)
+
+
+def test_without_counts_by_task_there_are_no_metrics_of_them():
+    """As in a stream of domains, or where an earlier version has counted a part."""
+    matrix = AccuracyMatrix.from_dict({"correct": [[8, 0], [0, 0]], "total": [[10, 0], [0, 0]]})
+    assert matrix.counts(0) == [TaskCounts(8, 10)]
+    for task in range(2):
+        matrix.update(1, task, 8, 10, 9, 8)
+    assert matrix.average_accuracies == [80, 80] and matrix.task_known_accuracies is None
+    assert not {name for name in matrix.summary() if "task_known" in name or "right_task" in name}
+
+
 @pytest.mark.parametrize("entry", [(0, 1), (2, 0), (-1, -1), (1, -1)])
 def test_entries_outside_are_refused(entry):
     with pytest.raises(ValueError, match="is no entry"):
         AccuracyMatrix(2).update(*entry, 1, 1)
 
 
-@pytest.mark.parametrize("counts", [(2, 1), (-1, 1)])
+@pytest.mark.parametrize("counts", [(2, 1), (-1, 1), (1, 1, 2, 1), (1, 1, 1, -1)])
 def test_impossible_counts_are_refused(counts):
     with pytest.raises(ValueError, match="between 0 and total"):
         AccuracyMatrix(2).update(0, 0, *counts)

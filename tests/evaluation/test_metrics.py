@@ -54,7 +54,7 @@ def test_prediction_metrics_by_hand():
     # tasks (a, b), (c, d); no image of d
     labels, answers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 3, 2])
     told = prediction_metrics(Predictions(answers, np.full(5, 0.5)), labels, ["a", "b", "c", "d"], [0, 0, 1, 1])
-    assert told["accuracy_by_task"] == [50.0, 100.0]
+    assert told["accuracy_by_task"] == [50.0, 100.0] and "right_task_share" not in told
     assert told["average_accuracy"] == 75.0 and told["average_accuracy_by_image"] == pytest.approx(60.0)
     assert told["accuracy_by_class"] == {"a": 50.0, "b": 50.0, "c": 100.0, "d": None}
     assert told["worst_pairs"] == [
@@ -75,6 +75,26 @@ def test_prediction_metrics_by_hand():
     assert task_without_images["average_accuracy"] == 50.0
 
 
+def test_predictions_within_the_own_task_by_hand():
+    labels, class_ids, in_own_task = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 2, 3, 2]), np.array([0, 1, 1, 0, 2])
+    predictions = Predictions(class_ids, np.full(5, 0.5), in_own_task)
+    told = prediction_metrics(predictions, labels, ["a", "b", "c", "d"], [0, 0, 1, 1])
+    assert told["task_known_accuracy_by_task"] == [50.0, 100.0] and told["task_known_accuracy"] == 75.0
+    assert told["right_task_share_by_task"] == [50.0, 100.0] and told["right_task_share"] == 75.0
+    nothing_of_the_second = Predictions(class_ids[:4], np.full(4, 0.5), in_own_task[:4])
+    told = prediction_metrics(nothing_of_the_second, labels[:4], ["a", "b", "c", "d"], [0, 0, 1, 1])
+    assert told["right_task_share_by_task"] == [50.0, None] and told["right_task_share"] == 50.0
+
+
+def test_predictions_within_the_own_task_are_of_the_same_logits():
+    samples = [{"pixel_values": torch.full((3, 2, 2), float(i)), "labels": label} for i, label in enumerate((0, 2, 1))]
+    logits = torch.tensor([[1.0, 9.0, 0.0, 2.0], [7.0, 9.0, -2.0, -1.0], [0.0, 3.0, 1.0, 2.0]])
+    models = {"model": lambda pixel_values: logits[pixel_values[:, 0, 0, 0].long()]}
+    predictions, _ = predict(models, DataLoader(samples, batch_size=2), [0, 1, 1, 0])
+    assert predictions["model"].class_ids.tolist() == [1, 1, 1]
+    assert predictions["model"].in_own_task.tolist() == [3, 1, 1]
+
+
 def test_predictions_over_batches():
     samples = [{"pixel_values": torch.full((3, 2, 2), float(i)), "labels": i % 2} for i in range(3)]
 
@@ -86,7 +106,7 @@ def test_predictions_over_batches():
     assert labels.tolist() == [0, 1, 0]
     assert answers["even"].class_ids.tolist() == [1, 0, 0]
     assert answers["even"].confidences == pytest.approx([0.75, 0.8, 0.5])
-    assert answers["odd"].class_ids.tolist() == [0, 0, 0]
+    assert answers["odd"].class_ids.tolist() == [0, 0, 0] and answers["odd"].in_own_task is None
 
 
 def test_latency_is_the_median_of_the_calls_after_the_first_three(monkeypatch):

@@ -22,10 +22,15 @@ def test_a_run_is_judged_as_it_judged_itself(finished_run, tmp_path, capsys):
     results = json.loads((finished_run / "results.json").read_text())
     table = capsys.readouterr().out
     assert table.startswith("24 test images") and "calibration error" in table and "taken for" in table
+    assert "images assigned to the right task" in table
     for role in ("teacher", "student"):
         told = report["models"][role]
         assert told["accuracy_by_task"] == pytest.approx(results[role]["accuracy_matrix"][-1])
-        assert told["average_accuracy"] == pytest.approx(results[role]["average_accuracy"])
+        for name in ("average_accuracy", "task_known_accuracy", "right_task_share"):
+            assert told[name] == pytest.approx(results[role][name])
+        assert told["task_known_accuracy"] == results[role]["task_known_accuracies"][-1]
+        assert results[role]["right_task_shares"][0] == 100 and len(results[role]["right_task_shares"]) == 3
+        assert told["average_accuracy"] <= min(told["task_known_accuracy"], told["right_task_share"])
         confusion = np.array(told["confusion"])
         assert confusion.sum() == 24 and (confusion.sum(1) == 4).all()
         assert told["average_accuracy_by_image"] == pytest.approx(100 * np.trace(confusion) / 24)

@@ -78,6 +78,7 @@ def test_heads_trained_over_domains(train, stream, tmp_path, capsys):
     about = results["stream"]
     assert about["domains"] == list(DOMAINS) and about["classes_per_task"] == [3, 0, 0]
     assert about["train"] == [15] * 3 and about["test"] == [9] * 3
+    assert not {"task_known_accuracies", "right_task_share"} & results["student"].keys(), "a class has no task"
     assert [len(row) for row in results["student"]["accuracy_matrix"]] == [1, 2, 3]
     config = json.loads((tmp_path / "whole" / "student" / "config.json").read_text())
     assert config["repeats_classes"] and config["classes_per_task"] == [3, 0, 0] and config["tasks_seen"] == 3
@@ -127,6 +128,8 @@ def test_a_run_with_blurry_boundaries(train, command, drawings, tmp_path):
     about, blurry = results["stream"], results["stream"]["blurry"]
     assert sum(about["classes_per_task"]) == 6 and sum(about["train"]) == 42 and blurry["blurry_sample_ratio"] == 0.4
     assert [len(row) for row in results["student"]["accuracy_matrix"]] == [1, 2, 3]
+    shares = results["student"]["right_task_shares"]
+    assert len(shares) == 3 and shares[0] >= results["student"]["accuracy_matrix"][0][0]
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "50% of the classes come in one task only" in card and "40% of the training images of the others" in card
     of_class = zip(about["class_names"], blurry["task_of_class"], strict=True)
@@ -137,3 +140,4 @@ def test_a_run_with_blurry_boundaries(train, command, drawings, tmp_path):
         run_recipe("evaluate_run", model, *data, "--output_dir", tmp_path / "evaluation")
         evaluated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["models"][name]
         assert evaluated["accuracy_by_task"] == pytest.approx(results["student"]["accuracy_matrix"][-1])
+        assert evaluated["right_task_share"] == pytest.approx(shares[-1])
