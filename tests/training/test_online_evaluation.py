@@ -109,7 +109,7 @@ def test_a_run_tested_while_it_learns(train, online, tmp_path, monkeypatch, caps
 
 def test_an_error_says_when_it_was_tested(train, online, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        Evaluator, "_predict", lambda _, models, shares, pixels, query: torch.full((len(pixels), 1), -1)
+        Evaluator, "_predict", lambda _, models, shares, pixels, query, in_task: torch.full((len(pixels), 1, 1), -1)
     )
     with pytest.raises(SystemExit):
         train(*online, "--stages", "student", "--distillation", "none", "--output_dir", tmp_path / "run")
