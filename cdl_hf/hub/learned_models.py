@@ -20,7 +20,7 @@ from ..models.growth import names_of
 from ..training.build import backbone_source
 from ..training.results import save_model
 from ..utils import remove, unfinished, versions, write_json
-from .saved_models import ROLES, load_run, load_saved_model, trained_on
+from .saved_models import ROLES, file_beside, load_run, load_saved_model, trained_on
 
 RECORD = "learned.json"  # what the models of a folder have learned and forgotten since their run
 
@@ -52,7 +52,7 @@ class LearnedModels:
         Raises:
             ValueError: There is no model, or it, its statistics or its record is missing or damaged.
         """
-        record = _read_record(Path(source))
+        record = _read_record(source)
         is_pair = any((Path(source) / role / "config.json").is_file() for role in ROLES)
         if is_pair:
             saved = load_run(source, statistics=True)
@@ -149,22 +149,22 @@ def check_new_folder(folder: Path) -> None:
         raise ValueError(f"output_dir {folder} is not empty: choose a new folder")
 
 
-def _read_record(source: Path) -> dict[str, Any] | None:
+def _read_record(source: str) -> dict[str, Any] | None:
     """What is recorded of a run or of models that have learned before; `None` of any other model.
 
     Raises:
         ValueError: It is damaged.
     """
-    folders = [source, source.parent] if source.name in ROLES else [source]
-    files = [folder / name for folder in folders for name in (RECORD, "args.yaml")]
-    file = next(filter(Path.is_file, files), None)
+    file = _record_file(source)
     if file is None:
         return None
     try:
-        found = (json.loads if file.name == RECORD else yaml.safe_load)(file.read_text(encoding="utf-8"))
+        found = (yaml.safe_load if file.suffix == ".yaml" else json.loads)(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     record = found if file.name == RECORD else {"arguments": found}
+    if file.name == "results.json":
+        record = {"arguments": found.get("args") if isinstance(found, dict) else None}
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise ValueError(f"{file} is damaged: it holds no arguments")
     texts = [record.get(name, "") for name in ("model", "dataset")]
@@ -174,6 +174,16 @@ def _read_record(source: Path) -> dict[str, Any] | None:
     if not isinstance(events, list) or not all(map(_is_event, events)):
         raise ValueError(f"{file} is damaged: what was learned or forgotten is not what `cdl-hf` writes")
     return record
+
+
+def _record_file(source: str) -> Path | None:
+    """The file with the record; of a model of a run on the Hub, its results."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return file_beside(source, RECORD) or file_beside(source, "results.json")
+    folders = [folder, folder.parent] if folder.name in ROLES else [folder]
+    files = [each / name for each in folders for name in (RECORD, "args.yaml")]
+    return next(filter(Path.is_file, files), None)
 
 
 def _is_event(event: Any) -> bool:

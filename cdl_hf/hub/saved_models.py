@@ -92,14 +92,22 @@ def has_domains(source: str | Path) -> bool:
 
 def _stream_of(source: str | Path) -> dict[str, Any]:
     """Description of a model's stream, by the results beside it; empty if it is not known."""
-    here = {"local_files_only": Path(source).is_dir() or not is_hub_reachable()}
+    results = file_beside(source, "results.json")
     try:
-        if _find(source, "results.json", optional=True, **here) is None:
-            return {}
-        stream = _read_object(source, "results.json", **here).get("stream")
+        stream = None if results is None else _as_object(results).get("stream")
     except (OSError, ValueError):
         return {}
     return stream if isinstance(stream, dict) else {}
+
+
+def file_beside(source: str | Path, name: str) -> Path | None:
+    """A file in the folder or repository of a saved model; `None` where there is none, or it cannot be reached."""
+    here = {"local_files_only": Path(source).is_dir() or not is_hub_reachable()}
+    try:
+        found = _find(source, name, optional=True, **here)
+    except (OSError, ValueError):  # no access, or no name of a repository
+        return None
+    return None if found is None else Path(found)
 
 
 def load_saved_model(source: str | Path, *, statistics: bool = False) -> SavedModel:
@@ -166,12 +174,21 @@ def _read_object(source: str | Path, name: str, **here: bool) -> dict[str, Any]:
         OSError: The file is missing.
         ValueError: It is not a JSON object.
     """
+    return _as_object(Path(str(_find(source, name, **here))))
+
+
+def _as_object(file: Path) -> dict[str, Any]:
+    """
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a JSON object.
+    """
     try:
-        content = json.loads(Path(str(_find(source, name, **here))).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is damaged: {error}") from error
+        raise ValueError(f"{file.name} is damaged: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name} is not a JSON object")
+        raise ValueError(f"{file.name} is not a JSON object")
     return content
 
 
