@@ -1,5 +1,6 @@
 """Images of a task as samples and batches, with augmentation fixed by seed, task, epoch and index."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -104,7 +105,8 @@ class Batches:
     """
 
     def __init__(self, loader: DataLoader, images: TaskImages):
-        self.loader, self.normalize = loader, images.transform.normalize
+        # a copy, as its constants go to the device, where those of the data set, which workers get, must not be
+        self.loader, self.normalize = loader, copy.copy(images.transform.normalize)
 
     def __len__(self) -> int:
         return len(self.loader)

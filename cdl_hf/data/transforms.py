@@ -188,7 +188,8 @@ class _Normalize:
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1) * (1 / processor.rescale_factor)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        if self.mean.device != pixels.device:
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return values.sub_(self.mean).div_(self.std)  # in place: allocating memory costs more than the arithmetic
 

@@ -5,11 +5,10 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
+from ..data.loaders import image_loader
 from .accuracy_matrix import TaskCounts
 
 MEMORY_LIMIT = 2**30  # bytes of cached queries; the others are computed in every evaluation
@@ -93,11 +92,10 @@ class Evaluator:
             in_task = None  # (C,) whether each class is of this task
             if task_of_class is not None:
                 in_task = torch.tensor(task_of_class, device=self.accelerator.device) == task
-            loader = DataLoader(images, batch_size=self.batch_size, num_workers=self.num_workers)
-            # not by the accelerator's method, which holds every loader until the end of a stage
-            loader = prepare_data_loader(loader, self.accelerator.device, split_batches=True, put_on_device=True)
-            right = torch.zeros(len(names), 1 if in_task is None else 3, dtype=torch.long)
-            total = 0
+            loader = image_loader(self.accelerator, images, self.batch_size, self.num_workers)
+            # on the device, so that no step waits for its predictions; a task may have no images
+            kinds = 1 if in_task is None else 3
+            found = [torch.zeros(0, len(names), kinds, dtype=torch.long, device=self.accelerator.device)]
             for i, batch in enumerate(Batches(loader, images)):
                 with self.accelerator.autocast():
                     query = self._query(first, batch["pixel_values"], (task, i))
@@ -106,16 +104,15 @@ class Evaluator:
                 if in_task is not None:
                     correct = torch.cat([correct, in_task[predictions[..., :1]]], dim=2)
                 correct = correct.long().where(predictions[..., :1] >= 0, -1)
-                correct = self.accelerator.gather_for_metrics(correct).cpu()
+                found.append(self.accelerator.gather_for_metrics(correct))
+                self.after_batch()
+            of_task = torch.cat(found).cpu()
+            for name, correct in zip(names, of_task.unbind(1), strict=True):
                 if (correct < 0).any():
-                    name = names[int((correct < 0).any(0).nonzero()[0, 0])]
                     where = described or f"test images of task {task + 1}"
                     raise FloatingPointError(f"the {name}'s logits of {where} are not numbers")
-                right += correct.sum(0)
-                total += len(correct)
-                self.after_batch()
-            for name, (count, *by_task) in zip(names, right.tolist(), strict=True):
-                counts[name].append(TaskCounts(count, total, *by_task))
+                count, *by_task = correct.sum(0).tolist()
+                counts[name].append(TaskCounts(count, len(correct), *by_task))
         return counts
 
     def _query(self, model: Predictor, pixel_values: Tensor, place: tuple[int, int]) -> Tensor | None:

@@ -190,6 +190,37 @@ def raise_on_all_ranks() -> Iterator[None]:
             raise ValueError(found)
 
 
+def copy_to(device: torch.device, values: Tensor) -> Tensor:
+    """A tensor of the CPU on a device; neither waits for the other."""
+    if device.type == "cuda":
+        values = values.pin_memory()  # the copy of other memory waits for all kernels
+    return values.to(device, non_blocking=True)
+
+
+class AsyncCopy:
+    """A copy of a tensor on the CPU. Only reading it waits, and for no more than the device was given before it.
+
+    Args:
+        values: On any device; must not change before they are read.
+    """
+
+    def __init__(self, values: Tensor):
+        self._values = values.detach().to("cpu", non_blocking=True)  # from CUDA into pinned memory
+        self._arrival = None
+        if values.device.type != "cpu":
+            self._arrival = torch.Event(values.device)
+            self._arrival.record()
+
+    def has_arrived(self) -> bool:
+        """Whether [`read`] would not wait."""
+        return self._arrival is None or self._arrival.query()
+
+    def read(self) -> Tensor:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._values
+
+
 class AsyncReduce:
     """A sum over all processes. Only reading it waits, and for no more than the device was given before it was asked.
 
@@ -200,16 +231,10 @@ class AsyncReduce:
     """
 
     def __init__(self, accelerator: Accelerator, value: Tensor):
-        self._count = accelerator.reduce(value).to("cpu", non_blocking=True)
-        self._there = None
-        if accelerator.device.type != "cpu":
-            self._there = torch.Event(accelerator.device)
-            self._there.record()
+        self._count = AsyncCopy(accelerator.reduce(value))
 
     def __int__(self) -> int:
-        if self._there is not None:
-            self._there.synchronize()
-        return int(self._count)
+        return int(self._count.read())
 
 
 def uses_fsdp() -> bool:

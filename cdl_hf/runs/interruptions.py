@@ -184,7 +184,7 @@ class StopRequest:
             from .distributed import AsyncReduce
 
             self._pending = AsyncReduce(
-                self.accelerator, torch.tensor(int(self._requested), device=self.accelerator.device)
+                self.accelerator, torch.full((), int(self._requested), device=self.accelerator.device)
             )
         return self._all_know
 

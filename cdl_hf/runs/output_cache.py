@@ -5,6 +5,7 @@ that its teacher has seen, and so does every further student of the same teacher
 """
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 from ..utils import DamagedFile, atomic_write, verify
-from .distributed import progress_bar
+from .distributed import AsyncCopy, progress_bar
 
 MEMORY_LIMIT = 2**30  # bytes of queries that a process keeps; the rest is computed again
 
@@ -61,15 +62,28 @@ class QueryCache:
 
     def __init__(self, num_images: int, division: Any = None):
         self.num_images, self.division = num_images, division
-        self.epochs: list[np.ndarray] = []
+        self._epochs: list[np.ndarray] = []
+        self._on_their_way: deque[tuple[int, list[int], AsyncCopy]] = deque()
 
     def add(self, epoch: int, index: list[int], query: Tensor) -> None:
-        """Keeps the queries (B, Dq) of the images `index` in an epoch."""
+        """Keeps the queries (B, Dq) of the images `index` in an epoch, without waiting for the device."""
         size = 4 * self.num_images * query.shape[1]
-        if epoch == len(self.epochs) and (epoch + 1) * size <= MEMORY_LIMIT:
-            self.epochs.append(np.full((self.num_images, query.shape[1]), np.nan, np.float32))
-        if epoch < len(self.epochs):
-            self.epochs[epoch][index] = query.float().cpu().numpy()
+        if epoch == len(self._epochs) and (epoch + 1) * size <= MEMORY_LIMIT:
+            self._epochs.append(np.full((self.num_images, query.shape[1]), np.nan, np.float32))
+        if epoch < len(self._epochs):
+            self._on_their_way.append((epoch, index, AsyncCopy(query.float())))
+        while self._on_their_way and self._on_their_way[0][2].has_arrived():
+            self._store_next()
+
+    @property
+    def epochs(self) -> list[np.ndarray]:
+        while self._on_their_way:
+            self._store_next()
+        return self._epochs
+
+    def _store_next(self) -> None:
+        epoch, index, query = self._on_their_way.popleft()
+        self._epochs[epoch][index] = query.read().numpy()
 
 
 class TeacherOutputCache:

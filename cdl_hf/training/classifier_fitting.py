@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..arguments.config import CDLConfig
 from ..data import Batches, Task, TaskImages
+from ..data.loaders import image_loader
 from ..distillation.analytic import Analytic
 from ..evaluation.evaluator import divided_batch_size
 from ..models import PromptViTForImageClassification
@@ -52,8 +52,7 @@ def head_features(
         FloatingPointError: A feature is not finite.
     """
     model.eval()
-    batch_size = divided_batch_size(batch_size, accelerator)
-    loader = accelerator.prepare_data_loader(DataLoader(images, batch_size=batch_size, num_workers=workers))
+    loader = image_loader(accelerator, images, divided_batch_size(batch_size, accelerator), workers)
     all_features, all_labels = [], []
     for batch in Batches(loader, images):
         with accelerator.autocast():

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from ..data import Batches, TaskImages
+from ..data.loaders import image_loader
 from ..evaluation.evaluator import divided_batch_size
 from ..models import PromptViTForImageClassification
 from ..models.prompt_pools import LoRA
@@ -32,9 +32,7 @@ def measure_fisher(
     if not isinstance(model.prompt_pool, LoRA) or not model.prompt_pool.needs_fisher:
         return
     updates = list(model.prompt_pool.each_update())
-    loader = accelerator.prepare_data_loader(
-        DataLoader(images, batch_size=divided_batch_size(batch_size, accelerator), num_workers=workers)
-    )
+    loader = image_loader(accelerator, images, divided_batch_size(batch_size, accelerator), workers)
     model.train()
     current = model.config.current_classes
     for update in updates:

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import Sampler, default_collate
 from tqdm.auto import tqdm
 
 from ..arguments.config import CDLConfig
 from ..data import Batches, Task, TaskImages
+from ..data.loaders import image_loader
 from ..distillation import TrainingObjective
-from ..runs.distributed import AsyncReduce, prepare_module, progress_bar
+from ..runs.distributed import AsyncReduce, copy_to, prepare_module, progress_bar
 from ..runs.output_cache import OutputCache, QueryCache
 from ..utils import derive_seed
 
@@ -179,6 +180,7 @@ class Stage:
                 raise FloatingPointError(f"the {name}'s weights are not finite after {settings.name}, {rate}")
         for module in self.prepared.values():
             self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        del self.loader  # ends its workers
         self.accelerator.free_memory()
 
     def state(self) -> StageState:
@@ -247,7 +249,7 @@ class Epoch:
         """Gradients of a batch for each objective in turn, and its step where the batch is complete."""
         stage, accelerator = self.stage, self.stage.accelerator
         known = stage.cached.lookup(self.index, index)
-        known = {name: values.to(accelerator.device, non_blocking=True) for name, values in known.items()}
+        known = {name: copy_to(accelerator.device, values) for name, values in known.items()}
         for number, (name, objective) in enumerate(stage.prepared.items()):
             with accelerator.autocast():
                 output = objective(**batch, **known)
@@ -285,10 +287,16 @@ def training_loader(
     batch_size = min(settings.batch_size, len(images))
     sampler = EpochSampler(len(images), batch_size, settings.seed, every_image)
     size = max(batch_size // accelerator.gradient_accumulation_steps, 1)
-    loader = DataLoader(
-        images, batch_size=size, sampler=sampler, num_workers=settings.num_workers, collate_fn=_collate
+    loader = image_loader(
+        accelerator,
+        images,
+        size,
+        settings.num_workers,
+        sampler=sampler,
+        collate_fn=_collate,
+        persistent_workers=settings.num_workers > 0 and settings.num_train_epochs > 1,
     )
-    return sampler, accelerator.prepare_data_loader(loader)
+    return sampler, loader
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

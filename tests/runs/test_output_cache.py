@@ -264,3 +264,27 @@ def test_queries_of_another_division_are_computed_again(train, command, tmp_path
     train(*command, "--auto_find_batch_size", "--distillation", "kd", "--output_dir", tmp_path / "run")
     steps = 3 * 2 * 3  # tasks, epochs, steps
     assert asked["query"] == 2 * steps + steps + 3
+
+
+def test_queries_are_not_read_before_they_have_arrived(monkeypatch):
+    """A copy from a GPU holds something else until then."""
+
+    class Late(answers_module.AsyncCopy):
+        def has_arrived(self):
+            return len(arrived) > 1
+
+        def read(self):
+            return super().read() + 1
+
+    arrived = []
+    monkeypatch.setattr(answers_module, "AsyncCopy", Late)
+    cache = QueryCache(num_images=4)
+    cache.add(0, [0], torch.zeros(1, 3))
+    arrived += [0, 1]
+    assert np.isnan(cache._epochs[0]).all()
+    cache.add(1, [2], torch.zeros(1, 3))
+    assert (cache._epochs[0][0] == 1).all()
+    arrived.clear()
+    cache.add(1, [3], torch.full((1, 3), 4.0))
+    first, second = cache.epochs
+    assert (first[0] == 1).all() and (second[2] == 1).all() and (second[3] == 5).all()

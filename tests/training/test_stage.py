@@ -1,12 +1,14 @@
 """Order of the images, learning rate, averages, and the stage as an iterable."""
 
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_models import tiny_model
+from tiny_models import PAIRS, images, labels_for, tiny_model, tiny_pair
+from waits import Waits
 
 from cdl_hf import TaskStream, load_image_dataset
 from cdl_hf.data import TaskImages, image_processor_for, train_transform
@@ -86,9 +88,9 @@ class Recorder(TrainingObjective):
 def make_stage(drawings):
     """A stage of 14 images in batches of 4, two epochs."""
 
-    def make(start=None, **options):
+    def make(start=None, num_workers=0, objective=None, **options):
         stream = TaskStream(load_image_dataset(str(drawings)), num_tasks=3)
-        images = TaskImages(
+        view = TaskImages(
             stream[0].train,
             stream.label_to_class_id,
             train_transform(image_processor_for({"input_size": (3, 32, 32)}), (0.7, 1.0)),
@@ -97,8 +99,9 @@ def make_stage(drawings):
         torch.manual_seed(0)
         model = tiny_model("l2p", tasks=0, classes_per_task=stream.classes_per_task)
         model.start_task(stream[0].class_names)
-        settings = StageSettings("task 1/3 student", 2, 4, 0.01, 0, seed=5)
-        return Stage(Accelerator(cpu=True), {"student": Recorder(model)}, images, settings, start=start, **options)
+        settings = StageSettings("task 1/3 student", 2, 4, 0.01, num_workers, seed=5)
+        objectives = {"student": objective or Recorder(model)}
+        return Stage(Accelerator(cpu=True), objectives, view, settings, start=start, **options)
 
     return make
 
@@ -116,8 +119,8 @@ def test_a_stage_is_iterated_by_epoch_and_step(make_stage):
     assert not torch.equal(stage.objectives["student"].model.head.weight, before)
 
 
-@pytest.mark.parametrize("done", [(0, 1), (0, 3), (1, 2)])
-def test_a_stage_continues_where_its_state_was_taken(make_stage, done):
+@pytest.mark.parametrize(("done", "num_workers"), [((0, 1), 0), ((0, 3), 0), ((1, 2), 0), ((0, 2), 2)])
+def test_a_stage_continues_where_its_state_was_taken(make_stage, done, num_workers):
     whole, first = make_stage(), make_stage()
     expected = [epoch.means()["student"]["loss"] for epoch in whole for _ in (list(epoch),)]
     for epoch in first:
@@ -125,7 +128,7 @@ def test_a_stage_continues_where_its_state_was_taken(make_stage, done):
             break
     state, weights = first.state(), first.objectives["student"].state_dict()
     assert (state.epoch, state.step) == done
-    rest = make_stage(start=state)
+    rest = make_stage(start=state, num_workers=num_workers)
     rest.objectives["student"].load_state_dict(weights)
     found = {epoch.index: epoch.means()["student"]["loss"] for epoch in rest for _ in (list(epoch),)}
     assert found == {index: expected[index] for index in found} and 1 in found
@@ -144,3 +147,46 @@ def test_cached_queries_are_taken_and_new_ones_kept(make_stage):
     for epoch in second:
         list(epoch)
     assert [query is not None for _, query in second.objectives["student"].calls] == [True] * 3 + [False] * 3
+
+
+def test_workers_live_through_the_epochs_and_change_nothing(make_stage):
+    plain, stage = make_stage(), make_stage(num_workers=2)
+    for epoch in plain:
+        list(epoch)
+    generator, workers = torch.get_rng_state(), []
+    for epoch in stage:
+        workers += [multiprocessing.active_children() for _ in epoch]
+    assert len(workers[0]) == 2 and all(each == workers[0] for each in workers)
+    assert not set(workers[0]) & set(multiprocessing.active_children())
+    assert torch.equal(torch.get_rng_state(), generator)
+    ours, theirs = (each.objectives["student"].state_dict() for each in (plain, stage))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(("prompt_method", "method_name"), PAIRS)
+def test_no_objective_waits_for_a_gpu(prompt_method, method_name):
+    teacher, objective = tiny_pair(prompt_method, method_name, tasks=2)
+    pixel_values, labels = images(), labels_for(teacher)
+    with Waits() as waits:
+        for each in (TrainingObjective(teacher), objective):
+            each.train()(pixel_values, labels)["loss"].backward()
+    assert not waits.places
+
+
+def test_no_step_of_a_stage_waits_for_a_gpu(make_stage):
+    teacher, objective = tiny_pair("coda_prompt", "kdp")
+    queries = QueryCache(14)
+    known = OutputCache({"teacher_logits": [np.zeros((14, 3), np.float32)]})
+    stages = [
+        make_stage(num_workers=1, objective=TrainingObjective(teacher), queries=queries),
+        make_stage(num_workers=1, objective=objective, cached=known),
+    ]
+    with Waits() as waits:
+        for stage in stages:
+            for step in next(iter(stage)):
+                if step == 1:  # the first may wait, and the last reads the averages
+                    waits.places.clear()
+                if step == 2:
+                    break
+            assert not waits.places
+    assert np.isfinite(queries.epochs[0]).all(1).sum() == 8
