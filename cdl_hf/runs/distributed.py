@@ -4,6 +4,7 @@ With shards, a block of a frozen transformer gathers its weights when it runs, a
 is small: every process holds it whole, and DistributedDataParallel keeps it the same, as without shards.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -154,6 +155,7 @@ def start_trackers(accelerator: Accelerator, args: CDLConfig, config: dict[str, 
     """Starts the tracker that `report_to` names, with the arguments as its configuration.
 
     TensorBoard and wandb have their files in `logs/`; trackio where its dashboard looks for them, all runs together.
+    There a run has the name of its folder with a digest of the folder's path, as runs are continued by their names.
 
     Args:
         steps: Steps done before, in a resumed run: TensorBoard forgets what was logged after them, trackio continues
@@ -163,9 +165,11 @@ def start_trackers(accelerator: Accelerator, args: CDLConfig, config: dict[str, 
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
         logs = Path(accelerator.project_dir)
         logs.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere if it is not there
+        folder = logs.parent.resolve()
+        name = f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
         how = {
             "tensorboard": {"purge_step": steps + 1},
-            "trackio": {"name": logs.parent.name, "resume": "allow" if steps else "never"},
+            "trackio": {"name": name, "resume": "allow" if steps else "never"},
             "wandb": {"dir": str(logs)},
         }
         accelerator.init_trackers("cdl_hf", config=plain, init_kwargs=how)

@@ -86,6 +86,18 @@ def test_wandbs_files_are_in_the_runs_folder(wandb, tmp_path, monkeypatch):
     assert started["init_kwargs"]["wandb"] == {"dir": str(tmp_path / "logs")} and (tmp_path / "logs").is_dir()
 
 
+def test_trackio_tells_runs_apart_whose_folders_share_a_name(tmp_path):
+    names = []
+    accelerator = SimpleNamespace(
+        init_trackers=lambda _, config, init_kwargs: names.append(init_kwargs["trackio"]["name"])
+    )
+    for folder in ("one", "other", "one"):
+        accelerator.project_dir = tmp_path / folder / "seed0" / "logs"
+        distributed.start_trackers(accelerator, CDLConfig(report_to="trackio"), {}, 0)
+    one, other, again = names
+    assert one == again != other and all(name.startswith("seed0-") for name in names)
+
+
 def test_every_tracker_of_accelerate_can_be_named():
     named = set(get_args(get_type_hints(CDLConfig)["report_to"]))
     assert named == {"none", *(str(tracker.value) for tracker in LoggerType)} - {"all"}
@@ -106,9 +118,10 @@ def test_trackio_shows_a_run(command, tmp_path):
     home = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     run_in_a_process(["-m", "cdl_hf.commands.train", *words], **home)
     code = "import trackio; (run,) = trackio.Api().runs('cdl_hf'); print(run.name, run.config['learning_rate'])"
-    assert run_in_a_process(["-c", code], **home) == "my_run 0.01\n"
+    name, rate = run_in_a_process(["-c", code], **home).split()
+    assert name.startswith("my_run-") and rate == "0.01"
     trackio = ["-c", "from trackio.cli import main; main()"]
-    asked = ["get", "metric", "--project", "cdl_hf", "--run", "my_run", "--metric", "student/average_accuracy"]
+    asked = ["get", "metric", "--project", "cdl_hf", "--run", name, "--metric", "student/average_accuracy"]
     shown = json.loads(run_in_a_process([*trackio, *asked, "--json"], **home))
     assert [value["step"] for value in shown["values"]] == [6, 12, 18]
 
