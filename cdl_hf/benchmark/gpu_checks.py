@@ -5,8 +5,8 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +22,11 @@ from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
 from ..arguments.stream import StreamArguments
 from ..cli import parse
 from ..data import TaskImages, train_transform
-from ..distillation import METHODS
+from ..distillation import METHODS, TrainingObjective
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
 from ..models.prompt_pools import POOLS
+from ..training.build import build_objective
 from ..training.dry_run import FakeSteps
 from ..training.stage import Stage, StageSettings
 from .machine import flops_of, peak_growth
@@ -114,42 +115,56 @@ def machine(bench: Workbench) -> dict[str, Any]:
 def precision(bench: Workbench) -> dict[str, Any]:
     """Every method once in bf16 and fp16: cosine of its gradients with those of float32, and its loss."""
     figures: dict[str, Any] = {}
+    for methods in _methods_of_one_student():
+        pair = None
+        for prompts, method in methods:
+            pair = pair or bench.pair(prompts, method, small=True)  # most of the time
+            batch = pair.random_batch(8, bench.device)
+            objective = build_objective(pair.student, pair.teacher, DistillationArguments(distillation=method))
+            figures[f"{prompts}, {method}"] = _in_each_precision(objective.to(bench.device), batch)
+    return {"lowest_bf16_cosine": min(each["bf16_cosine"] for each in figures.values()), "methods": figures}
+
+
+def _methods_of_one_student() -> Iterable[list[tuple[str, str]]]:
+    """Prompt and distillation methods, those together for which the student has the same prompts and KD branch."""
+    found = defaultdict(list)
     for prompts, method in itertools.product(catalogue.PROMPT_METHODS, catalogue.DISTILLATION_METHODS):
         is_refused = method == "cdl_prompt" and not POOLS[prompts].needs_query
-        if prompts == "none" or is_refused or not METHODS[method].trains:
-            continue
-        pair = bench.pair(prompts, method, small=True)
-        batch = pair.random_batch(8, bench.device)
-        objective = pair.objective.train()
-        gradients, losses = [], []
-        for dtype in (None, torch.bfloat16, torch.float16):
-            torch.manual_seed(0)
-            objective.zero_grad()
-            with torch.autocast(bench.device.type, dtype=dtype, enabled=dtype is not None):
-                loss = objective(**batch)["loss"]
-            (loss * (1024 if dtype == torch.float16 else 1)).backward()  # as a gradient scaler would
-            found = [p.grad.float().flatten() for p in objective.parameters() if p.grad is not None]
-            gradients.append(torch.cat(found))
-            losses.append(loss.item())
-        figures[f"{prompts}, {method}"] = {
-            "losses": losses,
-            "bf16_cosine": _cosine(gradients[1], gradients[0]),
-            "fp16_cosine": _cosine(gradients[2], gradients[0]),
-        }
-    return {"lowest_bf16_cosine": min(each["bf16_cosine"] for each in figures.values()), "methods": figures}
+        if prompts != "none" and not is_refused and METHODS[method].trains:
+            found[prompts, METHODS[method].kd_branch].append((prompts, method))
+    return found.values()
+
+
+def _in_each_precision(objective: TrainingObjective, batch: dict[str, Tensor]) -> dict[str, Any]:
+    device = batch["labels"].device.type
+    gradients, losses = [], []
+    for dtype in (None, torch.bfloat16, torch.float16):
+        torch.manual_seed(0)
+        objective.train().zero_grad()
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            loss = objective(**batch)["loss"]
+        (loss * (1024 if dtype == torch.float16 else 1)).backward()  # as a gradient scaler would
+        found = [p.grad.float().flatten() for p in objective.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found))
+        losses.append(loss.item())
+    return {
+        "losses": losses,
+        "bf16_cosine": _cosine(gradients[1], gradients[0]),
+        "fp16_cosine": _cosine(gradients[2], gradients[0]),
+    }
 
 
 def waits(bench: Workbench) -> dict[str, Any]:
     """Places where a training step waits for the device, and how often in five steps."""
     figures: dict[str, Any] = {}
-    for role in ("teacher", "student"):
-        pair = bench.pair()
-        images = TaskImages(
-            pair.stream[0].train, pair.stream.label_to_class_id, train_transform(pair.image_processor), seed=0
-        )
+    pair = bench.pair()
+    images = TaskImages(
+        pair.stream[0].train, pair.stream.label_to_class_id, train_transform(pair.image_processor), seed=0
+    )
+    for role, objective in pair.objectives.items():
         settings = StageSettings(role, 1, 8, 1e-3, 0, seed=0)
         accelerator = Accelerator(mixed_precision="bf16", cpu=bench.device.type == "cpu")
-        stage = Stage(accelerator, {role: pair.objectives[role]}, images, settings)
+        stage = Stage(accelerator, {role: objective}, images, settings)
         with warnings.catch_warnings(record=True) as caught, _sync_warnings(bench.device) as watch:
             warnings.simplefilter("always")
             for step in (step for epoch in stage for step in epoch):
@@ -173,7 +188,7 @@ def kernels(bench: Workbench) -> dict[str, Any]:
         pair = bench.pair(prompts)
         batch = pair.random_batch(bench.batch_sizes[-1], bench.device)
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", None)):
-            step = _whole(Steps(pair, batch, dtype).ours["teacher step"])
+            step = partial(_pass, TrainingObjective(pair.teacher).train(), batch, dtype)
             step()
             activities = [activity.CUDA, activity.CPU] if bench.device.type == "cuda" else [activity.CPU]
             with torch.profiler.profile(activities=activities) as profiler:
@@ -187,15 +202,15 @@ def kernels(bench: Workbench) -> dict[str, Any]:
 def steps(bench: Workbench) -> dict[str, Any]:
     """Steps and evaluation of both models, ours and plain, in each precision and batch size."""
     figures = {}
+    pair = bench.pair()
     for size in bench.batch_sizes:
         for name, dtype, tf32 in (("bf16", torch.bfloat16, True), ("tf32", None, True), ("fp32", None, False)):
             with _tf32(tf32):
-                pair = bench.pair()
                 made = Steps(pair, pair.random_batch(size, bench.device), dtype)
                 for step_name, ours in made.ours.items():
                     plain = made.plain.get(step_name)
                     figures[f"{step_name}, batch {size}, {name}"] = _compared(bench, ours, plain, size)
-                del made, pair
+                del made
                 if bench.device.type == "cuda":
                     torch.cuda.empty_cache()
     return figures
@@ -222,20 +237,17 @@ def compiled(bench: Workbench) -> dict[str, Any]:
 def memory(bench: Workbench) -> dict[str, Any]:
     """Peak memory of a training step as computed by `--dry_run` and as measured."""
     size, figures = bench.batch_sizes[0], {}
-    for role in ("teacher", "student"):
-        pair = bench.pair()
-        batch = pair.random_batch(size, bench.device)
-        made = Steps(pair, batch, torch.bfloat16)
-        del made.plain_teacher, made.plain_student, made.plain
-        weights = sum(t.nbytes for module in (pair.teacher, pair.objective) for t in module.state_dict().values())
+    pair = bench.pair()
+    made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
+    del made.plain_teacher, made.plain_student, made.plain
+    weights = sum(t.nbytes for module in (pair.teacher, pair.objective) for t in module.state_dict().values())
+    fakes = FakeSteps(bench.pair(meta=True).objectives, pair.image_size, bench.device, "bf16")
+    for role in pair.objectives:
         step = _whole(made.ours[f"{role} step"])
         step()
         measured = peak_growth(step, bench.device)
-        fake = FakeSteps(bench.pair(meta=True).objectives, pair.image_size, bench.device, "bf16").training(
-            [role], size
-        )
         figures[role] = {
-            "computed_bytes": fake.peak_bytes,
+            "computed_bytes": fakes.training([role], size).peak_bytes,
             "measured_growth_bytes": measured,
             "weights_bytes": weights,
         }
@@ -275,6 +287,13 @@ def _compared(bench: Workbench, ours: Step, plain: Step | None, size: int) -> di
 def _whole(step: Step) -> Callable[[], None]:
     """The step without a clock between its parts, for which it would wait."""
     return lambda: step(lambda part: None)
+
+
+def _pass(objective: TrainingObjective, batch: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Forward and backward."""
+    with torch.autocast(batch["labels"].device.type, dtype=dtype, enabled=dtype is not None):
+        loss = objective(**batch)["loss"]
+    loss.backward()
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
