@@ -7,7 +7,7 @@ from ..escaping import markdown_name
 from ..evaluation import tasks_of
 from .effects import contenders, effects_over_prompts, finding, grouped, listed, of_the_stream
 from .experiments import CLASSIFIER_TITLES, Experiment
-from .statistics import MIN_RUNS, MeanStd, best_of
+from .statistics import MIN_RUNS, MeanStd, best_of, binomial_half_width
 
 ACCURACY = (
     "A_N is the accuracy on all classes after the last task, the mean over the tasks; models predict without the task "
@@ -25,6 +25,7 @@ INTERVALS = (
     "picture is filled. **Bold** in a table marks the student that is significantly better than each other student of "
     "its column."
 )
+ONLINE = "A_AUC is the area under the accuracy on the classes seen so far, over the training images shown."
 FEW = "With fewer than three runs of a model, differences have no interval, and none is called significant."
 FILES = "All figures are in [results.csv](results.csv), arguments and results of each run in [runs.jsonl](runs.jsonl)."
 
@@ -37,6 +38,7 @@ def what_was_compared(experiments: list[Experiment]) -> list[str]:
         f"Models: {benchmark.teacher} teaches {benchmark.student}. {_methods(experiments)}",
         _training(experiments),
         _runs(experiments),
+        _sampling_error(experiments),
     ]
 
 
@@ -66,6 +68,8 @@ def how_to_read(experiments: Iterable[Experiment]) -> str:
     parts = [ACCURACY]
     if any(not e.is_joint for e in experiments):
         parts.append(FORGETTING)
+    if any(e.metric("a_auc") for e in experiments):
+        parts.append(ONLINE)
     if max(counts) > 1:
         parts.append(SPREAD)
     if max(counts) >= MIN_RUNS and len(experiments) > 1:
@@ -168,6 +172,18 @@ def _runs(experiments: list[Experiment]) -> str:
     return (
         f"{text} The seeds {listed(seeds)} vary initial weights and the order and augmentation of images, not the "
         "class order or the data: how far the results hold for others, these runs cannot say."
+    )
+
+
+def _sampling_error(experiments: list[Experiment]) -> str:
+    """How uncertain one accuracy is by the number of test images alone."""
+    count, split = experiments[0].benchmark.num_tested_on, experiments[0].benchmark.tested_on
+    means = [MeanStd.of(e.accuracy).mean for e in experiments]
+    accuracy = min(means, key=lambda mean: abs(mean - 50))
+    return (
+        f"Sampling error of the {split} images: ±{binomial_half_width(accuracy, count):.2f} points for a single A_N, "
+        f"half the width of its 95% binomial interval with {count:,} images (at {accuracy:.1f}%, where it is widest "
+        "here). Where runs test the same images, ± and the intervals over runs do not include it."
     )
 
 

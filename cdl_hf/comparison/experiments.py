@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..arguments.config import DistillationArguments
 from ..arguments.sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
 from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of, prompt_method_of
+from ..evaluation import metric_in
 from .statistics import Scores
 
 # Titles of the classifiers in the order of a report; `aligned` is the linear one after classifier alignment
@@ -182,6 +183,12 @@ class Experiment:
     def forgetting(self) -> Scores:
         """Forgetting by the definition `cdl`, in points."""
         return self._scores(lambda result: result[self.role]["forgetting"]["cdl"])
+
+    def metric(self, name: str) -> Scores:
+        """A metric by its name in [`METRICS`]; empty where a run does not have it."""
+        values = {unit: metric_in(result[self.role], name) for unit, result in self.results.items()}
+        found = {unit: value for unit, value in values.items() if value is not None}
+        return found if len(found) == len(values) else {}
 
     @property
     def seconds(self) -> Scores:

@@ -21,7 +21,7 @@ from .effects import (
 from .elsewhere import where_from
 from .experiments import CLASSIFIER_TITLES, Experiment
 from .reported import reported_pairs
-from .statistics import MeanStd, best_of, compare
+from .statistics import MeanStd, Scores, best_of, compare
 
 Latencies = Mapping[tuple[str, str], dict[str, Any]]
 
@@ -42,6 +42,11 @@ BASELINES = (
 PAPERS = (
     "A_N / F_N in %. *Reported* are the figures of the methods' authors (arXiv 2407.13911), *measured* those of the "
     "runs in this report."
+)
+BY_TASK = (
+    "A_N counts an image as correct only if a class of its own task is predicted (*right task*), and if its class "
+    "scores highest among the classes of that task (*task-known accuracy*, also called task-incremental accuracy). "
+    "All in %, after the last task, the mean over the tasks."
 )
 TRAINING_COST = (
     "Seconds of wall-clock time for the model's own stages, the mean over the runs. They are noisy: runs may have "
@@ -114,8 +119,10 @@ class BenchmarkChapter:
         for num_tasks in self._stream_lengths:
             members, suffix = self._members(num_tasks), self._suffix(num_tasks)
             parts += [self._methods(members, suffix), self._classifiers(members, suffix)]
-        parts += [self._baselines(), self._papers(), self._cost_and_accuracy(), self._training_cost()]
-        return parts
+            parts += [self._by_task(members, suffix)]
+        parts += [self._baselines(), self._papers()]
+        parts += [self._cost_and_accuracy(num_tasks) for num_tasks in self._stream_lengths]
+        return [*parts, self._training_cost()]
 
     def pictures_in_brief(self) -> list[str]:
         """What distillation adds, or else how far the other students are from the best one."""
@@ -188,6 +195,7 @@ class BenchmarkChapter:
         """A_N and forgetting of each distillation method, with the differences to the student alone."""
         linear = [e for e in members if e.classifier == "linear"]
         trained = [e for e in linear if e.prompt_method != "none"]
+        is_online = any(e.metric("a_auc") for e in trained)
         by_prompts = grouped(trained, lambda e: e.prompts)
         accuracies = effects_by_prompts(trained, lambda e: e.accuracy)
         forgettings = effects_by_prompts(trained, lambda e: e.forgetting)
@@ -203,6 +211,7 @@ class BenchmarkChapter:
                     bold(str(MeanStd.of(e.accuracy)), e.learner == best),
                     str(effects.get(e.learner, "")) if e.role == "student" else "",
                     str(MeanStd.of(e.learning_accuracy)),
+                    *([mean_of(e.metric("a_auc"))] if is_online else []),
                     str(MeanStd.of(e.forgetting)),
                     str(forgetting.get(e.learner, "")) if e.role == "student" else "",
                     *([str(len(e.results))] if self._runs_differ else []),
@@ -210,6 +219,7 @@ class BenchmarkChapter:
                 for e in learners
             ]
             header = ["learner", "A_N (%)", "A_N, vs. alone", "learning accuracy (%)"]
+            header += ["A_AUC (%)"] if is_online else []
             header += ["forgetting (points)", "forgetting, vs. alone"]
             header += ["runs"] if self._runs_differ else []
             parts += [f"#### {markdown_name(prompts)}{suffix}", table(header, rows)]
@@ -228,6 +238,20 @@ class BenchmarkChapter:
             if experiments[0].classifier != "linear" and any(e.prompt_method != "none" for e in experiments):
                 parts += [f"#### {title}{suffix}", overview(experiments)]
         return "\n\n".join([f"### Classifiers{suffix}", CLASSIFIERS_TEXT, *parts]) if parts else ""
+
+    def _by_task(self, members: list[Experiment], suffix: str) -> str:
+        """Task-known accuracy and right tasks of every classifier whose runs have them."""
+        rows = []
+        for e in members:
+            if known := e.metric("task_known_accuracy"):
+                names = [markdown_name(name) for name in (e.prompts, e.learner, e.classifier_title)]
+                scores = (e.accuracy, known, e.metric("right_task_share"))
+                rows.append([*names, *map(mean_of, scores), *([str(len(e.results))] if self._runs_differ else [])])
+        if not rows:
+            return ""
+        header = ["prompts", "learner", "classifier", "A_N (%)", "task-known accuracy (%)", "right task (%)"]
+        header += ["runs"] if self._runs_differ else []
+        return "\n\n".join([f"### Task-known accuracy{suffix}", BY_TASK, table(header, rows, numbers_from=3)])
 
     def _baselines(self) -> str:
         """Frozen backbones, and joint training."""
@@ -253,7 +277,7 @@ class BenchmarkChapter:
         """Reported figures next to the measured ones."""
         rows = []
         for e in self.experiments:
-            differs = e.is_joint or e.has_joint_teacher or e.note or e.classifier != "linear"
+            differs = e.is_joint or e.has_joint_teacher or e.note or e.origin or e.classifier != "linear"
             if (e.prompt_method, e.distillation) in self.reported and not differs:
                 reported = self.reported[e.prompt_method, e.distillation]
                 measured = f"{MeanStd.of(e.accuracy)} / {MeanStd.of(e.forgetting)}"
@@ -265,9 +289,9 @@ class BenchmarkChapter:
         header = ["prompts", "learner", "reported by the papers", "measured here", "runs"]
         return "\n\n".join(["### Comparison with the papers", PAPERS, table(header, rows, numbers_from=2)])
 
-    def _cost_and_accuracy(self) -> str:
-        """The Pareto fronts."""
-        continual = [e for e in self.experiments if not e.is_joint and not e.has_joint_teacher]
+    def _cost_and_accuracy(self, num_tasks: int) -> str:
+        """The Pareto fronts of the models of one stream."""
+        continual = [e for e in self._members(num_tasks) if not e.has_joint_teacher]
         if not continual:
             return ""
         costs = {"parameters": {e.label: e.num_parameters for e in continual}}
@@ -275,21 +299,23 @@ class BenchmarkChapter:
         if timed:
             costs["latency"] = {e.label: self.measured[e.name, e.role]["milliseconds"] for e in timed}
         titles = {"parameters": "Parameters that a prediction needs", "latency": "Latency of one image (ms)"}
-        parts = ["### Accuracy against cost"]
+        parts = [f"### Accuracy against cost{self._suffix(num_tasks)}"]
+        tasks = f"-{num_tasks}" if len(self._stream_lengths) > 1 else ""
+        chance = 100 / sum(continual[0].stream["classes_per_task"])
         for kind, costs_by_label in costs.items():
             groups: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
             shown = [e for e in continual if e.label in costs_by_label]
             for e in shown:
                 point = costs_by_label[e.label], MeanStd.of(e.accuracy).mean
                 groups.setdefault((e.prompts, e.role), {})[e.label] = point
-            name = f"pareto-{kind}{self.suffix}.svg"
+            name = f"pareto-{kind}{tasks}{self.suffix}.svg"
             points = {label: point for members in groups.values() for label, point in members.items()}
             ahead = pareto_front(points)
             shared = {e.prompts for e in shown if e.label in ahead}
             which = f"{len(ahead)} of {len(points)} models" + (f", all {shared.pop()}," if len(shared) == 1 else "")
             title = f"{which} are not beaten by one with less {kind}" if kind == "latency" else ""
             title = title or f"{which} are not beaten by one with fewer {kind}"
-            plot_accuracy_against_cost(groups, self.output / name, title, titles[kind])
+            plot_accuracy_against_cost(groups, self.output / name, title, titles[kind], chance)
             unit, digits = ("parameters", 0) if kind == "parameters" else ("ms", 2)
             front = [
                 [markdown_name(label), f"{points[label][0]:,.{digits}f}", f"{points[label][1]:.2f}"] for label in ahead
@@ -342,6 +368,11 @@ def overview(experiments: list[Experiment]) -> str:
             cells.append(cell)
         rows.append([markdown_name(learner), *cells, lines(effects.get(learner, ""))])
     return table(["learner", *map(markdown_name, by_prompts), "vs. student alone"], rows)
+
+
+def mean_of(scores: Scores) -> str:
+    """Mean and standard deviation in a cell, which is empty without scores."""
+    return str(MeanStd.of(scores)) if scores else ""
 
 
 def limits(every: Iterable[Effects]) -> tuple[float, float]:

@@ -79,6 +79,19 @@ def paired_difference(scores: Scores, reference: Scores) -> PairedDifference | N
     return PairedDifference(mean, t_quantile(count - 1) * error, two_sided_p(t, count - 1), count)
 
 
+def binomial_half_width(accuracy: float, count: int) -> float:
+    """Half the width, in points, of the 95% interval that an accuracy has from the number of test images alone.
+
+    The score interval: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+
+    Args:
+        accuracy: In %.
+        count: Number of images.
+    """
+    p, z = accuracy / 100, statistics.NormalDist().inv_cdf(1 - LEVEL / 2)
+    return 100 * z / (1 + z**2 / count) * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+
+
 def two_sided_p(t: float, degrees: int) -> float:
     """Probability of a value at least as far from zero as t >= 0 under Student's t distribution.
 

@@ -200,9 +200,15 @@ def plot_differences(
 
 @matplotlib.rc_context(LITERAL)
 def plot_accuracy_against_cost(
-    points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: str | PathLike, title: str, cost: str
+    points: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]],
+    path: str | PathLike,
+    title: str,
+    cost: str,
+    chance: float,
 ) -> None:
-    """Plot accuracy against cost. Points on the Pareto front are numbered in order of cost, and named below.
+    """Plot accuracy, from 0 on, against cost.
+
+    Points on the Pareto front are numbered in order of cost, and named below.
 
     Args:
         points: group -> name -> (cost, accuracy in %). A group is a pair of words: the first sets the color, the
@@ -210,11 +216,17 @@ def plot_accuracy_against_cost(
         path: file to write; its suffix sets the format.
         title: title of the plot.
         cost: name of the costs with their unit; the axis is logarithmic.
+        chance: accuracy (%) of guessing, drawn as a line.
     """
     lines = textwrap.wrap(_shown(title), 52)
     every = {name: point for members in points.values() for name, point in members.items()}
     front = pareto_front(every)
-    height = 4.4 + 0.2 * (len(lines) + math.ceil(len(points) / 2) + len(front))
+    names = [
+        line
+        for number, name in enumerate(front, 1)
+        for line in textwrap.wrap(f"{number}  {_shown(name)}  {every[name][1]:.1f}%", 52, subsequent_indent="    ")
+    ]
+    height = 4.4 + 0.2 * (len(lines) + math.ceil(len(points) / 2) + len(names))
     figure = Figure(figsize=(NARROW, height), layout="constrained")
     axes = figure.add_subplot()
     hues, shapes = ({words[i]: None for words in points} for i in (0, 1))
@@ -233,6 +245,9 @@ def plot_accuracy_against_cost(
     for number, name in enumerate(front, 1):
         offset: dict[str, Any] = {"xytext": (-4, 5), "textcoords": "offset points", "ha": "right"}
         axes.annotate(f"{number}", xy=every[name], fontsize=10, weight="bold", **offset)
+    axes.axhline(chance, color=GRAY, linewidth=1, linestyle=":", zorder=1)
+    axes.text(0.99, chance, f"chance {chance:.3g}%", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+    axes.set_ylim(bottom=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_in_words))
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
@@ -241,8 +256,7 @@ def plot_accuracy_against_cost(
     axes.set_xlabel(_shown(cost))
     axes.set_ylabel("Average accuracy after the last task (%)")
     figure.suptitle("\n".join(lines), fontsize=11, x=0.01, ha="left")
-    numbered = [f"{number}  {_shown(name)}  {every[name][1]:.1f}%" for number, name in enumerate(front, 1)]
-    figure.supxlabel("\n".join(numbered), fontsize=10, x=0.02, ha="left")
+    figure.supxlabel("\n".join(names), fontsize=10, x=0.02, ha="left")
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ import pytest
 from cdl_hf.comparison.statistics import (
     MeanStd,
     PairedDifference,
+    binomial_half_width,
     holm,
     paired_difference,
     significantly_best,
@@ -59,6 +60,13 @@ def test_equal_differences():
 def test_quantiles_of_the_t_distribution(degrees, quantile):
     assert t_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
     assert two_sided_p(t_quantile(degrees), degrees) == pytest.approx(0.05)
+
+
+def test_uncertainty_by_the_number_of_images():
+    """With many images 1.96 sqrt(p (1 - p) / n); with few, or none wrong, that of the score interval."""
+    assert binomial_half_width(50, 10_000) == pytest.approx(0.98, abs=0.001)
+    assert binomial_half_width(10, 2_500) == pytest.approx(1.176, abs=0.002)
+    assert binomial_half_width(100, 10) == pytest.approx(100 * 1.96**2 / 2 / (10 + 1.96**2), rel=1e-3)
 
 
 def test_holm():

@@ -163,16 +163,21 @@ def test_confusion(tmp_path, drawn, sizes, ticks):
 
 
 def test_accuracy_against_cost_numbers_what_nothing_beats_and_names_each_point(tmp_path, drawn):
+    large_name = "large, with a name that is too long for one line and stays in view at its right"
     points = {
-        ("l2p", "teacher"): {"large": (4e6, 50.0)},
+        ("l2p", "teacher"): {large_name: (4e6, 50.0)},
         ("l2p", "student"): {"small": (1e6, 30.0), "waste<ful>": (2e6, 29.0)},
         ("apt", "student"): {"other": (2e6, 45.0)},
     }
     for name in ("one.svg", "two.svg"):
-        plot_accuracy_against_cost(points, tmp_path / name, "Title", "Parameters")
+        plot_accuracy_against_cost(points, tmp_path / name, "Title", "Parameters", 2.5)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert all(len(line) <= 52 for line in drawn[0].get_supxlabel().splitlines())
+    assert drawn[0].get_supxlabel().endswith("right  50.0%")
     (axes,) = drawn[0].axes
-    numbers = {text.get_text(): text.xy for text in axes.texts}
+    *front, chance = axes.texts
+    assert chance.get_text() == "chance 2.5%" and chance.get_position()[1] == 2.5 and axes.get_ylim()[0] == 0
+    numbers = {text.get_text(): text.xy for text in front}
     assert numbers == {"1": (1e6, 30.0), "2": (2e6, 45.0), "3": (4e6, 50.0)}
     drawn_points = {line.get_gid(): line for line in axes.lines if line.get_gid()}
     large, small, _, other = drawn_points.values()
@@ -181,7 +186,7 @@ def test_accuracy_against_cost_numbers_what_nothing_beats_and_names_each_point(t
     root = xml.etree.ElementTree.parse(tmp_path / "one.svg").getroot()
     titles = {group.get("id"): group.findtext(f"{SVG}title") for group in root.iter(f"{SVG}g")}
     named = [titles[gid] for gid in drawn_points]
-    assert named == ["large: 50.0%", "small: 30.0%", "waste<ful>: 29.0%", "other: 45.0%"]
+    assert named == [f"{large_name}: 50.0%", "small: 30.0%", "waste<ful>: 29.0%", "other: 45.0%"]
 
 
 def test_differences_have_a_row_with_name_interval_and_marker(tmp_path, drawn):
@@ -251,7 +256,7 @@ def test_names_are_shown_as_they_are(tmp_path, drawn, recwarn):
         counts, parts = np.eye(len(NAMES)), [len(NAMES)]
         plot_confusion(counts, tmp_path / "c.png", "$t$", class_names=NAMES, classes_per_task=parts)
         points = {(name, name): {name: (index + 1.0, index + 1.0)} for index, name in enumerate(NAMES[:11])}
-        plot_accuracy_against_cost(points, tmp_path / "d.svg", "$t$", "$cost$ (ms)")
+        plot_accuracy_against_cost(points, tmp_path / "d.svg", "$t$", "$cost$ (ms)", 0.5)
         plot_differences(dict.fromkeys(NAMES, (1.0, 1.0, True)), tmp_path / "e.svg", "$t$", "$points$", (0, 2))
     assert [str(warning.message) for warning in recwarn] == []
     for figure in drawn:

@@ -126,6 +126,8 @@ def test_the_first_section_says_what_was_compared_and_who_won(runs, report, tmp_
         "Models: vit_micro_quickdraw teaches vit_nano_quickdraw. Prompts: frozen, L2P; distillation: KD, KDP; " in text
     )
     assert "Training: 4 epochs a task" in text
+    # 1.96 sqrt(0.515 * 0.485 / 10,000): of the accuracies, that of KDP is the closest to 50%
+    assert "Sampling error of the test images: ±0.98 points for a single A_N" in text and "(at 51.5%, where" in text
     assert (
         "Runs: 30, 3 of each of 10 models. All have the same class order (natural). The seeds 0, 1 and 2 vary" in text
     )
@@ -235,6 +237,11 @@ def test_reported_figures_are_shown_next_to_the_measured_ones(report, tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| L2P | student, KDP | 81.79 / 4.31 | 80.00 / 7.20 | 1 |" in text
     assert "| reported by the papers | measured here |" in text
+    write_run(tmp_path / "anna", "theirs", 0, 79.0, *pair, "--stages", "student", "--distillation", "dkd")
+    report(tmp_path / "runs", "--others", tmp_path / "anna", "--output_dir", tmp_path / "both")
+    text = (tmp_path / "both" / "report.md").read_text()
+    papers = text.split("### Comparison with the papers")[1].split("\n###")[0]
+    assert "student, DKD" in text and "DKD" not in papers, "the runs of others are not measured here"
 
 
 @pytest.mark.parametrize(
@@ -433,6 +440,51 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 
 def student(distillation: str, *arguments: str) -> tuple[str, ...]:
     return "--stages", "student", "--prompt_method", "l2p", "--distillation", distillation, *arguments
+
+
+def test_streams_of_two_lengths_have_a_picture_of_costs_each(report, tmp_path):
+    write_run(tmp_path / "runs", "five", 0, 60, *student("none"), "--num_tasks", "5")
+    write_run(tmp_path / "runs", "ten", 0, 40, *student("none"), "--num_tasks", "10")
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    for num_tasks, accuracy in ((5, 60), (10, 40)):
+        section = text.split(f"### Accuracy against cost, {num_tasks} tasks\n")[1].split("\n###")[0]
+        assert f"(pareto-parameters-{num_tasks}.svg)" in section
+        assert f"| L2P, student alone | 1,000,000 | {accuracy:.2f} |" in section
+
+
+def write_measured_run(folder: Path, name: str, seed: int, measured: dict, *arguments: str) -> None:
+    """A run that has more metrics than others."""
+    write_run(folder, name, seed, 50, *arguments)
+    file = folder / f"{name}-seed{seed}" / "results.json"
+    results = json.loads(file.read_text())
+    results["student"] |= measured
+    file.write_text(json.dumps(results))
+
+
+def test_metrics_that_some_runs_have_get_columns(report, tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "runs", "l2p-none", seed, 50, *student("none"))
+        measured = {"a_auc": 40.0 + seed, "task_known_accuracy": 91.0, "right_task_share": 61.0 + seed}
+        write_measured_run(tmp_path / "runs", "l2p-kd", seed, measured, *student("kd"))
+        of_ncm = {"task_known_accuracy": 81.0, "right_task_share": 71.0 - seed}
+        write_measured_run(tmp_path / "runs", "ncm", seed, of_ncm, *student("kd"), "--classifier", "ncm")
+    measured = {"task_known_accuracy": 95.0, "right_task_share": 55.0}
+    write_run(tmp_path / "runs", "old", 1, 50, *student("kdp"))
+    write_measured_run(tmp_path / "runs", "old", 0, measured, *student("kdp"))
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| learning accuracy (%) | A_AUC (%) | forgetting (points) |" in text and "A_AUC is the area" in text
+    assert re.search(r"\| student, KD \|[^\n]* \| 41\.00 ± 1\.00 \| 4\.50 ± 0\.00 \|", text)
+    assert re.search(r"\| student alone \|[^\n]* \|  \| 4\.50 ± 0\.00 \|", text), "an older run has none"
+    by_task = text.split("### Task-known accuracy")[1].split("\n###")[0]
+    assert "| L2P | student, KD | trained head | 50.00 ± 0.00 | 91.00 ± 0.00 | 62.00 ± 1.00 |" in by_task
+    assert "| L2P | student, KD | nearest class mean | 50.00 ± 0.00 | 81.00 ± 0.00 | 70.00 ± 1.00 |" in by_task
+    assert "alone" not in by_task and "KDP" not in by_task, "not of a part of the runs"
+    head, *lines = csv.DictReader((tmp_path / "report" / "results.csv").read_text().splitlines())
+    found = {line["run"]: (line["a_auc"], line["task_known_accuracy"], line["right_task_share"]) for line in lines}
+    assert found["l2p-none"] == ("", "", "") and found["l2p-kd"] == ("42.0", "91.0", "63.0")
+    assert "<th" in (page := (tmp_path / "report" / "report.html").read_text()) and "task-known accuracy (%)" in page
 
 
 def test_runs_of_others_are_in_the_same_tables_with_where_they_come_from(runs, elsewhere, report):
