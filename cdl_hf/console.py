@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+_RANK = "[RANK 0] "  # which Accelerate's loggers put before what only the main process says
+
 
 class _Console(logging.Handler):
     """Prints messages as they are: what a run reports on stdout, warnings and errors on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         is_report = record.levelno < logging.WARNING
-        print(self.format(record), file=sys.stdout if is_report else sys.stderr, flush=True)
+        print(self.format(record).removeprefix(_RANK), file=sys.stdout if is_report else sys.stderr, flush=True)
 
 
 def show_messages(level: int = logging.INFO) -> None:

@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         source.save(output, accelerator, {"forgotten_classes": args.classes})
     if accelerator.is_main_process:
         left = next(iter(source.models.values())).config.seen_classes
-        print(f"forgot {len(args.classes)} classes: {', '.join(args.classes)}; {left} are left\noutput: {output}")
+        forgot = "1 class" if len(args.classes) == 1 else f"{len(args.classes)} classes"
+        print(f"forgot {forgot}: {', '.join(args.classes)}; {left} are left\noutput: {output}")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def predict(saved, images, args: PredictArguments) -> tuple[list[dict], dict[str
     unreadable: dict[str, str] = {}
     inverted: list[str] = []
     loader = DataLoader(images, args.batch_size, num_workers=args.dataloader_num_workers, collate_fn=list)
-    for batch in tqdm(loader, unit="batch", leave=False):
+    for batch in tqdm(loader, unit="batch", leave=False, disable=None):
         unreadable |= {file: reason for file, _, reason in batch if reason is not None}
         readable = [(file, *looked) for file, looked, reason in batch if reason is None]
         inverted += [file for file, _, is_inverted in readable if is_inverted]

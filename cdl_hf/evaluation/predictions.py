@@ -44,7 +44,7 @@ def predict(
     in_own_task: dict[str, list[Tensor]] = {name: [] for name in models}
     labels = []
     tasks = None if task_of_class is None else torch.tensor(task_of_class)
-    for batch in tqdm(batches, desc="images", unit="batch", leave=False):
+    for batch in tqdm(batches, desc="images", unit="batch", leave=False, disable=None):
         labels.append(batch["labels"])
         for name, model in models.items():
             logits = model(batch["pixel_values"])

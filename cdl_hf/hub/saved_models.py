@@ -122,6 +122,8 @@ def load_saved_model(source: str | Path, *, statistics: bool = False) -> SavedMo
     if is_run(source):
         raise ValueError(f"{source} is the folder of a run; give one of its models: {Path(source) / 'student'}")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        if roles := [role for role in ROLES if (Path(source) / role / "config.json").is_file()]:
+            raise ValueError(f"{source} holds models of a run; give one of them: {Path(source) / roles[-1]}")
         raise ValueError(f"there is no model in {source}: it has no config.json")
     is_folder = Path(source).is_dir()
     here: dict[str, Any] = {"local_files_only": is_folder or not is_hub_reachable()}

@@ -238,6 +238,9 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
         f"  {start('demo')} {where}",
     ]
     args = results["args"]
+    needs_statistics = args["classifier"] == "ranpac" or args["distillation"] == "analytic"
+    if args["save_statistics"] or not needs_statistics:
+        lines.append(f"  {start('learn')} {where} --dataset IMAGES --output_dir NEW  # classes of IMAGES/<class>/")
     is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
     if is_plain and role == "student" and not args["push_to_hub"]:
         command = f"  {start('train')} --config {where}/args.yaml --student_run {where} --classifier ranpac"

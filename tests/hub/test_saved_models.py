@@ -101,6 +101,10 @@ def rewrite(name, content, folder):
     [
         (shutil.rmtree, "cannot be loaded: there is no such folder, and the Hub cannot be reached"),
         (lambda folder: (folder / "config.json").unlink(), "no model in .*: it has no config.json"),
+        (
+            lambda folder: shutil.copytree(folder, folder / "student") and (folder / "config.json").unlink(),
+            "holds models of a run; give one of them: .*student$",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
         (lambda folder: damage_config(folder, model_type="vit"), r"a model of another type \(vit\)"),
         (lambda folder: damage_config(folder, tasks_seen=9), "the stream has 3 tasks"),

@@ -32,6 +32,16 @@ def test_models_of_drawings_are_shown_a_drawing_to_predict(finished_run):
     assert open_image(shlex.split(line)[-1]).size == (28, 28)
 
 
+@pytest.mark.parametrize(
+    ("changed", "can_learn"),
+    [({}, True), ({"classifier": "ranpac"}, False), ({"classifier": "ranpac", "save_statistics": True}, True)],
+)
+def test_further_classes_are_offered_to_a_run_that_can_learn_them(finished_run, changed, can_learn):
+    results = json.loads((finished_run / "results.json").read_text())
+    results["args"] |= changed
+    assert ("cdl-hf learn" in next_steps(results, finished_run)) is can_learn
+
+
 @pytest.mark.parametrize("changed", [{"classifier_alignment": True}, {"push_to_hub": True}, {"classifier": "ncm"}])
 def test_no_other_classifier_is_offered_where_it_would_be_refused_or_pushed(finished_run, changed):
     results = json.loads((finished_run / "results.json").read_text())
