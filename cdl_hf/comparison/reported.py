@@ -48,25 +48,28 @@ def read_reported(file: Path) -> list[ReportedFigure]:
 
 
 def reported_pairs(
-    files: Iterable[Path], dataset: str, teacher: str, student: str
+    files: Iterable[Path], dataset: str, teacher: str, student: str, num_tasks: int
 ) -> dict[tuple[str, str | None], str]:
-    """`A_N / F_N` by prompt method and distillation (`None` for the teacher) for a data set and a pair of backbones.
+    """`A_N / F_N` by prompt method and distillation (`None` for the teacher) for a data set, backbones and tasks.
 
     Where two tables have a figure for the same setting, that of the first counts.
 
     Args:
         files: Each a `reported.csv`, with its presets in the same folder.
         dataset: Name of the data set.
-        teacher, student: Names of the backbones, as in the presets.
+        teacher, student, num_tasks: Names of the backbones and number of tasks, as in the presets.
     """
     found: dict[tuple[str, str | None], dict[str, str]] = {}
     for file in files:
         rows = [row for row in read_reported(file) if row.dataset == dataset]
-        backbones = {preset: _backbones(file.with_name(f"{preset}.yaml")) for preset in {row.preset for row in rows}}
+        settings = {preset: _setting(file.with_name(f"{preset}.yaml")) for preset in {row.preset for row in rows}}
         table_of: dict[tuple[str, str | None], str] = {}
         for row in rows:
             key = row.prompt_method, row.distillation or None
-            if backbones[row.preset] == (teacher, student) and table_of.setdefault(key, row.table) == row.table:
+            if (
+                settings[row.preset] == (teacher, student, num_tasks)
+                and table_of.setdefault(key, row.table) == row.table
+            ):
                 found.setdefault(key, {})[row.metric] = row.value
     return {key: " / ".join(figures[metric] for metric in METRICS) for key, figures in found.items()}
 
@@ -96,6 +99,6 @@ def _table(rows: dict[tuple[str, str], dict[str, dict[str, str]]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _backbones(preset: Path) -> tuple[str, str]:
+def _setting(preset: Path) -> tuple[str, str, int]:
     arguments = to_dict(parse(RUN, ["--config", str(preset)]))
-    return arguments["teacher"], arguments["student"]
+    return arguments["teacher"], arguments["student"], arguments["num_tasks"]

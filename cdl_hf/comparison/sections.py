@@ -109,7 +109,8 @@ class BenchmarkChapter:
     ):
         self.experiments, self.measured, self.output, self.suffix = experiments, measured, output, suffix
         self.benchmark = b = experiments[0].benchmark
-        self.reported = reported_pairs(reported, b.source, b.teacher, b.student)
+        pair = b.teacher, b.student
+        self.reported = {n: reported_pairs(reported, b.source, *pair, n) for n in self._stream_lengths}
         order = "" if b.class_order == "natural" else f", class order {b.class_order}"
         split = "" if b.tested_on == "test" else f", tested on {b.tested_on} images"
         self.title = f"{b.source}: {b.teacher} teaches {b.student}{order}{split}{apart}"
@@ -278,8 +279,8 @@ class BenchmarkChapter:
         rows = []
         for e in self.experiments:
             differs = e.is_joint or e.has_joint_teacher or e.note or e.origin or e.classifier != "linear"
-            if (e.prompt_method, e.distillation) in self.reported and not differs:
-                reported = self.reported[e.prompt_method, e.distillation]
+            reported = self.reported.get(e.stream["num_tasks"], {}).get((e.prompt_method, e.distillation))
+            if reported is not None and not differs:
                 measured = f"{MeanStd.of(e.accuracy)} / {MeanStd.of(e.forgetting)}"
                 rows.append(
                     [markdown_name(e.prompts), markdown_name(e.learner), reported, measured, f"{len(e.results)}"]

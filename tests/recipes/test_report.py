@@ -237,11 +237,14 @@ def test_reported_figures_are_shown_next_to_the_measured_ones(report, tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| L2P | student, KDP | 81.79 / 4.31 | 80.00 / 7.20 | 1 |" in text
     assert "| reported by the papers | measured here |" in text
+    short = ("--stages", "student", "--distillation", "kdp", "--num_tasks", "5")
+    write_run(tmp_path / "runs", "l2p-kdp-5", 0, 85.0, *pair, *short)
     write_run(tmp_path / "anna", "theirs", 0, 79.0, *pair, "--stages", "student", "--distillation", "dkd")
     report(tmp_path / "runs", "--others", tmp_path / "anna", "--output_dir", tmp_path / "both")
     text = (tmp_path / "both" / "report.md").read_text()
     papers = text.split("### Comparison with the papers")[1].split("\n###")[0]
     assert "student, DKD" in text and "DKD" not in papers, "the runs of others are not measured here"
+    assert papers.count("KDP") == 1 and "81.79 / 4.31 | 80.00" in papers, "the papers have 10 tasks, not 5"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,8 @@ def test_all_reported_figures_are_found(data_set, teacher_alone, student_alone, 
     found = {}
     for preset in [name for name in preset_names() if name.startswith(f"{data_set}/")]:
         values = to_dict(parse(RUN, ["--config", preset]))
-        reported = reported_pairs(reported_files(), data_set, values["teacher"], values["student"])
+        setting = [values[name] for name in ("teacher", "student", "num_tasks")]
+        reported = reported_pairs(reported_files(), data_set, *setting)
         found |= {(preset.split("/")[1], *key): value for key, value in reported.items()}
     # Seven methods on two pairs; with three prompt methods CDL-Prompt on three, two teachers and the tiny student.
     assert len(found) == 4 * 7 * 2 + 3 * (3 + 2 + 1)
