@@ -13,7 +13,7 @@ READS = {
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__array__, Tensor.__contains__),
     *(torch.nonzero, torch.unique, torch.masked_select, torch.equal, torch.allclose),
 }
-WRITES = {torch.tensor, torch.as_tensor, torch.from_numpy}  # of what the host holds
+WRITES = {torch.tensor, torch.as_tensor}
 INDEXES = {Tensor.__getitem__, Tensor.__setitem__}
 
 
@@ -21,8 +21,8 @@ class Waits(TorchFunctionMode):
     """Counts the calls, by file and line, for which a host would wait if all tensors were on a GPU.
 
     These are reads of values, copies to a device or from it that are not `non_blocking`, tensors made of Python's
-    values, and indices that are lists or masks. What was copied to the CPU without waiting may be read. Adam's own
-    reads are not counted: its counts of steps are on the CPU.
+    values on a device, and indices that are lists or masks. What was copied to the CPU without waiting may be read.
+    Adam's own reads are not counted: its counts of steps are on the CPU.
     """
 
     def __init__(self):
@@ -45,7 +45,7 @@ class Waits(TorchFunctionMode):
         if func in READS:
             return not any(args[0] is tensor for tensor in self._on_host)
         if func in WRITES:
-            return True
+            return kwargs.get("device") is not None
         if func in INDEXES:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             return any(isinstance(i, list) or (isinstance(i, Tensor) and i.dtype == torch.bool) for i in index)

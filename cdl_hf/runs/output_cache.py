@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data import Batches, TaskImages
 from ..models import PromptViTForImageClassification
 from ..utils import DamagedFile, atomic_write, verify
-from .distributed import AsyncCopy, progress_bar
+from .distributed import AsyncCopy, copy_to, progress_bar
 
 MEMORY_LIMIT = 2**30  # bytes of queries that a process keeps; the rest is computed again
 
@@ -178,18 +178,19 @@ class TeacherOutputCache:
                 loader.set_epoch(epoch)
                 images.set_epoch(epoch)
                 rows: dict[str, np.ndarray] = {}
+                on_their_way: deque[dict[str, AsyncCopy]] = deque()
                 for batch in Batches(loader, images):
                     with accelerator.autocast():
                         outputs = self._compute(teacher, batch["pixel_values"])
-                    index = torch.tensor(batch["index"], device=accelerator.device)
+                    index = copy_to(accelerator.device, torch.tensor(batch["index"]))
                     outputs = accelerator.gather({"index": index, **outputs})
-                    index = outputs.pop("index").cpu().numpy()
-                    for output, values in outputs.items():
-                        if output not in rows:
-                            rows[output] = np.full((len(images), values.shape[1]), np.nan, np.float32)
-                        rows[output][index] = values.cpu().numpy()
+                    on_their_way.append({output: AsyncCopy(values) for output, values in outputs.items()})
+                    if len(on_their_way) > 1:  # the device computes a batch while the one before it is stored
+                        _store(rows, on_their_way.popleft(), len(images))
                     bar.update()
                     after_batch()
+                for copies in on_their_way:
+                    _store(rows, copies, len(images))
                 for output, values in rows.items():
                     if not np.isfinite(values).all():
                         raise FloatingPointError(f"the teacher's outputs ({output}) are not finite in {name}")
@@ -208,6 +209,16 @@ class TeacherOutputCache:
         logits = teacher(pixel_values, query=query).head_logits[:, teacher.config.current_classes]
         outputs = {"query": query, "teacher_logits": logits}
         return {name: values.float() for name, values in outputs.items() if values is not None}
+
+
+def _store(rows: dict[str, np.ndarray], copies: dict[str, AsyncCopy], num_images: int) -> None:
+    """Puts the outputs of a batch, with the `index` (B,) of its images, in their rows of (num_images, D) by name."""
+    index = copies.pop("index").read().numpy()
+    for name, copied in copies.items():
+        values = copied.read().numpy()
+        if name not in rows:
+            rows[name] = np.full((num_images, values.shape[1]), np.nan, np.float32)
+        rows[name][index] = values
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..models import PromptViTForImageClassification
 from ..models.drift import drift
 from ..models.precision import to_float64
+from ..runs.distributed import copy_to
 
 RANK = 16
 SAMPLES, BATCH, EPOCHS, LEARNING_RATE = 256, 128, 5, 0.01
@@ -103,8 +104,8 @@ class ClassifierAlignment:
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
             for _ in range(EPOCHS):
                 for chosen in torch.randperm(len(columns), generator=generator).split(BATCH):
-                    labels = columns[chosen].to(device)
-                    noise = torch.randn(len(chosen), rank + width, generator=generator).to(device)
+                    labels = copy_to(device, columns[chosen])
+                    noise = copy_to(device, torch.randn(len(chosen), rank + width, generator=generator))
                     spread = torch.einsum("nr,nrd->nd", noise[:, :rank], factors[labels])
                     features = means[labels] + spread + deviations[labels, None] * noise[:, rank:]
                     loss = F.cross_entropy(head(features, classes), labels)
