@@ -338,9 +338,11 @@ def main() -> None:
     deadline = time.monotonic() + args.time_limit if args.deadline is None else args.deadline
     output = Path(args.output_dir).resolve()
     if args.check is not None:
-        figures = run_check(args.check, args, output, deadline)
         (output / "figures").mkdir(exist_ok=True)
-        write_json(output / "figures" / f"{args.check}.json", figures)
+        figures = {}
+        for key, value in run_check(args.check, args, output, deadline):
+            figures[key] = value
+            write_json(output / "figures" / f"{args.check}.json", figures)
         return
     if output.exists() and any(output.iterdir()):
         cli_error(f"output_dir {output} is not empty: give another one")
@@ -376,8 +378,8 @@ def main() -> None:
     print((output / "sitting.txt").read_text(encoding="utf-8"))
 
 
-def run_check(name: str, args: SittingArguments, output: Path, deadline: float) -> dict[str, Any]:
-    """The figures of a check, computed in this process."""
+def run_check(name: str, args: SittingArguments, output: Path, deadline: float) -> Iterable[tuple[str, Any]]:
+    """The figures of a check, computed in this process, each as soon as it is known."""
     work = output / "work" / name
     work.mkdir(parents=True)
     bench = Workbench(torch.device("cuda"))
@@ -394,10 +396,10 @@ def run_check(name: str, args: SittingArguments, output: Path, deadline: float) 
     role = name.removeprefix("pretrain_")
     if role in NETWORKS:
         assert args.dataset is not None
-        return pretrain(role, args.dataset, output, deadline, scripts)
+        return pretrain(role, args.dataset, output, deadline, scripts).items()
     checks = {check.__name__: check for check in (scripts.figures, scripts.gpu_tests, scripts.runs)}
     checks |= {check.__name__: check for check in (scripts.distributed, scripts.out_of_memory, scripts.end_to_end)}
-    return checks[name]()
+    return checks[name]().items()
 
 
 if __name__ == "__main__":

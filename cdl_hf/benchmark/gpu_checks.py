@@ -1,4 +1,4 @@
-"""Checks of correctness, speed and memory on a GPU, each a function of a [`Workbench`] that returns its figures."""
+"""Checks of correctness, speed and memory on a GPU, each a function of a [`Workbench`] that yields its figures."""
 
 import itertools
 import statistics
@@ -34,6 +34,7 @@ from .pairs import MeasuredPair, build_pair
 from .steps import Step, Steps
 
 PEAK = 989e12  # dense bf16 operations a second of an H100, by its data sheet
+Figures = Iterator[tuple[str, Any]]  # names and values, each as soon as it is known
 FLAGGED = ("flash", "fmha", "sdpa", "softmax", "cudnn", "mem_eff")  # parts of the names of attention kernels
 
 
@@ -92,37 +93,40 @@ class Workbench:
         return statistics.median(times)
 
 
-def machine(bench: Workbench) -> dict[str, Any]:
+def machine(bench: Workbench) -> Figures:
     """Device, driver, versions, and the rates of a large matrix product and of a copy."""
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if bench.device.type != "cuda":
-        return {"device": str(bench.device), **versions}
+        yield from {"device": str(bench.device), **versions}.items()
+        return
     query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     a, b = (torch.randn(8192, 8192, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**30, device=bench.device)
     target = torch.empty_like(source)
-    return {
+    yield from {
         "device": torch.cuda.get_device_name(bench.device),
         "capability": torch.cuda.get_device_capability(bench.device),
         "driver": driver,
         **versions,
         "bf16_tflops": 2 * 8192**3 / bench.milliseconds(lambda: a @ b) / 1e9,
         "copy_tb_per_second": 2 * source.nbytes / bench.milliseconds(lambda: target.copy_(source)) / 1e9,
-    }
+    }.items()
 
 
-def precision(bench: Workbench) -> dict[str, Any]:
+def precision(bench: Workbench) -> Figures:
     """Every method once in bf16 and fp16: cosine of its gradients with those of float32, and its loss."""
-    figures: dict[str, Any] = {}
+    cosines = []
     for methods in _methods_of_one_student():
         pair = None
         for prompts, method in methods:
             pair = pair or bench.pair(prompts, method, small=True)  # most of the time
             batch = pair.random_batch(8, bench.device)
             objective = build_objective(pair.student, pair.teacher, DistillationArguments(distillation=method))
-            figures[f"{prompts}, {method}"] = _in_each_precision(objective.to(bench.device), batch)
-    return {"lowest_bf16_cosine": min(each["bf16_cosine"] for each in figures.values()), "methods": figures}
+            found = _in_each_precision(objective.to(bench.device), batch)
+            cosines.append(found["bf16_cosine"])
+            yield f"{prompts}, {method}", found
+    yield "lowest_bf16_cosine", torch.tensor(cosines).min().item()  # NaN if one is
 
 
 def _methods_of_one_student() -> Iterable[list[tuple[str, str]]]:
@@ -154,9 +158,8 @@ def _in_each_precision(objective: TrainingObjective, batch: dict[str, Tensor]) -
     }
 
 
-def waits(bench: Workbench) -> dict[str, Any]:
+def waits(bench: Workbench) -> Figures:
     """Places where a training step waits for the device, and how often in five steps."""
-    figures: dict[str, Any] = {}
     pair = bench.pair()
     images = TaskImages(
         pair.stream[0].train, pair.stream.label_to_class_id, train_transform(pair.image_processor), seed=0
@@ -176,13 +179,11 @@ def waits(bench: Workbench) -> dict[str, Any]:
         places = Counter(
             f"{Path(each.filename).name}:{each.lineno}" for each in caught if "ynchron" in str(each.message)
         )
-        figures[role] = {"in_five_steps": sum(places.values()), "places": dict(places.most_common())}
-    return figures
+        yield role, {"in_five_steps": sum(places.values()), "places": dict(places.most_common())}
 
 
-def kernels(bench: Workbench) -> dict[str, Any]:
+def kernels(bench: Workbench) -> Figures:
     """Names of the attention kernels of a teacher step with each prompt method, in bf16 and float32."""
-    figures = {}
     activity = torch.profiler.ProfilerActivity
     for prompts in ("coda_prompt", "l2p", "dualprompt", "apt"):
         pair = bench.pair(prompts)
@@ -195,13 +196,11 @@ def kernels(bench: Workbench) -> dict[str, Any]:
                 step()
                 bench.synchronize()
             kinds = {event.key for event in profiler.key_averages() if any(f in event.key.lower() for f in FLAGGED)}
-            figures[f"{prompts}, {name}"] = sorted(kinds)
-    return figures
+            yield f"{prompts}, {name}", sorted(kinds)
 
 
-def steps(bench: Workbench) -> dict[str, Any]:
+def steps(bench: Workbench) -> Figures:
     """Steps and evaluation of both models, ours and plain, in each precision and batch size."""
-    figures = {}
     pair = bench.pair()
     for size in bench.batch_sizes:
         for name, dtype, tf32 in (("bf16", torch.bfloat16, True), ("tf32", None, True), ("fp32", None, False)):
@@ -209,16 +208,14 @@ def steps(bench: Workbench) -> dict[str, Any]:
                 made = Steps(pair, pair.random_batch(size, bench.device), dtype)
                 for step_name, ours in made.ours.items():
                     plain = made.plain.get(step_name)
-                    figures[f"{step_name}, batch {size}, {name}"] = _compared(bench, ours, plain, size)
+                    yield f"{step_name}, batch {size}, {name}", _compared(bench, ours, plain, size)
                 del made
                 if bench.device.type == "cuda":
                     torch.cuda.empty_cache()
-    return figures
 
 
-def compiled(bench: Workbench) -> dict[str, Any]:
+def compiled(bench: Workbench) -> Figures:
     """The same in bf16 with compiled blocks, and the seconds that compiling takes."""
-    figures = {}
     for size in bench.batch_sizes:
         pair = bench.pair()
         for model in (pair.teacher, pair.student):
@@ -230,13 +227,12 @@ def compiled(bench: Workbench) -> dict[str, Any]:
             step()
             bench.synchronize()
             seconds = time.perf_counter() - began
-            figures[f"{name}, batch {size}"] = {"first_step_seconds": seconds, "ms": bench.milliseconds(step)}
-    return figures
+            yield f"{name}, batch {size}", {"first_step_seconds": seconds, "ms": bench.milliseconds(step)}
 
 
-def memory(bench: Workbench) -> dict[str, Any]:
+def memory(bench: Workbench) -> Figures:
     """Peak memory of a training step as computed by `--dry_run` and as measured."""
-    size, figures = bench.batch_sizes[0], {}
+    size = bench.batch_sizes[0]
     pair = bench.pair()
     made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
     del made.plain_teacher, made.plain_student, made.plain
@@ -246,17 +242,18 @@ def memory(bench: Workbench) -> dict[str, Any]:
         step = _whole(made.ours[f"{role} step"])
         step()
         measured = peak_growth(step, bench.device)
-        figures[role] = {
-            "computed_bytes": fakes.training([role], size).peak_bytes,
-            "measured_growth_bytes": measured,
-            "weights_bytes": weights,
-        }
-    return figures
+        yield (
+            role,
+            {
+                "computed_bytes": fakes.training([role], size).peak_bytes,
+                "measured_growth_bytes": measured,
+                "weights_bytes": weights,
+            },
+        )
 
 
-def ranpac(bench: Workbench) -> dict[str, Any]:
+def ranpac(bench: Workbench) -> Figures:
     """Seconds and peak memory of fitting RanPAC to 10,000 images with features of size 768."""
-    figures = {}
     features, labels = torch.randn(10_000, 768, device=bench.device), torch.arange(10_000, device=bench.device) % 100
     for width in bench.ranpac_widths:
         classifier = RanPAC(PromptViTConfig(classes_per_task=[100], head="ranpac", ranpac_width=width), 768)
@@ -264,8 +261,7 @@ def ranpac(bench: Workbench) -> dict[str, Any]:
         began = time.perf_counter()
         peak = peak_growth(partial(classifier.fit, features, labels), bench.device)
         bench.synchronize()
-        figures[str(width)] = {"seconds": time.perf_counter() - began, "peak_bytes": peak}
-    return figures
+        yield str(width), {"seconds": time.perf_counter() - began, "peak_bytes": peak}
 
 
 def _compared(bench: Workbench, ours: Step, plain: Step | None, size: int) -> dict[str, float | None]:
@@ -324,6 +320,6 @@ def _sync_warnings(device: torch.device) -> Iterator[Callable[[bool], None]]:
         watch(False)
 
 
-CHECKS: dict[str, Callable[[Workbench], dict[str, Any]]] = {
+CHECKS: dict[str, Callable[[Workbench], Figures]] = {
     check.__name__: check for check in (machine, precision, waits, kernels, steps, compiled, memory, ranpac)
 }

@@ -90,14 +90,14 @@ def bench(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["ranpac", "machine"])
 def test_checks(bench, name):
-    json.dumps(CHECKS[name](bench))
+    json.dumps(dict(CHECKS[name](bench)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"ranpac", "machine"}))
 def test_longer_checks(bench, name, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: None)  # takes minutes
-    figures = CHECKS[name](replace(bench, batch_sizes=(2,)))
+    figures = dict(CHECKS[name](replace(bench, batch_sizes=(2,))))
     json.dumps(figures)
     if name == "precision":
         assert 0.99 < figures["lowest_bf16_cosine"] <= 1
