@@ -63,6 +63,11 @@ class LearnedModels:
         dataset = str((record or {}).get("dataset") or portable(trained_on(source)))
         return cls(source, {role: each.model for role, each in saved.items()}, processor, record, is_pair, dataset)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether they have learned or forgotten classes since their run."""
+        return bool((self.record or {}).get("learned"))
+
     def save(
         self,
         output: Path,

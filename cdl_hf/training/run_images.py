@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from datasets import Dataset
 
 from ..arguments.sets import with_present_names
-from ..arguments.stream import StreamArguments
+from ..arguments.stream import DatasetArguments, StreamArguments
 from ..data import TaskStream, load_image_dataset
 from ..data.labels import read_labels
 from ..data.stream import IN_MEMORY, SPLITS
@@ -87,12 +88,12 @@ class RunImages:
         """
         return np.isin(digests, self.digests["train"])
 
-    def tested_on(self, digests: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Whether each image, of the class of this column, is for the run's test, (n,).
+    def are_of(self, split: str, digests: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Whether each image, of the class of this column, is of a split of the run, (n,).
 
-        Of equal files there are no more than the run had for its test.
+        Of equal files there are no more than the run had in the split.
         """
-        left = Counter(zip(self.digests["test"].tolist(), self.columns["test"].tolist(), strict=True))
+        left = Counter(zip(self.digests[split].tolist(), self.columns[split].tolist(), strict=True))
         found = np.zeros(len(digests), bool)
         for row, image in enumerate(zip(digests.tolist(), columns.tolist(), strict=True)):
             found[row] = left[image] > 0
@@ -134,15 +135,9 @@ def own_test_images(
     if kept is None:
         note = f"{run} is of a version that kept no digests: whether its images are still the same was not compared"
         return [task.test for task in build_stream(args)], [note]
-    columns_and_splits = ("image_column", "label_column", "domain_column", "train_split", "test_split")
-    names = (*columns_and_splits, "skip_unreadable_images")
-    view = load_image_dataset(args.dataset, test_fraction=None, **{name: getattr(args, name) for name in names})[
-        "test"
-    ]
-    column_of = {name: column for column, name in enumerate(class_names)}
-    columns = np.array([column_of.get(name, -1) for name in view.features["label"].names])[read_labels(view)]
-    digests = image_digests(view)
-    found = kept.tested_on(digests, columns)
+    view = _all_images(args)["test"]
+    columns, digests = _columns(view, class_names), image_digests(view)
+    found = kept.are_of("test", digests, columns)
     missing, new = len(kept.digests["test"]) - int(found.sum()), int((~kept.knows(digests)).sum())
     if not found.any():
         raise ValueError(f"{args.dataset} has none of the test images of {run}: name other images with --dataset")
@@ -156,6 +151,52 @@ def own_test_images(
             f"{new:,} images of {args.dataset} are new since {run} and left out: --dataset has them tested on"
         )
     return [select_rows(view, np.flatnonzero(found))], notes
+
+
+def own_training_images(
+    run: Path, class_names: list[str], classes: Sequence[str], source: DatasetArguments | None = None
+) -> Dataset | None:
+    """The images of some classes that a run was trained on, found again; `None` if it did not keep which they are.
+
+    Args:
+        class_names: Names of the run's classes, by column.
+        classes: Names of the classes that are looked for.
+        source: Where the images are now; by default, where they were.
+
+    Raises:
+        ValueError: The data set cannot be loaded, or some of the images are not there.
+    """
+    kept, args = RunImages.load(run), source or _stream_arguments(run)
+    if kept is None:
+        return None
+    if args.dataset == IN_MEMORY:
+        raise ValueError(f"{run} was trained on a data set in memory: name its images with --dataset")
+    splits = _all_images(args)
+    view = splits.get("train", splits["test"])
+    columns = _columns(view, class_names)
+    wanted = [column for column, name in enumerate(class_names) if name in classes]
+    rows = np.flatnonzero(np.isin(columns, wanted))
+    view, columns = select_rows(view, rows), columns[rows]
+    found = kept.are_of("train", image_digests(view), columns)
+    total = int(np.isin(kept.columns["train"], wanted).sum())
+    if found.sum() < total:
+        raise ValueError(
+            f"{total - found.sum():,} of the {total:,} images of {', '.join(classes)} that {run} was trained on are "
+            f"not in {args.dataset}: name the data set that has them all with --dataset, and its columns and splits"
+        )
+    return select_rows(view, np.flatnonzero(found))
+
+
+def _all_images(args: DatasetArguments) -> Mapping[str, Dataset]:
+    """The splits of a data set without any choice of images: what has no split for the test is all in it."""
+    names = ("image_column", "label_column", "domain_column", "train_split", "test_split", "skip_unreadable_images")
+    return load_image_dataset(args.dataset, test_fraction=None, **{name: getattr(args, name) for name in names})
+
+
+def _columns(view: Dataset, class_names: list[str]) -> np.ndarray:
+    """The column of the class of each image, (n,); -1 of a class that is not among these."""
+    column_of = {name: column for column, name in enumerate(class_names)}
+    return np.array([column_of.get(name, -1) for name in view.features["label"].names])[read_labels(view)]
 
 
 def unseen_images(view: Dataset, dataset: str, run: Path | None) -> tuple[Dataset, list[str]]:

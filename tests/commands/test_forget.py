@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -67,14 +68,23 @@ def test_models_that_cannot_be_saved_leave_nothing(ranpac_run, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_ranpac_forgets_by_the_images_it_learned_from(ranpac_run, drawings, tmp_path):
+@pytest.mark.parametrize("given", [False, True])
+def test_ranpac_forgets_by_the_images_it_learned_from(ranpac_run, drawings, tmp_path, given):
     new = tmp_path / "new"
-    run_recipe("forget", ranpac_run, "--classes", "class_5", "--dataset", drawings, "--output_dir", new)
+    dataset = ["--dataset", drawings] if given else []
+    run_recipe("forget", ranpac_run, "--classes", "class_5", *dataset, "--output_dir", new)
     run = load_saved_model(ranpac_run / "student", statistics=True).model.classifier
     without = load_saved_model(new / "student", statistics=True).model.classifier
     assert len(without.weight) == 5
     torch.testing.assert_close(without.sums.sums, run.sums.sums[:, :5])  # those of the other classes' images
     assert without.sums.gram.trace() < run.sums.gram.trace()
+
+
+def test_ranpac_finds_the_part_of_the_images_that_it_learned_from(begin, tmp_path):
+    part = ("--validation_fraction", "0.3", "--max_samples_per_class", "5")
+    run = begin("--classifier", "ranpac", "--save_statistics", *part)
+    run_recipe("forget", run / "student", "--classes", "class_5", "--output_dir", tmp_path / "new")
+    assert len(load_saved_model(tmp_path / "new").class_names) == 5
 
 
 def test_what_cannot_forget_is_refused(ranpac_run, drawings, tmp_path, capsys):
@@ -85,10 +95,13 @@ def test_what_cannot_forget_is_refused(ranpac_run, drawings, tmp_path, capsys):
         return capsys.readouterr().err
 
     by_class = (ranpac_run, "--classes", "class_5")
-    assert "RanPAC has mixed the images of all classes" in refused(*by_class)
+    alone = shutil.copytree(ranpac_run / "student", tmp_path / "alone")
+    assert "RanPAC has mixed the images of all classes" in refused(alone, *by_class[1:])
+    other = ("--dataset", drawings, "--train_split", "test")
+    assert "7 of the 7 images of class_5 that" in refused(*by_class, *other)
     assert (
         "not the images of the classes to remove that RanPAC was fitted on, or not in the same precision"
-        in refused(*by_class, "--dataset", drawings, "--train_split", "test")
+        in refused(alone, *by_class[1:], *other)
     )
     assert "does not know the class 'cat'" in refused(ranpac_run, "--classes", "cat")
     assert "test_fraction needs dataset" in refused(*by_class, "--test_fraction", "0.5")
