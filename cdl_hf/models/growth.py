@@ -17,7 +17,7 @@ from .classifiers import Classifier, RanPAC
 from .computed import NO_STATISTICS, Computed
 from .configuration_prompt_vit import PromptViTConfig
 from .left_out import BackbonesLeftOut
-from .prompt_pools import PromptPool
+from .prompt_pools import CodaPrompt, PromptPool
 from .readout import Readout
 
 STATISTICS_NAME = "statistics.safetensors"  # beside the weights of a saved model
@@ -187,7 +187,15 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
         changes["train_tasks"] = min(config.num_trained_tasks, len(tasks))  # what is computed needs no training
     elif config.prompt_method == "coda_prompt":
         assert config.pool_size is not None  # the configuration sets the paper's
-        changes["pool_size"] = config.pool_size // config.num_trained_tasks * (len(tasks) + 1)
+        changes["pool_size"] = size = config.pool_size // config.num_trained_tasks * (len(tasks) + 1)
+        pool = model.prompt_pool
+        assert isinstance(pool, CodaPrompt)
+        if size > (most := min(pool.keys.shape[-1], pool.prompts[0, 0].numel())):
+            raise ValueError(
+                f"CODA-Prompt's pool cannot grow to {size} components for another task: they cannot be orthogonal in "
+                f"{most} dimensions; train with a smaller pool_size, or with a computed classifier (ncm, or ranpac "
+                "with its statistics), which needs no further prompts"
+            )
     _restructure(model, changes, list(range(config.seen_classes)))
 
 
