@@ -269,6 +269,8 @@ class Epoch:
                 stage.queries.add(self.index, index, output["query"])
 
     def _show(self) -> None:
+        if self.bar.disable:  # to read the averages is to wait for the device
+            return
         shown = self.averages.local().values()
         self.bar.set_postfix(
             loss=", ".join(f"{values['loss']:.3f}" for values in shown),

@@ -184,9 +184,7 @@ def test_no_step_of_a_stage_waits_for_a_gpu(make_stage):
     with Waits() as waits:
         for stage in stages:
             for step in next(iter(stage)):
-                if step == 1:  # the first may wait, and the last reads the averages
+                if step == 1:  # the first may wait
                     waits.places.clear()
-                if step == 2:
-                    break
             assert not waits.places
-    assert np.isfinite(queries.epochs[0]).all(1).sum() == 8
+    assert np.isfinite(queries.epochs[0]).all(1).sum() == 12
