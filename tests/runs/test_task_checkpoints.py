@@ -18,12 +18,16 @@ AT_ONCE = ("--num_tasks", "1", "--num_train_epochs", "1")
 def test_a_teacher_with_the_query_of_another_block_is_refused():
     theirs = {"stream": {}, "networks": [], "train_tasks": None, "query_block": 0}
     checkpoints = SimpleNamespace(
-        role="teacher", run="runs/a", is_joint=lambda stream: False, metadata=lambda _: theirs
+        role="teacher",
+        run="runs/a",
+        is_joint=lambda stream: False,
+        metadata=lambda _: theirs,
+        has_prompts=lambda: False,
     )
     with pytest.raises(
         ValueError, match="another query network: pass the same --teacher, --student and --query_block"
     ):
-        TaskCheckpointReplay(checkpoints, None, {**theirs, "query_block": 1})
+        TaskCheckpointReplay(checkpoints, torch.nn.Module(), {**theirs, "query_block": 1})
 
 
 @pytest.fixture(scope="module")
