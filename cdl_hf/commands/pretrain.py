@@ -194,9 +194,10 @@ def set_drop_path(network: torch.nn.Module, share: float) -> None:
         block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
 
 
-def compile_blocks(network: torch.nn.Module) -> None:
-    """Compiles each block of a Vision Transformer, for which torch reuses the code of the first; or all of another."""
-    for module in network.blocks if isinstance(network, VisionTransformer) else [network]:
+def compile_network(network: torch.nn.Module) -> None:
+    """Compiles the stem and each block of a Vision Transformer, whose code torch reuses; or all of another network."""
+    parts = [network.patch_embed, *network.blocks] if isinstance(network, VisionTransformer) else [network]
+    for module in parts:
         module.compile()
 
 
@@ -242,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         guide.to(device, memory_format=torch.channels_last)
     average = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True)
     if args.torch_compile:
-        compile_blocks(network)
+        compile_network(network)
     model, optimizer = accelerator.prepare(network, optimizer_of(network, args))
 
     # Images

@@ -57,7 +57,7 @@ class PretrainingConfig:
     mixing: float = argument("Share of batches with mixup or cutmix", 0.2, min=0, max=1)
     augmentation: float = argument("Strength of the augmentation; 0 turns it off", 1.0, min=0)
     drop_path: float = argument("Stochastic depth: share of the blocks that an image skips", 0.0, min=0, max=0.9)
-    torch_compile: bool = argument("Compile the blocks, which takes half a minute", False)
+    torch_compile: bool = argument("Compile the network, which takes up to a minute", False)
     dataloader_num_workers: int = argument(
         "Number of processes that read and resize the images", 0, min=0, aliases=("num_workers",)
     )
