@@ -164,7 +164,11 @@ def _runs(experiments: list[Experiment]) -> str:
     text = text if len(experiments) > 1 else f"Runs: {len(names)}."
     if len(orders) > 1:
         text += f" They have {len(orders)} class orders ({kind}, stream seeds {listed(orders)})"
-        text += f" and {len(seeds)} seeds each." if len(seeds) > 1 else "."
+        if len(units) == len(orders) == len(seeds):
+            text += ", each with a seed of its own"
+        elif len(seeds) > 1:
+            text += f" and {len(seeds)} seeds each"
+        text += "."
         return f"{text} Runs of a model differ in the order of the classes and in what a seed varies."
     text += f" All have the same class order ({kind})."
     if len(seeds) == 1:

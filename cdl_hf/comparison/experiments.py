@@ -206,8 +206,8 @@ class Experiment:
 def group_runs(runs: Mapping[str, dict[str, Any]]) -> list[Experiment]:
     """Groups runs into experiments; a run that trains both models belongs to two.
 
-    Runs of one name differ in the seed. Runs of two names that differ in the seed of the stream alone, such as those
-    of several class orders, are one experiment too.
+    Runs of one name differ in their seed and in that of their stream. Runs of two names that differ in the seed of the
+    stream alone, such as those of several class orders, are one experiment too.
 
     Args:
         runs: Content of `results.json`, its `args` complete, by the name of the run, which ends in `-seed<seed>` where
@@ -252,8 +252,7 @@ def _with_all_orders(experiments: Iterable[Experiment]) -> Iterable[Experiment]:
     """Experiments that differ in the seed of the stream alone, made one."""
     alike: dict[tuple, list[Experiment]] = {}
     for e in experiments:
-        fixed = {name: value for name, value in e.args.items() if name != "stream_seed"}
-        alike.setdefault((e.role, e.origin, e.has_joint_teacher, _fixed(fixed)), []).append(e)
+        alike.setdefault((e.role, e.origin, e.has_joint_teacher, _fixed(e.args)), []).append(e)
     for group in alike.values():
         results = {unit: result for e in group for unit, result in e.results.items()}
         if len(results) < sum(len(e.results) for e in group):  # two names for the same runs
@@ -271,7 +270,9 @@ def _execution() -> frozenset[str]:
 
 
 def _fixed(args: dict[str, Any]) -> str:
-    return repr(sorted((name, repr(value)) for name, value in args.items() if name not in _execution()))
+    """What the runs of an experiment share."""
+    may_differ = _execution() | {"stream_seed"}
+    return repr(sorted((name, repr(value)) for name, value in args.items() if name not in may_differ))
 
 
 def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:

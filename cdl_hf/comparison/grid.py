@@ -13,6 +13,11 @@
 A run is named by its values, such as `l2p-natural-kdp-seed0`. A teacher depends on all axes but `students` and
 `classifiers`, and serves all its students. Runs of two grids with the same name are one run. A value may be
 `{config: FILE}`, a file of arguments beside the grid, or a preset such as `quickdraw100/l2p`.
+
+Where each seed has arguments of its own, such as its class order, the seeds are an axis too:
+
+    arguments: {class_order: seeded}
+    seeds: {0: {stream_seed: 0}, 1: {stream_seed: 1}}
 """
 
 import itertools
@@ -101,7 +106,7 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
     """
     content = _read(path)
     grids: list[dict[str, dict[str, Values]]] = [
-        {"seeds": {f"seed{seed}": {} for seed in content["seeds"]}, **_axes(grid)}
+        {"seeds": {f"seed{seed}": values for seed, values in content["seeds"].items()}, **_axes(grid)}
         for grid in content["grids"].values()
     ]
     known = {name for grid in grids for axis in grid.values() for name in axis}
@@ -109,7 +114,7 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
         raise ValueError(f"{path} has no {unknown[0]!r}: choose among {', '.join(sorted(known))}")
     restricted = {axis for grid in grids for axis, values in grid.items() if values.keys() & set(only)}
     groups: dict[str, dict[str, PlannedRun]] = {}
-    for seed in content["seeds"]:
+    for seed, of_seed in content["seeds"].items():
         for grid in grids:
             kept = {
                 axis: {name: v for name, v in values.items() if axis not in restricted or name in only}
@@ -119,7 +124,7 @@ def read_grid(path: Path, only: Sequence[str] = ()) -> dict[str, list[PlannedRun
                 continue
             students, classifiers = kept.pop(STUDENTS), kept.pop(CLASSIFIERS)
             for values in itertools.product(*(axis.items() for axis in kept.values())):
-                arguments = _relative(content["arguments"], path)
+                arguments = _relative(content["arguments"], path) | _relative(of_seed, path)
                 for _, more in values:
                     arguments |= _relative(more, path)
                 name = "-".join(name for name, _ in values)
@@ -174,8 +179,11 @@ def _read(path: Path) -> dict[str, Any]:
     content = {"arguments": {}, **content}
     _check_values(content["arguments"], path, "arguments")
     seeds = content["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, str) and s.isdigit() for s in seeds):
-        raise ValueError(f"{path}: seeds must be a list of whole numbers")
+    if not isinstance(seeds, list | dict) or not seeds or not all(isinstance(s, str) and s.isdigit() for s in seeds):
+        raise ValueError(f"{path}: seeds must be a list of whole numbers, or whole numbers with their arguments")
+    content["seeds"] = seeds if isinstance(seeds, dict) else {seed: {} for seed in seeds}
+    for seed, arguments in content["seeds"].items():
+        _check_values(arguments, path, f"seeds, {seed}")
     if not isinstance(content["grids"], dict) or not content["grids"]:
         raise ValueError(f"{path}: grids must name at least one grid")
     content["grids"] = {title: _with_present_keys(grid) for title, grid in content["grids"].items()}

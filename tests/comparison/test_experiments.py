@@ -58,6 +58,12 @@ def test_runs_of_several_class_orders_are_one_experiment():
     assert other.accuracy == {Unit(9, 0): 50.0} and one.benchmark == other.benchmark
 
 
+def test_runs_of_one_name_may_differ_in_the_seed_of_the_stream():
+    runs = {f"x-seed{seed}": run(seed, class_order="seeded", stream_seed=seed + 5) for seed in (0, 1)}
+    (one,) = group_runs(runs)
+    assert one.accuracy == {Unit(5, 0): 50.0, Unit(6, 1): 51.0}
+
+
 def test_runs_made_twice_stay_two_experiments():
     assert [e.name for e in group_runs({"a-seed0": run(), "b-seed0": run()})] == ["a", "b"]
 

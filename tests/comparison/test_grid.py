@@ -76,9 +76,18 @@ def test_values_to_keep(grid):
         read_grid(grid(), ["l2"])
 
 
+def test_seeds_with_arguments_of_their_own(grid):
+    text = GRID.replace("[0, 5]", "{0: {}, 5: {stream_seed: 7}}")
+    runs = [run for group in read_grid(grid(text)).values() for run in group]
+    assert {run.arguments.get("stream_seed") for run in runs if run.seed == 0} == {None}
+    assert {run.arguments["stream_seed"] for run in runs if run.seed == 5} == {"7"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ("seeds: [0, 5]", "seeds: {0: {seed: 3}}", "seeds, 0 sets seed"),
+        ("seeds: [0, 5]", "seeds: {a: {}}", "or whole numbers with their arguments"),
         ("seeds: [0, 5]", "seed: 0", "unknown entry 'seed'"),
         ("seeds: [0, 5]", "seeds: [a]", "seeds must be a list of whole numbers"),
         ("students: {none: {distillation: none}", "students: {teacher: {distillation: none}", "named teacher"),

@@ -190,6 +190,24 @@ def test_class_orders_are_runs_of_one_experiment(report, tmp_path):
     assert "order1-kd,0,quickdraw100,10,seeded,1," in (tmp_path / "report" / "results.csv").read_text()
 
 
+def test_class_orders_may_have_a_seed_each(report, tmp_path):
+    for seed in (3, 4):
+        student = (
+            "--stages",
+            "student",
+            "--class_order",
+            "seeded",
+            "--stream_seed",
+            str(seed),
+            "--distillation",
+            "kd",
+        )
+        write_run(tmp_path / "runs", "x", seed, 40, *student)
+    report(tmp_path / "runs", "--output_dir", tmp_path / "report")
+    each = "They have 2 class orders (seeded, stream seeds 3 and 4), each with a seed of its own."
+    assert each in brief(tmp_path / "report")
+
+
 def test_runs_of_different_code_are_marked(runs, report, tmp_path):
     for number, file in enumerate(sorted(runs.glob("l2p-kd-*/results.json"))):
         results = json.loads(file.read_text())
