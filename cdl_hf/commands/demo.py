@@ -19,7 +19,7 @@ from ..console import ends_with_reader
 class DemoArguments:
     """The run and its page."""
 
-    run: str = argument("Output folder of a finished run", positional=True)
+    run: str = argument("Output folder of a finished run, or of `cdl-hf learn` or `forget`", positional=True)
     host: str = argument("Address to listen at; 0.0.0.0 for every address of this machine", "127.0.0.1")
     port: int = argument("Port of the page on this machine", 7860, min=1, max=65535)
     share: bool = argument(

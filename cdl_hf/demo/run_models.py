@@ -2,21 +2,20 @@
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
-import yaml
 from torch import Tensor
 
 from ..data import eval_transform
 from ..data.sources import dataset_spec
-from ..hub.saved_models import SavedModel, is_run, load_run
+from ..hub.learned_models import RECORD, read_record
+from ..hub.saved_models import SavedModel, load_run
 from ..models.growth import MissingStatistics
 from ..runs.task_checkpoints import TaskCheckpoints
 from .taught import Taught, copy_of, why_not
 
 TOP = 5
-ARGUMENTS = ("dataset", "prompt_method", "distillation")  # that the page needs
+ARGUMENTS = ("dataset", "distillation", "classifier_alignment")  # that the page needs
 
 Classes = list[tuple[str, float]]  # the most probable ones with their probabilities
 
@@ -25,25 +24,23 @@ class RunModels:
     """The models of a run, which predict as they did after any of its tasks.
 
     Args:
-        run: Output folder of a finished run.
+        run: Output folder of a finished run, or of `cdl-hf learn` or `forget`.
 
     Attributes:
         saved: The models with their image processors, by role.
         args: Arguments of the run that the page shows.
         num_tasks: Number of tasks of the run.
         has_all_tasks: Whether it can go back to earlier tasks: a run of one task, a run with a jointly trained teacher
-            and a run without `states/` show only their end.
+            and a folder without `states/` show only their end.
         takes_drawings: Whether the models were trained on drawings.
         cannot_learn: Why a visitor cannot teach the models a class, in a sentence; empty if one can.
 
     Raises:
-        ValueError: The folder is not a finished run, or a model cannot be loaded.
+        ValueError: The folder holds no models of a run, or one cannot be loaded.
     """
 
     def __init__(self, run: Path):
-        if not is_run(run):
-            raise ValueError(f"{run} is not the output folder of a run: it has no args.yaml")
-        self.args = _arguments(run / "args.yaml")
+        self.args = _arguments(run)
         self.saved, self.cannot_learn = _load(run)
         self._last = {} if self.cannot_learn else {role: _copy(saved) for role, saved in self.saved.items()}
         longest = max(self.saved.values(), key=lambda saved: saved.model.config.num_tasks)
@@ -122,12 +119,15 @@ def _copy(saved: SavedModel) -> SavedModel:
     return SavedModel(copy_of(saved.model), saved.image_processor)
 
 
-def _arguments(path: Path) -> dict[str, str]:
-    try:
-        args: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {name: str(args[name]) for name in ARGUMENTS} | {
-            "classifier_alignment": str(args.get("classifier_alignment", False))
-        }
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged: {reason}, {type(error).__name__}") from error
+def _arguments(run: Path) -> dict[str, str]:
+    if (run / "config.json").is_file():
+        raise ValueError(f"{run} is not the output folder of a run, but one of its models: give the folder above it")
+    file = next((run / name for name in (RECORD, "args.yaml") if (run / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{run} is not the output folder of a run: it has neither args.yaml nor {RECORD}")
+    record = read_record(str(run)) or {}
+    found = {"classifier_alignment": False, **record["arguments"]}
+    found["dataset"] = record.get("dataset", found.get("dataset"))
+    if missing := [name for name in ARGUMENTS if found.get(name) is None]:
+        raise ValueError(f"{file} is damaged: it has no {missing[0]}")
+    return {name: str(found[name]) for name in ARGUMENTS}

@@ -52,7 +52,7 @@ class LearnedModels:
         Raises:
             ValueError: There is no model, or it, its statistics or its record is missing or damaged.
         """
-        record = _read_record(source)
+        record = read_record(source)
         is_pair = any((Path(source) / role / "config.json").is_file() for role in ROLES)
         if is_pair:
             saved = load_run(source, statistics=True)
@@ -154,8 +154,10 @@ def check_new_folder(folder: Path) -> None:
         raise ValueError(f"output_dir {folder} is not empty: choose a new folder")
 
 
-def _read_record(source: str) -> dict[str, Any] | None:
-    """What is recorded of a run or of models that have learned before; `None` of any other model.
+def read_record(source: str) -> dict[str, Any] | None:
+    """What is recorded of a run, a model of one, or models that have learned before; `None` of any other model.
+
+    It holds the `arguments` of the run, and of models that have learned `model`, `dataset`, and what they `learned`.
 
     Raises:
         ValueError: It is damaged.

@@ -12,6 +12,8 @@ from tiny_runs import arguments, run_recipe
 from transformers import pipeline
 
 from cdl_hf.data import eval_transform
+from cdl_hf.demo.run_facts import read_facts
+from cdl_hf.demo.run_models import RunModels
 from cdl_hf.hub.saved_models import load_saved_model
 from cdl_hf.models import PromptViTForImageClassification
 
@@ -82,6 +84,13 @@ def test_teacher_and_student_of_a_closed_form_learn_again_and_again(analytic_run
     image = next((parts[1] / "test" / "class_4").iterdir())
     predicted = pipeline("image-classification", str(first / "student"))(str(image))
     assert {entry["label"] for entry in predicted} <= {f"class_{label}" for label in range(6)}
+    page = RunModels(first)  # of the demo
+    assert page.classes(2) == ["class_4", "class_5"] and not page.has_all_tasks and not page.cannot_learn
+    facts = read_facts(first, page)
+    assert (facts.name, facts.dataset) == ("first", parts[0].name)
+    assert facts.models["student"].learned == "frozen, without prompts, distilled with analytic distillation"
+    with pytest.raises(ValueError, match="not the output folder of a run, but one of its models"):
+        RunModels(first / "student")
 
 
 @pytest.mark.slow
