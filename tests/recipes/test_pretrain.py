@@ -193,7 +193,7 @@ def test_photographs_in_little_time(run, tmp_path, monkeypatch):
     run(tmp_path / "run", *more, "--save_epochs", "500", "--time_limit", "1.2")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 1 <= results["epochs"] < 1000 and results["seconds"] <= 2
-    assert compiled == ["Block"]
+    assert compiled == ["PatchEmbed", "Block"]
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["progress"] == 1 and state["optimizer"]["param_groups"][0]["lr"] < 1e-4
     card = (tmp_path / "run" / "backbone" / "README.md").read_text()
