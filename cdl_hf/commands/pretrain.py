@@ -37,6 +37,7 @@ from timm.layers import DropPath
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import get_model_input_config, save_for_hf
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
@@ -159,10 +160,13 @@ def distillation_loss(logits: torch.Tensor, guidance: torch.Tensor, temperature:
     return F.kl_div((logits / temperature).log_softmax(1), soft, reduction="batchmean") * temperature**2
 
 
-def optimizer_of(network: torch.nn.Module, args: PretrainingConfig) -> torch.optim.AdamW:
+def optimizer_of(network: torch.nn.Module, args: PretrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or timm's Muon, whose updates are scaled as AdamW's and which leaves biases, norms and tokens to AdamW."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    if args.optimizer == "muon":
+        return Muon(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     fused = all(p.is_cuda for p in network.parameters())
     return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused)
 

@@ -66,8 +66,9 @@ def test_the_saved_backbone_loads_and_computes_as_the_network(run, tmp_path):
     torch.testing.assert_close(load_backbone(tmp_path / "backbone").module(images), backbone(images))
 
 
-def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
-    run(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch, optimizer):
+    run(tmp_path / "whole", "--optimizer", optimizer)
     rate_at, calls = pretrain.rate_at, []
 
     def interrupted(*args):
@@ -78,9 +79,9 @@ def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "rate_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts")
+        run(tmp_path / "parts", "--optimizer", optimizer)
     monkeypatch.setattr(pretrain, "rate_at", rate_at)
-    run(tmp_path / "parts", "--resume_from_checkpoint")
+    run(tmp_path / "parts", "--optimizer", optimizer, "--resume_from_checkpoint")
     whole, parts = (load_file(tmp_path / name / "network" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
