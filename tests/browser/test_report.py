@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cdl_hf.comparison.page import as_page
+from cdl_hf.comparison.space import write_space
 
 REPORT = Path(__file__).parents[2] / "recipes" / "quickdraw100" / "report"
 
@@ -77,6 +78,18 @@ def test_tables_are_sorted_by_a_click_and_by_the_keyboard(page):
     assert header.get_attribute("aria-sort") is None
     driver.find_element("css selector", f"{L2P} thead th").click()
     assert [row[0] for row in rows(driver, L2P)] == sorted((row[0] for row in before), key=str.lower)
+
+
+def test_a_static_space_sorts_its_tables_and_fetches_nothing(page, tmp_path):
+    (tmp_path / "space").mkdir()
+    write_space(REPORT, tmp_path / "space")
+    driver = page(file=tmp_path / "space" / "index.html")
+    driver.find_element("css selector", f"{L2P} thead th:nth-child(2)").click()
+    accuracies = [float(row[1].split()[0]) for row in rows(driver, L2P)]
+    assert len(accuracies) > 8 and accuracies == sorted(accuracies, reverse=True)
+    requests = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"]
+    assert urls and all(url.startswith(("file:", "data:", "about:")) for url in urls)
 
 
 def test_tables_are_filtered(page):

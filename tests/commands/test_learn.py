@@ -14,6 +14,7 @@ from transformers import pipeline
 from cdl_hf.data import eval_transform
 from cdl_hf.demo.run_facts import read_facts
 from cdl_hf.demo.run_models import RunModels
+from cdl_hf.demo.space import write_space
 from cdl_hf.hub.saved_models import load_saved_model
 from cdl_hf.models import PromptViTForImageClassification
 
@@ -91,6 +92,12 @@ def test_teacher_and_student_of_a_closed_form_learn_again_and_again(analytic_run
     assert facts.models["student"].learned == "frozen, without prompts, distilled with analytic distillation"
     with pytest.raises(ValueError, match="not the output folder of a run, but one of its models"):
         RunModels(first / "student")
+    pytest.importorskip("gradio", reason="a Space names its version: pip install '.[demo]'")
+    write_space(first, tmp_path / "space")
+    shown = RunModels(tmp_path / "space" / "run")
+    assert shown.classes(2) == ["class_4", "class_5"] and not shown.cannot_learn
+    own = str(tmp_path.parent)
+    assert not [file for file in (tmp_path / "space").rglob("*.[jy]*") if own in file.read_text()]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tiny_runs import load_recipe, run_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,8 @@ def test_heads_and_controls_of_a_tiny_pair(pair, drawings, tmp_path, capsys):
     assert all(f"| {head} |" in shown for head in content["accuracy"]) and content["versions"]["torch"]
 
 
-def test_the_page_shows_the_stored_figures():
-    stored = json.loads((ROOT / "recipes/quickdraw100/closed_form.json").read_text())
-    page = (ROOT / "recipes/quickdraw100/README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/*/closed_form.json")), ids=lambda file: file.parent.name)
+def test_the_page_shows_the_stored_figures(file):
+    stored = json.loads(file.read_text())
+    page = (file.parent / "README.md").read_text(encoding="utf-8")
     assert load_recipe("closed_form").table(stored["accuracy"]) in page
