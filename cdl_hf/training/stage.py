@@ -115,7 +115,9 @@ def learning_rate_at(epoch: int, num_train_epochs: int, base: float) -> float:
 
 def create_optimizer(objective: TrainingObjective, learning_rate: float) -> torch.optim.Optimizer:
     """Adam, as in the papers, for the parameters that require gradients now."""
-    return torch.optim.Adam((p for p in objective.parameters() if p.requires_grad), lr=learning_rate)
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    fused = True if all(p.is_cuda for p in trained) else None  # one kernel for all parameters
+    return torch.optim.Adam(trained, lr=learning_rate, fused=fused)
 
 
 class Stage:
