@@ -133,6 +133,16 @@ def test_bundled_grid_asks_for_every_pair_of_methods_and_only_for_what_train_tak
     assert {"frozen-teacher-ncm-seed0", "frozen-none-ranpac-seed2", "l2p-at_once-kdp-seed1"} <= runs.keys()
 
 
+def test_the_grid_of_photographs_has_a_seed_for_each_class_order_and_its_backbones():
+    root = Path(__file__).parents[2]
+    groups = read_grid(root / "recipes/cifar100/grid.yaml")
+    for run in (run for group in groups.values() for run in group):
+        arguments = run.resolved(Path("runs"))
+        assert arguments["class_order"] == "seeded" and arguments["stream_seed"] == arguments["seed"] == run.seed
+        assert all((root / arguments[role] / "README.md").is_file() for role in ("teacher", "student"))
+    assert {f"frozen-teacher-seed{seed}" for seed in range(5)} <= groups.keys()
+
+
 def test_another_classifier_of_a_student_in_closed_form_reads_its_teacher(tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(
