@@ -34,6 +34,9 @@ class ClosedFormArguments:
     seeds: int = argument("Number of seeds for each order", 3, min=1)
     ranpac_width: int = argument("Random features of each RanPAC head", 2000, min=1)
     analytic_width: int = argument("Random features that predict the teacher's features", 2000, min=1)
+    teacher_layers: int = argument("Last layers of the teacher that its classifier reads", 1, min=1)
+    teacher_patch_means: bool = argument("Whether that reads means of the patches, too", False)
+    max_samples_per_class: int | None = argument("Maximum number of images of a class", None, unset="all", min=1)
     output: str | None = argument("JSON file for all figures", None)
 
 
@@ -87,10 +90,13 @@ def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> 
     from cdl_hf.training.classifier_fitting import head_features
 
     options = source_options(dataset_args)
-    stream = TaskStream(load_image_dataset(dataset_args.dataset, **options), num_tasks=1)
+    splits = load_image_dataset(dataset_args.dataset, **options)
+    stream = TaskStream(splits, num_tasks=1, max_samples_per_class=args.max_samples_per_class)
     teacher_backbone, student_backbone = load_pair(ModelArguments(teacher=args.teacher, student=args.student))
     common = {"classes_per_task": stream.classes_per_task, "prompt_method": "none", "head": "ranpac"}
-    teacher = PromptViTForImageClassification.from_backbone(teacher_backbone, **common)
+    teacher = PromptViTForImageClassification.from_backbone(
+        teacher_backbone, **common, ranpac_layers=args.teacher_layers, ranpac_patch_means=args.teacher_patch_means
+    )
     width = teacher.network.width(teacher.readout)
     student = PromptViTForImageClassification.from_backbone(
         student_backbone, **common, kd_branch="analytic", teacher_width=width
