@@ -9,6 +9,19 @@ from tiny_runs import load_recipe, run_recipe
 ROOT = Path(__file__).parents[2]
 
 
+def test_a_teacher_whose_classifier_reads_more_on_fewer_images(pair, drawings, tmp_path):
+    sizes = ["--num_tasks", "3", "--orders", "1", "--seeds", "1", "--ranpac_width", "16", "--analytic_width", "12"]
+    given = [*sizes, "--max_samples_per_class", "4"]
+    found = []
+    for more in ([], ["--teacher_layers", "2", "--teacher_patch_means"]):
+        backbones = ["--teacher", pair[0], "--student", pair[1]]
+        output = ["--output", tmp_path / f"{len(more)}.json"]
+        run_recipe("closed_form", "--dataset", drawings, *backbones, *given, *more, *output)
+        found.append(json.loads((tmp_path / f"{len(more)}.json").read_text())["accuracy"])
+    one, other = found
+    assert one["own: all layers"] == other["own: all layers"] and one != other
+
+
 def test_heads_and_controls_of_a_tiny_pair(pair, drawings, tmp_path, capsys):
     sizes = ["--num_tasks", "3", "--orders", "2", "--seeds", "2", "--ranpac_width", "16", "--analytic_width", "12"]
     backbones = ["--teacher", pair[0], "--student", pair[1]]
