@@ -49,7 +49,7 @@ class PretrainingConfig:
     )
     save_epochs: int = argument("Epochs between checkpoints, which also evaluate", 1, min=1)
     batch_size: int = argument("Images per step and process; an even number, for mixing", 128, min=2)
-    optimizer: Literal["adamw", "muon"] = argument("muon learns more in few epochs; AdamW for vectors", "adamw")
+    optimizer: Literal["adamw", "muon"] = argument("muon for matrices leaves the rest to AdamW", "adamw")
     learning_rate: float = argument("Peak learning rate; cosine decay to zero; for muon about 7e-3", 1e-3, min=0)
     weight_decay: float = argument("Weight decay of matrices; biases and norms have none", 0.05, min=0)
     warmup_epochs: float = argument("Epochs of linear warmup before the cosine", 2.0, min=0)
