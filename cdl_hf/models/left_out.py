@@ -102,6 +102,7 @@ class BackbonesLeftOut(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"the weights of {str(pretrained_model_name_or_path)!r} are damaged: {error}") from error
         _restore_buffers(model)
+        _align(model)
         download = {name: kwargs[name] for name in ("local_files_only", "cache_dir", "token") if name in kwargs}
         restore_backbones(model, backbones, **download)
         return (model, loading_info) if output_loading_info else model
@@ -188,6 +189,16 @@ def _restore_buffers(model: Any) -> None:
         for key, buffer in created.named_buffers():
             if key not in network.state_dict():
                 network.get_buffer(key).copy_(buffer)
+
+
+def _align(model: nn.Module) -> None:
+    """Copies weights that a file has left where a vector of the processor would not begin.
+
+    Some processors compute with these in another order, and a loaded model would differ in its last bits.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 def _load_left_out(

@@ -102,7 +102,7 @@ class RidgeSums:
         eigenvalues, rotated_sums = eigenvalues.clamp_min(0), vectors.T @ to_float64(self.sums)
 
         def rotated_weights(ridge: float) -> Tensor:
-            return rotated_sums / (eigenvalues + ridge)[:, None]
+            return rotated_sums / (eigenvalues + max(ridge, self.rounding))[:, None]
 
         for x, y in zip(inputs[held_out].split(ROWS), targets[held_out].split(ROWS), strict=True):
             rotated = to_float64(regressors(x)) @ vectors
@@ -123,6 +123,12 @@ class RidgeSums:
             return min(RIDGES, key=lambda ridge: abs(math.log(ridge / usual)))
         return max(zip(self.merits.tolist(), RIDGES, strict=True))[1]
 
+    @property
+    def rounding(self) -> float:
+        """How far rounding may move the eigenvalues of the Gram matrix. A smaller ridge counts as this large: with it
+        the weights would be of the rounding, and so of the machine."""
+        return torch.finfo(self.gram.dtype).eps * self.gram.trace().item()
+
     def add(
         self, regressors: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, *, subtract: bool = False
     ) -> None:
@@ -137,9 +143,10 @@ class RidgeSums:
     def solve(self, ridge: float) -> Tensor:
         """Weights (K, M) with this ridge, from all images so far."""
         gram, sums = to_float64(self.gram), to_float64(self.sums)
+        ridge = max(ridge, self.rounding)
         gram.diagonal().add_(ridge)
         factor, failures = torch.linalg.cholesky_ex(gram)
-        if failures.any():  # a ridge below the rounding of the sums: negative eigenvalues count as zero
+        if failures.any():  # rounding has moved an eigenvalue further: negative ones count as zero
             eigenvalues, vectors = torch.linalg.eigh(gram)
             solution = vectors @ ((vectors.T @ sums) / eigenvalues.clamp_min(ridge)[:, None])
         else:

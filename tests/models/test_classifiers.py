@@ -100,16 +100,24 @@ def test_random_features_are_held_for_some_images_at_a_time(monkeypatch):
     assert torch.allclose(one.weight, other.weight, atol=1e-4)
 
 
-def test_a_ridge_below_rounding_is_solved_too():
+def test_a_ridge_below_rounding_answers_the_same_whatever_the_rounding():
     """With fewer images than random features, which the sums in float32 make slightly indefinite."""
-    sums = ridge.RidgeSums.zeros(64, 2, torch.device("cpu"))
     torch.manual_seed(0)
-    x, y = torch.randn(20, 64) * 100, torch.randn(20, 2)
-    sums.add(lambda x: x, x, y)
-    assert torch.linalg.cholesky_ex(sums.gram.double())[1] > 0
-    eigenvalues, vectors = torch.linalg.eigh(sums.gram.double())
-    expected = vectors @ ((vectors.T @ sums.sums.double()) / (eigenvalues + 1e-8).clamp_min(1e-8)[:, None])
-    assert torch.allclose(sums.solve(1e-8).T.double(), expected, rtol=1e-3)
+    x, y, new = torch.randn(20, 64) * 100, torch.randn(20, 2), torch.randn(50, 64) * 100
+    answers = []
+    for order in (slice(None), torch.randperm(20)):
+        sums = ridge.RidgeSums.zeros(64, 2, torch.device("cpu"))
+        sums.add(lambda x: x, x[order], y[order])
+        assert torch.linalg.cholesky_ex(sums.gram.double())[1] > 0
+        answers.append(new @ sums.solve(1e-8).T)
+    assert torch.allclose(*answers, atol=0.3 * answers[0].std().item())
+
+
+def test_sums_that_rounding_made_indefinite_are_solved():
+    """As where most of the images were subtracted again."""
+    gram, sums = torch.diag(torch.tensor([1.0, 1.0, -0.1])), torch.ones(3, 1)
+    weights = ridge.RidgeSums(gram, sums, torch.zeros(len(ridge.RIDGES))).solve(0.01)
+    assert torch.allclose(weights, torch.tensor([[1 / 1.01, 1 / 1.01, 1 / 0.01]]))
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
