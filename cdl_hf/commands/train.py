@@ -86,7 +86,7 @@ def run(arguments: ParsedArguments, folder: "RunFolder") -> None:
     with exit_on_failure(folder, accelerator):
         results = trainer.train()
     accelerator.print(table(results))
-    accelerator.print(next_steps(results, folder.path))
+    accelerator.print(next_steps(results, folder.path, models.values()))
 
     if hub_args.push_to_hub and accelerator.is_main_process:
         with exit_on_failure(folder, accelerator):

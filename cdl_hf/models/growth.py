@@ -98,6 +98,15 @@ class Growing(BackbonesLeftOut):
             _restore_statistics(model, pretrained_model_name_or_path, **download)
         return (model, info) if output_loading_info else model
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether [`add_classes`] can add a class after the stream, with the statistics that are in memory."""
+        try:
+            _growth(self, 1)
+        except ValueError:
+            return False
+        return True
+
     def add_classes(self, class_names: Sequence[str]) -> None:
         """Begins a task of classes that the stream did not plan; the model's shapes grow where they must.
 
@@ -170,11 +179,23 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
     repeated = [name for i, name in enumerate(class_names) if name in known or name in class_names[:i]]
     if not class_names or repeated:
         raise ValueError(f"the class {repeated[0]!r} is known already" if repeated else "there are no classes to add")
+    changes = _growth(model, len(class_names))
+    if changes:
+        _restructure(model, changes, list(range(config.seen_classes)))
+
+
+def _growth(model: "Growing", num_classes: int) -> dict[str, Any]:
+    """Fields of the configuration that a task of so many classes changes; none where the stream has planned it.
+
+    Raises:
+        ValueError: The model cannot grow.
+    """
+    config = model.config
     tasks = config.classes_per_task[: config.tasks_seen]
     trains_prompts = config.prompt_method != "none" and (config.train_tasks or config.num_tasks) > len(tasks)
     stays_trained = model.classifier is None or not trains_prompts
-    if config.classes_per_task[len(tasks) : len(tasks) + 1] == [len(class_names)] and stays_trained:
-        return  # as planned
+    if config.classes_per_task[len(tasks) : len(tasks) + 1] == [num_classes] and stays_trained:
+        return {}
     if model.classifier is None and config.train_tasks is not None:
         raise ValueError(
             f"the head of this model is trained in its first {config.train_tasks} tasks only, so that it cannot learn "
@@ -182,7 +203,7 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
         )
     if model.classifier is None and model.prompt_pool.misses_statistics:
         raise ValueError(NO_STATISTICS.format("LoRA that is merged by Fisher information"))
-    changes: dict[str, Any] = {"classes_per_task": [*tasks, len(class_names)]}
+    changes: dict[str, Any] = {"classes_per_task": [*tasks, num_classes]}
     if model.classifier is not None and config.prompt_method != "none":
         changes["train_tasks"] = min(config.num_trained_tasks, len(tasks))  # what is computed needs no training
     elif config.prompt_method == "coda_prompt":
@@ -196,7 +217,7 @@ def _plan_classes(model: "Growing", class_names: Sequence[str]) -> None:
                 f"{most} dimensions; train with a smaller pool_size, or with a computed classifier (ncm, or ranpac "
                 "with its statistics), which needs no further prompts"
             )
-    _restructure(model, changes, list(range(config.seen_classes)))
+    return changes
 
 
 def _check_taken_back(before: Classifier, after: Classifier, removed: list[int]) -> None:

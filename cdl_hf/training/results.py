@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -221,8 +221,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def next_steps(results: dict[str, Any], folder: Path) -> str:
-    """What a user may do with a finished run, as commands that work as printed."""
+def next_steps(results: dict[str, Any], folder: Path, models: Iterable[PromptViTForImageClassification]) -> str:
+    """What a user may do with a finished run and its models, as commands that work as printed."""
     where = shlex.quote(str(folder))
     role = "student" if "student" in results else "teacher"
     takes_drawings = dataset_spec(results["args"]["dataset"]).is_drawings
@@ -239,7 +239,7 @@ def next_steps(results: dict[str, Any], folder: Path) -> str:
     ]
     args = results["args"]
     needs_statistics = args["classifier"] == "ranpac" or args["distillation"] == "analytic"
-    if args["save_statistics"] or not needs_statistics:
+    if (args["save_statistics"] or not needs_statistics) and all(model.can_grow for model in models):
         lines.append(f"  {start('learn')} {where} --dataset IMAGES --output_dir NEW  # classes of IMAGES/<class>/")
     is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
     if is_plain and role == "student" and not args["push_to_hub"]:

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import yaml
+from tiny_models import tiny_model
 
 from cdl_hf.arguments.config import RUN
 from cdl_hf.cli import parse, to_dict
@@ -18,7 +19,7 @@ def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run
     args = yaml.safe_load((finished_run / "args.yaml").read_text()) | changed
     (tmp_path / "a run").mkdir()
     (tmp_path / "a run" / "args.yaml").write_text(yaml.safe_dump(args))
-    (line,) = (line for line in next_steps(results, tmp_path / "a run").splitlines() if "cdl-hf train" in line)
+    (line,) = (line for line in next_steps(results, tmp_path / "a run", []).splitlines() if "cdl-hf train" in line)
     words = shlex.split(line, comments=True)
     found = to_dict(parse(RUN, words[2:]))
     assert found["classifier"] == "ranpac" and found["student_run"] == str(tmp_path / "a run")
@@ -28,7 +29,7 @@ def test_the_command_for_another_classifier_is_one_that_train_takes(finished_run
 def test_models_of_drawings_are_shown_a_drawing_to_predict(finished_run):
     results = json.loads((finished_run / "results.json").read_text())
     results["args"]["dataset"] = "quickdraw100"
-    (line,) = (line for line in next_steps(results, finished_run).splitlines() if "cdl-hf predict" in line)
+    (line,) = (line for line in next_steps(results, finished_run, []).splitlines() if "cdl-hf predict" in line)
     assert open_image(shlex.split(line)[-1]).size == (28, 28)
 
 
@@ -39,14 +40,24 @@ def test_models_of_drawings_are_shown_a_drawing_to_predict(finished_run):
 def test_further_classes_are_offered_to_a_run_that_can_learn_them(finished_run, changed, can_learn):
     results = json.loads((finished_run / "results.json").read_text())
     results["args"] |= changed
-    assert ("cdl-hf learn" in next_steps(results, finished_run)) is can_learn
+    assert ("cdl-hf learn" in next_steps(results, finished_run, [tiny_model("l2p")])) is can_learn
+
+
+def test_further_classes_are_not_offered_where_a_pool_cannot_grow(finished_run):
+    results = json.loads((finished_run / "results.json").read_text())
+    grows, full = (tiny_model("coda_prompt", tasks=3, pool_size=size) for size in (6, 30))
+    grows.add_classes(["new"])
+    with pytest.raises(ValueError, match="pool cannot grow"):
+        full.add_classes(["new"])
+    assert "cdl-hf learn" in next_steps(results, finished_run, [grows])
+    assert "cdl-hf learn" not in next_steps(results, finished_run, [grows, full])
 
 
 @pytest.mark.parametrize("changed", [{"classifier_alignment": True}, {"push_to_hub": True}, {"classifier": "ncm"}])
 def test_no_other_classifier_is_offered_where_it_would_be_refused_or_pushed(finished_run, changed):
     results = json.loads((finished_run / "results.json").read_text())
     results["args"] |= changed
-    assert "cdl-hf train" not in next_steps(results, finished_run)
+    assert "cdl-hf train" not in next_steps(results, finished_run, [])
 
 
 def test_the_table_compares_with_guessing_and_the_frozen_backbone(finished_run):
