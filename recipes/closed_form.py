@@ -80,17 +80,19 @@ class Features:
 def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> Features:
     """
     Raises:
-        ValueError: The data set or a backbone cannot be loaded.
+        ValueError: The data set or a backbone cannot be loaded, or the classes cannot be divided into the tasks.
     """
     from cdl_hf import TaskStream, load_image_dataset
     from cdl_hf.arguments.config import ModelArguments
     from cdl_hf.data import TaskImages, eval_transform, image_processor_for
+    from cdl_hf.data.class_order import task_sizes
     from cdl_hf.models import PromptViTForImageClassification
     from cdl_hf.training.build import load_pair, source_options
     from cdl_hf.training.classifier_fitting import head_features
 
     options = source_options(dataset_args)
     splits = load_image_dataset(dataset_args.dataset, **options)
+    task_sizes(splits["train"].features["label"].num_classes, args.num_tasks, None, None)  # refused before the work
     stream = TaskStream(splits, num_tasks=1, max_samples_per_class=args.max_samples_per_class)
     teacher_backbone, student_backbone = load_pair(ModelArguments(teacher=args.teacher, student=args.student))
     common = {"classes_per_task": stream.classes_per_task, "prompt_method": "none", "head": "ranpac"}
@@ -123,6 +125,7 @@ def accuracies(features: Features, args: ClosedFormArguments, order: int, seed: 
         order: 0 for the natural class order.
         seed: Of the random projections.
     """
+    from cdl_hf.data.class_order import task_sizes
     from cdl_hf.models import PromptViTConfig
     from cdl_hf.models.analytic import AnalyticHead
     from cdl_hf.models.classifiers import RanPAC
@@ -131,7 +134,7 @@ def accuracies(features: Features, args: ClosedFormArguments, order: int, seed: 
     num_classes = int(features.labels["train"].max()) + 1
     drawn = torch.randperm(num_classes, generator=torch.Generator().manual_seed(derive_seed(order, "order")))
     class_ids = drawn.argsort() if order else torch.arange(num_classes)
-    sizes = [len(part) for part in torch.arange(num_classes).chunk(args.num_tasks)]
+    sizes = task_sizes(num_classes, args.num_tasks, None, None)
     device = features.labels["train"].device
     labels = {split: class_ids.to(device)[of_split] for split, of_split in features.labels.items()}
     x, z, last = features.student, features.teacher, slice(-features.last, None)

@@ -14,6 +14,7 @@ import torch
 
 from cdl_hf.arguments.stream import DatasetArguments
 from cdl_hf.cli import argument, cli_error, parse
+from cdl_hf.data import load_image_dataset
 from cdl_hf.models.backbones import load_backbone
 from cdl_hf.pretraining.card import PROBES, add_probe
 from cdl_hf.pretraining.probe import probe
@@ -38,7 +39,7 @@ def main():
         backbone = load_backbone(args.backbone).module
         if args.card:
             add_probe(card.read_text(encoding="utf-8"), data.dataset, {})  # refused before the work
-        accuracy = probe(backbone, data.dataset, args.batch_size, **source_options(data))
+        accuracy = probe(backbone, load_image_dataset(data.dataset, **source_options(data)), args.batch_size)
     except ValueError as error:
         cli_error(str(error))
     print(f"{args.backbone} on {data.dataset} ({timm.__name__} {timm.__version__}, torch {torch.__version__})")

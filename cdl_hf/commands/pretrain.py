@@ -23,6 +23,7 @@ import json
 import math
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 from ..cli import cli_error, parse, to_dict
-from ..console import ends_with_reader
-from ..data.errors import DatasetError
-from ..data.labels import read_labels
+from ..data.labels import complete_labels, read_labels
 from ..data.loading import load_image_dataset
 from ..data.splits import Splits
 from ..data.views import image_digests, ordered_digest
@@ -56,19 +55,25 @@ from ..pretraining.card import backbone_card, describe
 from ..pretraining.device_images import DeviceImages, TrainingBatches
 from ..pretraining.probe import probe
 from ..pretraining.progress import Progress
+from ..runs.interruptions import interruptible
 from ..training.build import source_options
 from ..utils import DamagedFile, atomic_write, seal_file, verify, write_json
 
 Network = Any  # a timm model of any architecture; timm declares no class with what they have in common
 
 
-def load_network(folder: str, names: list[str]) -> Network:
-    """A network saved by an earlier run, whose soft labels are used; its classes must be the same, in this order."""
+def load_network(folder: str, names: list[str], size: int) -> Network:
+    """A network saved by an earlier run, whose soft labels are used.
+
+    Its classes must be the same, in this order, and its images of the same size.
+    """
     if not (Path(folder) / "config.json").is_file():
         cli_error(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run)")
     network: Network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
     if network.pretrained_cfg.get("label_names") != names:
         cli_error(f"distill_from: {folder} was not trained on these classes, or has no classifier")
+    if (its := network.pretrained_cfg["input_size"][1]) != size:
+        cli_error(f"distill_from: {folder} takes images of {its} pixels, but this network of {size}: set image_size")
     return network
 
 
@@ -130,7 +135,8 @@ def made_of(
     images = {split: ordered_digest(image_digests(view), read_labels(view)) for split, view in splits.items()}
     given |= {"augmented as": data_args.images, "stored_size": data_args.stored_size}
     guided_by = None if guide is None else backbone_digest(guide)
-    return {**given, "images": images, "weights of distill_from": guided_by, "processes": accelerator.num_processes}
+    given |= {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    return {**given, "images": images, "weights of distill_from": guided_by}
 
 
 def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def compile_network(network: torch.nn.Module) -> None:
         module.compile()
 
 
-@ends_with_reader()
+@interruptible("Interrupted: start it again, with --resume_from_checkpoint if an epoch was finished.")
 def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     parsed = data_args, model_args, args = parse(
@@ -213,10 +219,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     output = Path(args.output_dir)
     checkpoint_file = output / "checkpoint.pt"
-    if output.exists() and any(output.iterdir()) and not args.resume_from_checkpoint:
+    if output.is_file() or (output.exists() and any(output.iterdir()) and not args.resume_from_checkpoint):
         cli_error(f"output_dir {output} is not empty: give another one, or --resume_from_checkpoint to continue it.")
     if args.resume_from_checkpoint and not checkpoint_file.is_file():
         cli_error(f"output_dir {output} holds no checkpoint.pt to resume from.")
+    if data_args.stored_size and data_args.images == "drawings":
+        cli_error("stored_size is for photographs: drawings are stored as the network takes them")
     if args.batch_size % 2:
         cli_error(f"batch_size is {args.batch_size}; images are mixed in pairs, so it must be even.")
     accelerator = Accelerator()
@@ -231,7 +239,12 @@ def main(argv: list[str] | None = None) -> None:
     # Data
     try:
         splits = load_image_dataset(data_args.dataset, **source_options(data_args), seed=args.seed)
-    except DatasetError as error:
+        for view in splits.values():
+            read_labels(view)
+        probed = None if data_args.probe is None else load_image_dataset(data_args.probe)
+        if probed is not None:
+            complete_labels(probed["train"], "train")
+    except ValueError as error:
         cli_error(str(error))
     names = splits["train"].features["label"].names
     if len(splits["train"]) < args.batch_size * world:
@@ -241,7 +254,8 @@ def main(argv: list[str] | None = None) -> None:
     network, pipeline = create_network(model_args, names)
     if args.drop_path:
         set_drop_path(network, args.drop_path)
-    guide = load_network(model_args.distill_from, names) if model_args.distill_from else None
+    size = pipeline["input_size"][1]
+    guide = load_network(model_args.distill_from, names, size) if model_args.distill_from else None
     network.to(device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
     if guide:
         guide.to(device, memory_format=torch.channels_last)
@@ -251,8 +265,12 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(network, optimizer_of(network, args))
 
     # Images
-    size = pipeline["input_size"][1]
-    mean, std = (torch.tensor(pipeline[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    def normalization(cfg: dict) -> Callable[[torch.Tensor], torch.Tensor]:
+        mean, std = (torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+        return lambda pixels: ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    normalize = normalization(pipeline)
+    normalize_for_guide = normalization(guide.pretrained_cfg) if guide else normalize
 
     def augmented_drawings(pixels: torch.Tensor) -> torch.Tensor:
         return augment_drawings(pixels.float() / 255, args.augmentation)
@@ -273,9 +291,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     cross_entropy = SoftTargetCrossEntropy()
 
-    def normalize(images):
-        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
     # Training
     epoch, done, seconds, origin = 0, 0.0, 0.0, made_of(data_args, model_args, args, splits, guide, accelerator)
     if args.resume_from_checkpoint:
@@ -285,11 +300,15 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.load_state_dict(state["optimizer"])
         epoch, seconds = state["epochs"], state["seconds"]
         done = state.get("progress", epoch / args.num_train_epochs)
+        if args.time_limit is None and epoch / args.num_train_epochs < done < 1:
+            cli_error(f"the run in {output} follows a clock: give --time_limit, the seconds that it has left")
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
 
     steps = len(batches)
     deadline = None if args.time_limit is None else started + args.time_limit
+    if deadline is not None and time.monotonic() > deadline:
+        cli_error(f"time_limit is {args.time_limit} s, but reading the images took longer: give more")
     progress = Progress(args.num_train_epochs * steps, done, deadline)
     bar = tqdm(
         total=args.num_train_epochs * steps,
@@ -307,10 +326,9 @@ def main(argv: list[str] | None = None) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images, targets = mixing(images, labels)
-            images = normalize(images)
             with accelerator.autocast():
-                logits = model(images)
-                guidance = guide(images) if guide else None
+                logits = model(normalize(images))
+                guidance = guide(normalize_for_guide(images)) if guide else None
             logits = logits.float()
             if guidance is not None:
                 loss = distillation_loss(logits, guidance.float(), model_args.temperature)
@@ -331,7 +349,12 @@ def main(argv: list[str] | None = None) -> None:
             if done >= 1:
                 break
         epoch += 1
-        entry = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
+        entry = {"epoch": epoch, "loss": accelerator.reduce(torch.stack(losses).mean(), "mean").item()}
+        if not math.isfinite(entry["loss"]) or not all(p.isfinite().all() for p in average.module.parameters()):
+            raise SystemExit(
+                f"the loss or the weights of epoch {epoch} are not finite numbers: try a lower learning_rate than "
+                f"{args.learning_rate}, in another output_dir; {output} is as it was after the epoch before"
+            )
         entry |= {"train_accuracy": 100 * torch.stack(right).mean().item()}
         taken = time.monotonic() - began
         seconds += taken
@@ -357,9 +380,9 @@ def main(argv: list[str] | None = None) -> None:
         result = {"arguments": to_dict(parsed), "seconds": round(seconds), "epochs": epoch, "test_accuracy": final}
         result |= {"precision": accelerator.mixed_precision, "machine": describe(device)}
         save_network(average.module, output, pipeline, names)
-        if data_args.probe:
+        if probed is not None:
             backbone = timm.create_model(f"local-dir:{output / 'backbone'}", pretrained=True).to(device)
-            result |= probe(backbone, data_args.probe)
+            result |= probe(backbone, probed)
         write_json(output / "results.json", result)
         described = f"{len(train):,} images of {len(names)} classes of {Path(data_args.dataset).name}"
         card = backbone_card(output.name, result, parsed.command_line, described, len(test))

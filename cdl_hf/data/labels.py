@@ -37,6 +37,23 @@ def read_labels(dataset: Dataset) -> np.ndarray:
     return labels
 
 
+def complete_labels(dataset: Dataset, split: str) -> np.ndarray:
+    """Labels of a split, (n,).
+
+    Raises:
+        ValueError: an image has no label, or a class no image.
+    """
+    labels, names = read_labels(dataset), dataset.features["label"].names
+    sizes = np.bincount(labels, minlength=len(names))
+    empty = [name for name, size in zip(names, sizes, strict=True) if not size]
+    if empty:
+        raise ValueError(
+            f"no {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove the classes "
+            "(drop_empty_classes leaves out those without any images)"
+        )
+    return labels
+
+
 def rank_in_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Position of each sample in a random order of its class, (n,) 32-bit integers from 0."""
     shuffled = rng.permutation(np.arange(len(labels), dtype=np.int32))

@@ -14,7 +14,7 @@ from .assignments import LEFT_OUT, Assignment, blurry, by_class, by_domain
 from .class_order import class_order_of, task_sizes
 from .domains import DOMAIN
 from .errors import listed
-from .labels import rank_in_class, read_labels, stratified_sizes
+from .labels import complete_labels, rank_in_class, read_labels, stratified_sizes
 from .splits import Splits
 from .views import image_digests, select_rows
 
@@ -109,7 +109,7 @@ class TaskStream(Sequence[Task]):
         if max_samples_per_class is not None and max_samples_per_class < 1:
             raise ValueError(f"max_samples_per_class must be at least 1 or None, got {max_samples_per_class}")
         names = dataset["train"].features["label"].names
-        labels = {split: _complete_labels(dataset[split], split) for split in ("train", "test")}
+        labels = {split: complete_labels(dataset[split], split) for split in ("train", "test")}
         order = class_order_of(names, class_order, seed)
         if (disjoint_class_ratio is None) != (blurry_sample_ratio is None):
             raise ValueError("disjoint_class_ratio and blurry_sample_ratio make a blurry stream together: give both")
@@ -292,23 +292,6 @@ def _warn_of_sizes(sizes: list[int], first_is_given: bool) -> None:
             f"{sizes.count(1)} of {len(sizes)} tasks have only one class, so nothing is discriminated in them.",
             stacklevel=3,
         )
-
-
-def _complete_labels(dataset: Dataset, split: str) -> np.ndarray:
-    """Labels of a split, (n,).
-
-    Raises:
-        ValueError: an image has no label, or a class no image.
-    """
-    labels, names = read_labels(dataset), dataset.features["label"].names
-    sizes = np.bincount(labels, minlength=len(names))
-    empty = [name for name, size in zip(names, sizes, strict=True) if not size]
-    if empty:
-        raise ValueError(
-            f"no {split} images of {len(empty)} classes: {listed(empty)}; add some, or remove the classes "
-            "(drop_empty_classes leaves out those without any images)"
-        )
-    return labels
 
 
 def _rows_by_task(

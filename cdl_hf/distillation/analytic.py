@@ -12,8 +12,9 @@ class Analytic(TrainingObjective):
     After each task, the student's frozen layers (class tokens and patch means of all blocks, through random features)
     are regressed on what the teacher's computed classifier reads. That classifier, computed from the teacher's own
     features, classifies the predictions; its scores, the student's own, or both predict, whichever makes held-out
-    training images more likely. Both parts are sums over images: a stream gives the same as all images at once, in any
-    order, and no gradient is needed. `forward` trains what there is to train with labels alone.
+    training images more likely. Both parts are sums over images: for a given standardization and ridge, a stream gives
+    the same as all images at once, in any order, and no gradient is needed. `forward` trains what there is
+    to train with labels alone.
 
     The idea of the reused classifier is SimKD's (arXiv 2203.14001), which trains its projector by gradients on all
     classes at once. See [`AnalyticHead`] for the mathematics.

@@ -18,8 +18,9 @@ class FeaturePredictor(Computed):
     """Ridge regression from random features of the student's tokens to what the teacher's classifier reads.
 
     The student's features are standardized by the mean and deviation of the first images, projected to
-    `analytic_width` = M fixed random directions, and rectified. Of all images so far, only sums are kept, so that a
-    stream gives the same weights as all images at once, in any order. No labels are needed.
+    `analytic_width` = M fixed random directions, and rectified. Of all images so far, only sums are kept: for a
+    given standardization and ridge, a stream gives the same weights as all images at once, in any order. No labels are
+    needed.
 
     Args:
         width: W, size of the student's features.
@@ -93,7 +94,6 @@ class FeaturePredictor(Computed):
         if self.sums is None:
             if self.weight.any():
                 raise ValueError(NO_STATISTICS.format("a student of closed-form distillation"))
-            self.mean.copy_(features.float().mean(0))
             self._standardize(features.float())
             teacher_width, num_random_features = self.weight.shape
             self.sums = RidgeSums.zeros(num_random_features, teacher_width, features.device)

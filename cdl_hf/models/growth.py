@@ -107,6 +107,13 @@ class Growing(BackbonesLeftOut):
             return False
         return True
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether [`add_classes`] needs what only `save_pretrained(..., save_statistics=True)` writes."""
+        if self.classifier is None:
+            return self.prompt_pool.needs_fisher
+        return any(isinstance(module, Computed) and module.num_statistics for module in self.modules())
+
     def add_classes(self, class_names: Sequence[str]) -> None:
         """Begins a task of classes that the stream did not plan; the model's shapes grow where they must.
 
@@ -130,8 +137,8 @@ class Growing(BackbonesLeftOut):
     ) -> None:
         """Removes classes: a computed classifier is afterwards as if it had never seen their images.
 
-        What was chosen or trained by their images stays: RanPAC's ridge, the scale of the logits, prompts and trained
-        heads, which only lose the rows of these classes.
+        What was chosen or trained by their images stays: RanPAC's ridge (where held-out images could choose it), the
+        scale of the logits, prompts and trained heads, which only lose the rows of these classes.
 
         Args:
             features: (n, 1 or 2, W), outputs of [`head_features`] of all images of these classes that were fitted.

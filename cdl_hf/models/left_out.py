@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,13 @@ def _restore_buffers(model: Any) -> None:
 
 
 def _align(model: nn.Module) -> None:
-    """Copies weights that a file has left where a vector of the processor would not begin.
+    """Copies weights and buffers that a file has left where a vector of the processor would not begin.
 
     Some processors compute with these in another order, and a loaded model would differ in its last bits.
     """
-    for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
 
 
 def _load_left_out(

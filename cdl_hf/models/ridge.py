@@ -125,8 +125,8 @@ class RidgeSums:
 
     @property
     def rounding(self) -> float:
-        """How far rounding may move the eigenvalues of the Gram matrix. A smaller ridge counts as this large: with it
-        the weights would be of the rounding, and so of the machine."""
+        """About how far rounding moves the eigenvalues of the Gram matrix. A smaller ridge counts as this large: with
+        it, the weights would mostly be those of the rounding, and so of the machine."""
         return torch.finfo(self.gram.dtype).eps * self.gram.trace().item()
 
     def add(

@@ -30,7 +30,7 @@ class ModelArguments:
     model_args: str = argument("JSON object of arguments for timm.create_model", "{}")
     image_size: int | None = argument("Side of the square images in pixels", None, unset="the network's", min=8)
     mean: float | None = argument("Mean that is subtracted from pixels in [0, 1]", None, unset="the network's")
-    std: float | None = argument("Standard deviation that divides the pixels", None, unset="the network's")
+    std: float | None = argument("Standard deviation that divides the pixels", None, unset="the network's", min=0.001)
     distill_from: str | None = argument("Network folder of an earlier run, whose soft labels replace the labels", None)
     temperature: float = argument("Temperature of the soft labels", 2.0, min=0.1)
 

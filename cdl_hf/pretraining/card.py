@@ -1,5 +1,6 @@
 """Model card of a pre-trained backbone, to which probes add their figures."""
 
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def backbone_card(name: str, result: Mapping[str, Any], command: Sequence[str], 
         held_out: Number of test images.
     """
     given = result["arguments"]
-    call = shlex.join(Path(part).name if Path(part).exists() else part for part in command)
+    call = shlex.join(Path(part).name if os.path.exists(part) else part for part in command)
     # broken in front of options, as one would write it
     call = call.replace(" --", " \\\n    --")
     card = f"""---

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.loading import load_image_dataset
+from ..data.labels import complete_labels
+from ..data.splits import Splits
 from ..data.task_images import Batches, TaskImages
 from ..data.transforms import eval_transform, image_processor_for
 from ..models import PromptViTConfig
@@ -18,14 +19,17 @@ RIDGE = 1e-3  # of the linear probe; fixed beforehand, not tuned
 RANPAC_WIDTH = 2000  # number of random features, as the default of training
 
 
-def probe(backbone: Any, dataset: str, batch_size: int = 256, **options) -> dict[str, float]:
+def probe(backbone: Any, splits: Splits, batch_size: int = 256) -> dict[str, float]:
     """Accuracy (%) of a linear classifier, the nearest class mean (cosine) and RanPAC on a frozen backbone's features.
 
     Args:
         backbone: A timm model of any architecture, without classifier.
-        options: Further arguments of `load_image_dataset`.
+        splits: With images of every class in "train".
+
+    Raises:
+        ValueError: A class has no training image.
     """
-    splits = load_image_dataset(dataset, **options)
+    complete_labels(splits["train"], "train")
     classes = splits["train"].features["label"].num_classes
     transform = eval_transform(image_processor_for(backbone.pretrained_cfg))
     (x, y), (x_test, y_test) = (

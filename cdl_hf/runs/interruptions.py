@@ -40,7 +40,9 @@ REPEAT_INTERVAL = 2  # seconds in which a further Ctrl-C counts as the first: te
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(
+    sentence: str = "Interrupted before the training began: start it again with the same command.",
+) -> Iterator[None]:
     """A script that is interrupted within ends with one sentence and exit code 75, unless it handles signals itself.
 
     It hears SIGTERM and SIGINT, and the end of its launcher as SIGTERM; both raise `KeyboardInterrupt` where no
@@ -55,7 +57,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nInterrupted before the training began: start it again with the same command.", file=sys.stderr)
+        print(f"\n{sentence}", file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
     finally:
         sys.stdout.flush()  # while it can still fall silent

@@ -161,7 +161,11 @@ class FurtherLearning:
                 for _ in epoch:
                     pass
             measure_fisher(self.accelerator, model, for_fitting, *options)
-            model.end_task()
+            merges_late = args.teacher_merge == "after_student" and "student" in self.models
+            if role != "teacher" or not merges_late:
+                model.end_task()
+            if role == "student" and "teacher" in self.models and merges_late:
+                self.models["teacher"].end_task()
         objective.eval()
         if model.classifier is not None:
 

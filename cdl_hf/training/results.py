@@ -238,8 +238,9 @@ def next_steps(results: dict[str, Any], folder: Path, models: Iterable[PromptViT
         f"  {start('demo')} {where}",
     ]
     args = results["args"]
-    needs_statistics = args["classifier"] == "ranpac" or args["distillation"] == "analytic"
-    if (args["save_statistics"] or not needs_statistics) and all(model.can_grow for model in models):
+    models = list(models)
+    lacks_statistics = not args["save_statistics"] and any(model.needs_statistics for model in models)
+    if not (lacks_statistics or args["classifier_alignment"]) and all(model.can_grow for model in models):
         lines.append(f"  {start('learn')} {where} --dataset IMAGES --output_dir NEW  # classes of IMAGES/<class>/")
     is_plain = args["classifier"] == "linear" and not args["classifier_alignment"] and args["student_run"] is None
     if is_plain and role == "student" and not args["push_to_hub"]:

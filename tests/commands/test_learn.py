@@ -1,7 +1,6 @@
 """`cdl-hf learn`: what a finished run or a saved model learns afterwards."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -120,7 +119,9 @@ def test_trained_heads_learn_by_a_stage(begin, parts, tmp_path, methods):
         with torch.no_grad():  # in training mode, DualPrompt takes the prompt of this task
             logits = saved.model.train()(pixels).logits[:, 4:]
         taught[role] = int((logits.argmax(1) == torch.tensor([0] * 7 + [1] * 7)).sum())
-    assert max(taught.values()) >= 11, taught  # of the 14; DualPrompt's student learns nothing in the run, too
+    if prompt_method == "dualprompt":
+        del taught["student"]  # which learns nothing in the run, too
+    assert min(taught.values()) >= 11, taught  # of the 14
 
 
 def test_a_saved_model_learns_alone(analytic_run, parts, tmp_path):
@@ -132,7 +133,7 @@ def test_what_cannot_learn_is_refused(begin, analytic_run, finished_run, parts, 
     def refused(model: Path, dataset: Path = parts[1], output: Path = tmp_path / "new") -> str:
         with pytest.raises(SystemExit) as stop:
             run_recipe("learn", model, "--dataset", dataset, "--output_dir", output)
-        assert stop.value.code == os.EX_USAGE or stop.value.code == 2
+        assert stop.value.code == 2
         assert not (tmp_path / "new").exists()
         return capsys.readouterr().err
 

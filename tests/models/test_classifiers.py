@@ -100,7 +100,7 @@ def test_random_features_are_held_for_some_images_at_a_time(monkeypatch):
     assert torch.allclose(one.weight, other.weight, atol=1e-4)
 
 
-def test_a_ridge_below_rounding_answers_the_same_whatever_the_rounding():
+def test_a_ridge_below_rounding_answers_alike_whatever_the_rounding():
     """With fewer images than random features, which the sums in float32 make slightly indefinite."""
     torch.manual_seed(0)
     x, y, new = torch.randn(20, 64) * 100, torch.randn(20, 2), torch.randn(50, 64) * 100
@@ -110,7 +110,7 @@ def test_a_ridge_below_rounding_answers_the_same_whatever_the_rounding():
         sums.add(lambda x: x, x[order], y[order])
         assert torch.linalg.cholesky_ex(sums.gram.double())[1] > 0
         answers.append(new @ sums.solve(1e-8).T)
-    assert torch.allclose(*answers, atol=0.3 * answers[0].std().item())
+    assert torch.allclose(*answers, atol=0.3 * answers[0].std().item())  # with the ridge itself 3 to 4
 
 
 def test_sums_that_rounding_made_indefinite_are_solved():

@@ -22,8 +22,16 @@ def test_a_teacher_whose_classifier_reads_more_on_fewer_images(pair, drawings, t
     assert one["own: all layers"] == other["own: all layers"] and one != other
 
 
+def test_tasks_that_the_classes_do_not_make_are_refused(pair, drawings, capsys):
+    with pytest.raises(SystemExit):
+        run_recipe(
+            "closed_form", "--dataset", drawings, "--teacher", pair[0], "--student", pair[1], "--num_tasks", "40"
+        )
+    assert "cannot be divided into 40 tasks" in capsys.readouterr().err
+
+
 def test_heads_and_controls_of_a_tiny_pair(pair, drawings, tmp_path, capsys):
-    sizes = ["--num_tasks", "3", "--orders", "2", "--seeds", "2", "--ranpac_width", "16", "--analytic_width", "12"]
+    sizes = ["--num_tasks", "4", "--orders", "2", "--seeds", "2", "--ranpac_width", "16", "--analytic_width", "12"]
     backbones = ["--teacher", pair[0], "--student", pair[1]]
     run_recipe("closed_form", "--dataset", drawings, *backbones, *sizes, "--output", tmp_path / "all.json")
     content = json.loads((tmp_path / "all.json").read_text())

@@ -1,5 +1,7 @@
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from cdl_hf.commands import pretrain
+from cdl_hf.data import load_image_dataset
 from cdl_hf.models.backbones import load_backbone
 from cdl_hf.pretraining import probe
 
@@ -78,8 +81,9 @@ def test_an_interrupted_run_continues_exactly(run, tmp_path, monkeypatch, optimi
         return rate_at(*args)
 
     monkeypatch.setattr(pretrain, "rate_at", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop:
         run(tmp_path / "parts", "--optimizer", optimizer)
+    assert stop.value.code == os.EX_TEMPFAIL
     monkeypatch.setattr(pretrain, "rate_at", rate_at)
     run(tmp_path / "parts", "--optimizer", optimizer, "--resume_from_checkpoint")
     whole, parts = (load_file(tmp_path / name / "network" / "model.safetensors") for name in ("whole", "parts"))
@@ -107,7 +111,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(run, tmp_path):
     run(tmp_path)
     checkpoint = tmp_path / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True)
-    for later in ("augmented as", "stored_size", "drop_path"):
+    for later in ("augmented as", "stored_size", "drop_path", "mixed_precision"):
         del state["made_of"][later]
     del state["progress"]
     torch.save(state, checkpoint)
@@ -130,9 +134,18 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, checksum):
     assert "checkpoint.pt is damaged" in told and "another output_dir" in told
 
 
-def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
+def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path, monkeypatch):
     run(tmp_path / "guide", "--image_size", "16", model="resnet10t", model_args={"stem_width": 8})
+    lowest, load_network = [], pretrain.load_network
+
+    def watched(*args):
+        network = load_network(*args)
+        network.register_forward_pre_hook(lambda _, inputs: lowest.append(inputs[0].min().item()))
+        return network
+
+    monkeypatch.setattr(pretrain, "load_network", watched)
     run(tmp_path / "guided", "--distill_from", str(tmp_path / "guide" / "network"), "--probe", data)
+    assert min(lowest) < -1.5  # the guide's own pixels: those of the other are from -1 to 1
     results = json.loads((tmp_path / "guided" / "results.json").read_text())
     card = (tmp_path / "guided" / "backbone" / "README.md").read_text()
     assert {"test_accuracy", "linear_probe", "nearest_class_mean", "ranpac"} <= results.keys()
@@ -154,6 +167,9 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path):
         (["--model", "resnet10t", "--model_args", "{}", "--drop_path", "0.1"], "drop_path is for Vision Transformers"),
         (["--distill_from", "nowhere"], "nowhere is not a saved network"),
         (["--resume_from_checkpoint"], "no checkpoint.pt"),
+        (["--probe", "nowhere/at/all"], "nowhere/at/all"),
+        (["--stored_size", "16"], "stored_size is for photographs"),
+        (["--std", "0"], "std must be at least 0.001"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, more, message):
@@ -165,9 +181,56 @@ def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, more, message):
 
 def test_an_existing_output_is_refused(run, tmp_path, capsys):
     (tmp_path / "precious").touch()
+    for output in (tmp_path, tmp_path / "precious"):
+        with pytest.raises(SystemExit):
+            run(output)
+        assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_guide_for_images_of_another_size_is_refused(run, tmp_path, capsys):
+    run(tmp_path / "guide")
     with pytest.raises(SystemExit):
+        run(
+            tmp_path / "run", "--distill_from", str(tmp_path / "guide" / "network"), model_args=TINY | {"img_size": 32}
+        )
+    assert "takes images of 16 pixels, but this network of 32" in capsys.readouterr().err
+
+
+def test_images_without_labels_are_refused(run, data, tmp_path, capsys):
+    unlabeled = DatasetDict.load_from_disk(data)
+    rows = {"image": unlabeled["train"]["image"][:8], "label": [0, 1, 2, None] * 2}
+    unlabeled["train"] = Dataset.from_dict(rows, features=unlabeled["train"].features)
+    unlabeled.save_to_disk(str(tmp_path / "unlabeled"))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", "--dataset", str(tmp_path / "unlabeled"))
+    assert stop.value.code == 2 and "have no label" in capsys.readouterr().err
+
+
+def test_a_time_that_is_over_before_the_training_is_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "made_of", lambda *args: time.sleep(1.1))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--time_limit", "1")
+    assert "reading the images took longer: give more" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_keeps_what_it_had(run, tmp_path, monkeypatch):
+    rate_at = pretrain.rate_at
+    monkeypatch.setattr(pretrain, "rate_at", lambda epoch, args: 1e38 if epoch > 1 else rate_at(epoch, args))
+    with pytest.raises(SystemExit, match="epoch 2 are not finite numbers: try a lower learning_rate"):
         run(tmp_path)
-    assert "is not empty" in capsys.readouterr().err
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epochs"] == 1
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_a_schedule_by_the_clock_goes_on_by_it_alone(run, tmp_path, capsys):
+    run(tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"epochs": 1, "progress": 0.8}, checkpoint)
+    (tmp_path / "checkpoint.pt.sha256").unlink()
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--resume_from_checkpoint")
+    assert "follows a clock: give --time_limit" in capsys.readouterr().err
 
 
 class Corners(torch.nn.Linear):
@@ -183,7 +246,11 @@ class Corners(torch.nn.Linear):
 
 
 def test_probe_of_separable_classes(data):
-    assert set(probe.probe(Corners(1, 1), data).values()) == {100.0}
+    splits = load_image_dataset(data)
+    assert set(probe.probe(Corners(1, 1), splits).values()) == {100.0}
+    splits["train"] = splits["train"].filter(lambda label: label != 1, input_columns="label")
+    with pytest.raises(ValueError, match="no train images of 1 classes: b"):
+        probe.probe(Corners(1, 1), splits)
 
 
 def test_photographs_in_little_time(run, tmp_path, monkeypatch):

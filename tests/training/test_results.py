@@ -33,14 +33,30 @@ def test_models_of_drawings_are_shown_a_drawing_to_predict(finished_run):
     assert open_image(shlex.split(line)[-1]).size == (28, 28)
 
 
+LEARNERS = {
+    "linear": lambda: tiny_model("l2p"),
+    "ncm": lambda: tiny_model("none", head="ncm"),
+    "ranpac": lambda: tiny_model("none", head="ranpac"),
+    "fisher": lambda: tiny_model("lora", lora_merging="fisher"),
+}
+
+
 @pytest.mark.parametrize(
-    ("changed", "can_learn"),
-    [({}, True), ({"classifier": "ranpac"}, False), ({"classifier": "ranpac", "save_statistics": True}, True)],
+    ("learner", "changed", "can_learn"),
+    [
+        ("linear", {}, True),
+        ("linear", {"classifier_alignment": True}, False),
+        ("ncm", {}, True),
+        ("ranpac", {}, False),
+        ("ranpac", {"save_statistics": True}, True),
+        ("fisher", {}, False),
+        ("fisher", {"save_statistics": True}, True),
+    ],
 )
-def test_further_classes_are_offered_to_a_run_that_can_learn_them(finished_run, changed, can_learn):
+def test_further_classes_are_offered_to_a_run_that_can_learn_them(finished_run, learner, changed, can_learn):
     results = json.loads((finished_run / "results.json").read_text())
     results["args"] |= changed
-    assert ("cdl-hf learn" in next_steps(results, finished_run, [tiny_model("l2p")])) is can_learn
+    assert ("cdl-hf learn" in next_steps(results, finished_run, [LEARNERS[learner]()])) is can_learn
 
 
 def test_further_classes_are_not_offered_where_a_pool_cannot_grow(finished_run):
