@@ -14,7 +14,6 @@ matrix products; the linear rate is that of the teacher's widest layer on this m
 On a CPU with one thread (`taskset -c 0 python ...`) the processor time is measured, which other load does not affect.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cdl_hf.arguments.config import CDLConfig, DistillationArguments, ModelArguments
 from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.cli import argument, cli_error, parse, to_yaml
+from cdl_hf.utils import write_json
 
 if TYPE_CHECKING:
     from cdl_hf.benchmark.pairs import MeasuredPair
@@ -54,7 +54,7 @@ def main() -> None:
     *of_run, args = arguments
     figures = measure(tuple(of_run), args)
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(args.json), figures)
 
 
 def measure(of_run: tuple, args: BenchmarkArguments) -> dict[str, Any]:

@@ -213,8 +213,14 @@ def task_accuracy(scores: torch.Tensor, labels: torch.Tensor, sizes: list[int]) 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
     """A Markdown table: mean and deviation of each head, and its difference to the best head of the student's own."""
+    from cdl_hf.comparison.experiments import Unit
     from cdl_hf.comparison.statistics import MeanStd, paired_difference
 
+    def unit(run: str) -> Unit:
+        order, seed = (int(part.split()[1]) for part in run.split(", "))
+        return Unit(order, seed)
+
+    scores = {head: {unit(run): score for run, score in of_head.items()} for head, of_head in scores.items()}
     means = {head: MeanStd.of(of_head) for head, of_head in scores.items()}
     best = max((head for head in scores if head.startswith(OWN)), key=lambda head: means[head].mean)
     lines = [f"| head | final accuracy A_N (%) | difference to {best} |", "|---|---:|---:|"]

@@ -19,6 +19,7 @@ from cdl_hf.models.backbones import load_backbone
 from cdl_hf.pretraining.card import PROBES, add_probe
 from cdl_hf.pretraining.probe import probe
 from cdl_hf.training.build import source_options
+from cdl_hf.utils import write_text
 
 
 @dataclass
@@ -46,7 +47,7 @@ def main():
     print(", ".join(f"{PROBES[name]} {value:.1f}%" for name, value in accuracy.items()))
     if args.card:
         text = add_probe(card.read_text(encoding="utf-8"), data.dataset, accuracy)
-        card.write_text(text, encoding="utf-8")
+        write_text(card, text)
 
 
 if __name__ == "__main__":

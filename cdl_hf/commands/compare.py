@@ -56,7 +56,10 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(f"{number:3d}  {line}" for number, line in enumerate(describe_jobs(jobs, folder), 1)))
         return
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cli_error(f"output_dir {folder} cannot be made: {error.strerror}")
     runner = GridRunner(folder, runs)
     try:
         runner.run(runs if args.job is None else list(jobs.values())[args.job - 1])

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             write_run(run, Path(args.space))
     except ValueError as error:
         cli_error(str(error))
+    except OSError as error:
+        cli_error(f"cannot read or write {error.filename or run}: {error.strerror or error}")
 
 
 def serve_run(run: Path, args: DemoArguments) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..cli import argument, cli_error, parse
 from ..console import ends_with_reader
 from ..escaping import csv_table
+from ..utils import write_text
 
 
 @dataclass
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         content = {"checkpoint": args.checkpoint, "answers": predictions, "unreadable": unreadable}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if is_json else as_csv(predictions)
         try:
-            Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+            write_text(Path(args.output), text)
         except OSError as error:
             cli_error(f"output {args.output} cannot be written: {error.strerror}")
     for file, reason in unreadable.items():

@@ -57,7 +57,7 @@ from ..pretraining.probe import probe
 from ..pretraining.progress import Progress
 from ..runs.interruptions import interruptible
 from ..training.build import source_options
-from ..utils import DamagedFile, atomic_write, seal_file, verify, write_json
+from ..utils import DamagedFile, atomic_write, seal_file, verify, write_json, write_text
 
 Network = Any  # a timm model of any architecture; timm declares no class with what they have in common
 
@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(output / "results.json", result)
         described = f"{len(train):,} images of {len(names)} classes of {Path(data_args.dataset).name}"
         card = backbone_card(output.name, result, parsed.command_line, described, len(test))
-        (output / "backbone" / "README.md").write_text(card, encoding="utf-8")
+        write_text(output / "backbone" / "README.md", card)
         print(", ".join(f"{name} {value:.1f} %" for name, value in result.items() if isinstance(value, float)))
     accelerator.end_training()
 

@@ -20,10 +20,10 @@ FORGETTING = (
 SPREAD = "± is the standard deviation over the runs."
 INTERVALS = (
     "Brackets give the 95% confidence interval of a difference: Student's t over the differences of runs with the "
-    "same class order and seed. The p value after it is corrected by Holm's method for all differences of the same "
-    "kind in its table or picture; a difference is called significant where p is below 0.05, and its marker in a "
-    "picture is filled. **Bold** in a table marks the student that is significantly better than each other student of "
-    "its column."
+    "same class order and seed, averaged over the seeds of each order where there are several orders. The p value "
+    "after it is corrected by Holm's method for all differences of the same kind in its table or picture; a "
+    "difference is called significant where p is below 0.05, and its marker in a picture is filled. **Bold** in a "
+    "table marks the student that is significantly better than each other student of its column."
 )
 ONLINE = "A_AUC is the area under the accuracy on the classes seen so far, over the training images shown."
 FEW = "With fewer than three runs of a model, differences have no interval, and none is called significant."
@@ -117,7 +117,7 @@ def _data(experiments: list[Experiment]) -> str:
     tasks = f"in {listed(lengths)} tasks" if lengths else "in one task"
     first = next((e.stream for e in experiments if not e.is_joint), stream)
     if len(lengths) == 1 and "domains" in first:
-        names = listed(markdown_name(name) for name in dict.fromkeys(first["domains"]))
+        names = listed(dict.fromkeys(first["domains"]))
         tasks = f"in {lengths[0]} {tasks_of(first)} ({names})"
     elif len(lengths) == 1:
         sizes = sorted(set(first["classes_per_task"]))
@@ -201,7 +201,7 @@ def _best(contenders: list[Experiment]) -> str:
     text += f"; next: {names[nearest].label}, at a distance of {others[nearest]}"
     if all(other.p_value is None for other in others.values()):
         return text
-    equal = sum(not other.is_significant for other in others.values())
+    equal = sum(not other.is_better for other in others.values())
     if not equal:
         return f"{text}; significantly better than each of the {len(others)} others"
     return f"{text}; significantly better than {len(others) - equal or 'none'} of the {len(others)} others"

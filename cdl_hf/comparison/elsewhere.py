@@ -50,10 +50,10 @@ def read_elsewhere(paths: Iterable[Path]) -> list[RunResults]:
 
 
 def check_streams(experiments: Iterable[Experiment]) -> None:
-    """Checks that the runs from elsewhere have the tasks and classes of the others that they share tables with.
+    """Checks that runs have the tasks and classes of the others that they share tables with.
 
     Raises:
-        ValueError: One has tasks of other sizes, or another order of the classes for the same seed.
+        ValueError: One has tasks of other sizes or domains, or another order of the classes for the same seed.
     """
     for members in grouped(experiments, lambda e: (e.benchmark, e.stream["num_tasks"])).values():
         members = sorted(members, key=lambda e: e.origin)  # those that are not from elsewhere first
@@ -66,7 +66,7 @@ def check_streams(experiments: Iterable[Experiment]) -> None:
                     differs = f"other tasks than {members[0].name}"
                 elif order != result["stream"].get("class_names"):
                     differs = f"another order of the classes than other runs of stream seed {unit.order}"
-                if e.origin and differs:
+                if differs:
                     raise ValueError(f"{e.runs[unit]} has {differs} and cannot be compared: report it apart")
 
 

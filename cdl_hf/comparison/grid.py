@@ -167,10 +167,20 @@ def _listed(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
+class _Loader(yaml.BaseLoader):
+    """Refuses a name that is written twice in one place, of which YAML would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if twice := [key for i, (key, _) in enumerate(node.value) if key.value in names[:i]]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0].value} is set twice", problem_mark=twice[0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The content of the file; all values are the strings that are written there."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot read this file ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

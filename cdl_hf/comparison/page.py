@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +13,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "report"
 LONG = 30  # rows from which a table is folded
 
 
-def as_page(markdown: str, folder: Path) -> str:
+def as_page(markdown: str, folder: Path, drawn: Collection[str] = ()) -> str:
     """One HTML page that embeds its pictures and CSV files.
 
     HTML in the Markdown is shown as text, but for line breaks. Links to files that are not embedded become text.
@@ -21,6 +21,8 @@ def as_page(markdown: str, folder: Path) -> str:
     Args:
         markdown: Content of the page.
         folder: Where the files are that it names.
+        drawn: Names of SVG files that become elements of the page. Others may come from anybody, with scripts, and
+            are embedded as pictures, which run none.
 
     Raises:
         ValueError: A picture cannot be read.
@@ -30,7 +32,7 @@ def as_page(markdown: str, folder: Path) -> str:
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = parser.parse(markdown)
     contents = _mark(tokens)
-    for kind, rule in _rules(folder).items():
+    for kind, rule in _rules(folder, drawn).items():
         parser.add_render_rule(kind, rule)
     body = parser.renderer.render(tokens, parser.options, {})
     page = Environment(autoescape=True, keep_trailing_newline=True).from_string(_asset("page.html"))
@@ -84,7 +86,7 @@ def _mark(tokens: Sequence[Any]) -> list[dict[str, str | int]]:
     return contents
 
 
-def _rules(folder: Path) -> dict[str, Callable]:
+def _rules(folder: Path, drawn: Collection[str]) -> dict[str, Callable]:
     """Render rules of markdown-it by the type of a token."""
     from markdown_it.common.utils import escapeHtml
 
@@ -115,7 +117,7 @@ def _rules(folder: Path) -> dict[str, Callable]:
         return "</table>\n</div>\n" + ("</details>\n" if tokens[i].meta["rows"] > LONG else "")
 
     def image(renderer, tokens, i, options, env) -> str:
-        return _picture(tokens[i].attrs["src"], tokens[i].content, folder)
+        return _picture(tokens[i].attrs["src"], tokens[i].content, folder, drawn)
 
     def link_open(renderer, tokens, i, options, env) -> str:
         target = tokens[i].attrs["href"]
@@ -135,8 +137,8 @@ def _rules(folder: Path) -> dict[str, Callable]:
     return {rule.__name__: rule for rule in rules} | {"html_inline": shown, "html_block": shown}
 
 
-def _picture(source: str, alt: str, folder: Path) -> str:
-    """An SVG as elements, so that its text can be found and its points named; another picture as data."""
+def _picture(source: str, alt: str, folder: Path, drawn: Collection[str]) -> str:
+    """A drawn SVG as elements, so that its text can be found and its points named; another picture as data."""
     from markdown_it.common.utils import escapeHtml
 
     if re.match("https?:", source):
@@ -146,9 +148,10 @@ def _picture(source: str, alt: str, folder: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"the picture {file} cannot be read: {error.strerror}") from error
-    if file.suffix != ".svg":
+    if source not in drawn:
         data = base64.b64encode(content).decode()
-        return f'<img src="data:image/{file.suffix[1:]};base64,{data}" alt="{escapeHtml(alt)}">'
+        kind = "svg+xml" if file.suffix == ".svg" else file.suffix[1:]
+        return f'<img src="data:image/{kind};base64,{data}" alt="{escapeHtml(alt)}">'
     svg = content.decode()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     unique = re.sub(r"[^\w-]", "-", file.stem)  # ids are of the page, and matplotlib's are those of every picture

@@ -47,7 +47,9 @@ def write_report(
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_text(output / "report.md", text)
     write_text(output / "results.csv", as_csv(experiments, measured))
-    write_text(output / "report.html", as_page(text, output))
+    write_text(
+        output / "report.html", as_page(text, output, [name for chapter in chapters for name in chapter.pictures])
+    )
 
 
 def as_csv(experiments: Iterable[Experiment], measured: Latencies) -> str:

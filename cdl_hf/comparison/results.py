@@ -109,7 +109,7 @@ def write_runs(folder: Path, runs: Iterable[RunResults]) -> None:
 
 
 def merge_runs(earlier: Iterable[RunResults], later: Iterable[RunResults]) -> list[RunResults]:
-    """The runs of both by name: the later results, with latencies of both.
+    """The runs of both by name: the later results, with latencies of both where the results are the same.
 
     Raises:
         ValueError: A run from elsewhere has two results, which may be those of two people whose folders share a name.
@@ -121,7 +121,8 @@ def merge_runs(earlier: Iterable[RunResults], later: Iterable[RunResults]) -> li
                 f"{run.name} is in the report already, with other results: give the folder of the later ones another "
                 "name, or make a new report"
             )
-        latency = merged[run.name].latency if run.name in merged else {}
+        is_known = run.name in merged and merged[run.name].results == run.results
+        latency = merged[run.name].latency if is_known else {}
         merged[run.name] = replace(run, latency=latency | run.latency)
     return list(merged.values())
 

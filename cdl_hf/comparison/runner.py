@@ -126,7 +126,7 @@ class GridRunner:
             kind = "refused" if self.problems[run.source.name].kind == "refused" else "left out"
             self.problems[run.name] = Problem(kind, f"there is no {run.source.name}")
             return False
-        return self._make(run)
+        return self._make(run, needs_states)
 
     def table(self) -> str:
         """A Markdown table: mean and standard deviation of each experiment over the finished seeds."""
@@ -147,10 +147,12 @@ class GridRunner:
             lines.append(f"| {markdown_name(experiment)} | {accuracy} | {forgetting} | {seeds} |")
         return "\n".join(lines)
 
-    def _make(self, run: PlannedRun) -> bool:
+    def _make(self, run: PlannedRun, needs_states: bool) -> bool:
         folder = self.folder / run.name
         if RunLock(folder).is_taken():
             raise InUse(run.name)
+        if is_finished(run, self.folder) and (not needs_states or self._has_states(run)):
+            return True  # by another process, in the meantime
         is_begun = (folder / "args.yaml").is_file() and not is_finished(run, self.folder)
         if is_begun and (difference := self._difference(run)):
             self.problems[run.name] = Problem("failed", f"{difference}: remove its folder, or choose another")

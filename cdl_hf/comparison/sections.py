@@ -96,6 +96,9 @@ class BenchmarkChapter:
         output: Folder for the pictures.
         suffix: End of the pictures' names.
         apart: What tells it from other benchmarks of the same title.
+
+    Attributes:
+        pictures: Names of the pictures that it has drawn.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class BenchmarkChapter:
         apart: str = "",
     ):
         self.experiments, self.measured, self.output, self.suffix = experiments, measured, output, suffix
+        self.pictures: list[str] = []
         self.benchmark = b = experiments[0].benchmark
         pair = b.teacher, b.student
         self.reported = {n: reported_pairs(reported, b.source, *pair, n) for n in self._stream_lengths}
@@ -180,6 +184,7 @@ class BenchmarkChapter:
             names.get(key, key): (effect.difference.mean, effect.difference.half_width, effect.is_significant)
             for key, effect in ordered
         }
+        self.pictures.append(name)
         plot_differences(rows, self.output / name, title, axis, self._limits if names else limits([effects]))
         return f"![{markdown_name(title)}]({name})"
 
@@ -316,6 +321,7 @@ class BenchmarkChapter:
             which = f"{len(ahead)} of {len(points)} models" + (f", all {shared.pop()}," if len(shared) == 1 else "")
             title = f"{which} are not beaten by one with less {kind}" if kind == "latency" else ""
             title = title or f"{which} are not beaten by one with fewer {kind}"
+            self.pictures.append(name)
             plot_accuracy_against_cost(groups, self.output / name, title, titles[kind], chance)
             unit, digits = ("parameters", 0) if kind == "parameters" else ("ms", 2)
             front = [

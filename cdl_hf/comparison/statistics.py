@@ -45,9 +45,9 @@ class PairedDifference:
 
     Args:
         mean: Mean of the differences.
-        half_width: Half the width of the 95% confidence interval.
+        half_width: Half the width of the 95% confidence interval; `None` also where the differences do not vary.
         p_value: Probability of a mean at least as far from zero if the true difference is zero; two-sided.
-        num_pairs: Number of differences.
+        num_pairs: Number of independent differences: of class orders, or of seeds where there is one order.
     """
 
     mean: float
@@ -66,17 +66,25 @@ def paired_difference(scores: Scores, reference: Scores) -> PairedDifference | N
 
     The interval is Student's t over the paired differences: mean ± t(n - 1) s / sqrt(n). Runs with the same class
     order and seed share their images, the order of these and their initial weights, and the differences remove that
-    common part.
+    common part. The seeds of one class order share what is peculiar to it: where there are several orders, the
+    differences are the means of each order.
     """
-    differences = [scores[run] - reference[run] for run in scores if run in reference]
+    differences = _independent({run: scores[run] - reference[run] for run in scores if run in reference})
     if not differences:
         return None
     count, mean = len(differences), statistics.fmean(differences)
-    if count < MIN_RUNS:
+    error = statistics.stdev(differences) / math.sqrt(count) if count >= MIN_RUNS else 0.0
+    if error < 1e-9:  # too few, or all the same, which says nothing about the noise
         return PairedDifference(mean, None, None, count)
-    error = statistics.stdev(differences) / math.sqrt(count)
-    t = abs(mean) / error if error else (math.inf if mean else 0.0)
-    return PairedDifference(mean, t_quantile(count - 1) * error, two_sided_p(t, count - 1), count)
+    return PairedDifference(mean, t_quantile(count - 1) * error, two_sided_p(abs(mean) / error, count - 1), count)
+
+
+def _independent(differences: Scores) -> list[float]:
+    by_order: dict[Any, list[float]] = {}
+    for run, difference in differences.items():
+        by_order.setdefault(getattr(run, "order", run), []).append(difference)
+    of_orders = list(by_order.values())
+    return of_orders[0] if len(of_orders) == 1 else [statistics.fmean(values) for values in of_orders]
 
 
 def binomial_half_width(accuracy: float, count: int) -> float:
@@ -145,6 +153,11 @@ class Comparison:
         """Whether the corrected p value is below 5%."""
         return self.p_value is not None and self.p_value < LEVEL
 
+    @property
+    def is_better(self) -> bool:
+        """Whether the first is significantly better than the second."""
+        return self.is_significant and self.difference.mean > 0
+
     def __str__(self) -> str:
         if self.p_value is None:
             return str(self.difference)
@@ -160,12 +173,17 @@ def compare(pairs: Mapping[Key, tuple[Scores, Scores]]) -> dict[Key, Comparison]
 
 
 def best_of(scores: Mapping[Key, Scores]) -> tuple[Key, dict[Key, Comparison]]:
-    """The name with the highest mean, and its comparisons to all others.
+    """The name with the highest mean over the runs that all have, or else over its own; its comparisons to all others.
 
     Raises:
         ValueError: There are no scores.
     """
-    best = max(scores, key=lambda name: statistics.fmean(scores[name].values()))
+    shared = [run for run in next(iter(scores.values()), {}) if all(run in other for other in scores.values())]
+
+    def mean(name: Key) -> float:
+        return statistics.fmean(scores[name][run] for run in shared or scores[name])
+
+    best = max(scores, key=mean)
     return best, compare({name: (scores[best], other) for name, other in scores.items() if name != best})
 
 
@@ -174,5 +192,5 @@ def significantly_best(scores: Mapping[Key, Scores]) -> Key | None:
     if len(scores) < 2:
         return None
     best, others = best_of(scores)
-    is_clear = len(others) == len(scores) - 1 and all(other.is_significant for other in others.values())
+    is_clear = len(others) == len(scores) - 1 and all(other.is_better for other in others.values())
     return best if is_clear else None

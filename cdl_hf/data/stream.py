@@ -326,4 +326,9 @@ def _rows_by_task(
     code[code == LEFT_OUT] = 2 * num_tasks
     rows = np.argsort(code, kind="stable")
     groups = np.split(rows, np.cumsum(np.bincount(code, minlength=2 * num_tasks + 1))[:-1])
+    if validation_fraction and (empty := [str(i + 1) for i, rows in enumerate(groups[num_tasks:-1]) if not len(rows)]):
+        raise ValueError(
+            f"no validation images in task {listed(empty)}, whose classes have one training image each: add some, or "
+            "do not pass validation_fraction"
+        )
     return groups[:num_tasks], groups[num_tasks:-1]

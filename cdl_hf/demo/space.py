@@ -11,6 +11,7 @@ import yaml
 import cdl_hf
 
 from ..escaping import portable
+from ..utils import atomic_folder
 from .run_facts import RESULTS, read_results
 from .run_models import RunModels
 
@@ -50,13 +51,19 @@ def write_space(run: Path, folder: Path) -> None:
     """Writes a folder that can be pushed as a Space.
 
     Raises:
-        ValueError: The folder exists, or the run cannot be shown.
+        ValueError: The folder has files, or the run cannot be shown.
+        OSError: It cannot be written; nothing of it is left.
     """
     models = RunModels(run)
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise ValueError(f"{folder} exists; name a new folder")
     if find_spec("gradio") is None:
         raise ValueError("gradio is not installed, and a Space must name its version: pip install 'cdl_hf[demo]'")
+    with atomic_folder(folder) as place:
+        _fill(place, run, models)
+
+
+def _fill(folder: Path, run: Path, models: RunModels) -> None:
     package = Path(cdl_hf.__file__).parent
     unwanted = shutil.ignore_patterns("__pycache__", "assets", "*.png", "checkpoints")
     shutil.copytree(package, folder / "cdl_hf", ignore=unwanted)

@@ -107,7 +107,7 @@ class LearnedModels:
             record = {
                 "model": self._name(),
                 "dataset": self.dataset,
-                "arguments": self._recorded_arguments() if arguments is None else dict(arguments),
+                "arguments": self._recorded_arguments() if arguments is None else portable_arguments(dict(arguments)),
                 "learned": [*(self.record or {}).get("learned", []), dict(event)],
             }
             for role, folder in folders.items():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..models import PromptViTForImageClassification
 from ..models.prompt_pools import LoRA
+from ..utils import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
@@ -68,7 +69,7 @@ def save_adapter(model: PromptViTForImageClassification, folder: str | Path) -> 
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, settings)
 
 
 def adapter_fields(folder: str | Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def own_test_images(
         )
     if new:
         notes.append(
-            f"{new:,} images of {args.dataset} are new since {run} and left out: --dataset has them tested on"
+            f"{new:,} images of {args.dataset} are not among those of {run} and left out: --dataset has them tested on"
         )
     return [select_rows(view, np.flatnonzero(found))], notes
 

@@ -229,7 +229,8 @@ def small_page(tmp_path_factory):
     text = "\n## ".join([parts[0], parts[1], chapter, parts[-1]])
     for file in REPORT.glob("*.svg"):
         (folder / file.name).write_text('<svg viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg"></svg>')
-    (folder / "report.html").write_text(as_page(text, folder))
+    drawn = [file.name for file in REPORT.glob("*.svg")]
+    (folder / "report.html").write_text(as_page(text, folder, drawn))
     return folder / "report.html"
 
 

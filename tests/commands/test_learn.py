@@ -63,6 +63,8 @@ def test_a_run_learns_what_a_longer_one_learns(begin, pair, parts, drawings, tmp
         ours, theirs = (load_saved_model(folder / role) for folder in (tmp_path / "new", whole))
         assert ours.class_names == theirs.class_names
         assert torch.equal(ours.model.classifier.sums, theirs.model.classifier.sums)
+    record = (tmp_path / "new" / "learned.json").read_text()
+    assert str(tmp_path) not in record and str(parts[1].parent) not in record
     printed = capsys.readouterr().out
     assert "2 new classes: class_4, class_5" in printed and "of 8 other images of these classes" in printed
     assert "among all 6 classes" in printed

@@ -102,6 +102,7 @@ def test_seeds_with_arguments_of_their_own(grid):
         ("classifiers: {ncm", "head: {ncm", "unknown entry 'head'"),
         ("order: {natural: {}}", "order: {}", "two, order must be values"),
         ("seeds: [0, 5]", "seeds: [0, 5", "not valid YAML"),
+        ("seeds: [0, 5]", "seeds: [0, 5]\nseeds: [1]", "seeds is set twice"),
     ],
 )
 def test_mistakes_are_reported(grid, before, after, message):

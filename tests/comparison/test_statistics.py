@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from cdl_hf.comparison.experiments import Unit
 from cdl_hf.comparison.statistics import (
     MeanStd,
     PairedDifference,
@@ -48,9 +49,28 @@ def test_fewer_than_three_pairs_have_no_interval(count):
 
 
 def test_equal_differences():
-    assert paired_difference({0: 2.0, 1: 2.0, 2: 2.0}, {0: 1.0, 1: 1.0, 2: 1.0}).p_value == 0
-    same = {0: 2.0, 1: 3.0, 2: 4.0}
-    assert (paired_difference(same, same).p_value, paired_difference(same, same).half_width) == (1, 0)
+    """They say nothing about the noise."""
+    found = paired_difference({0: 2.1, 1: 2.2, 2: 2.3}, {0: 1.1, 1: 1.2, 2: 1.3})
+    assert found.mean == pytest.approx(1) and (found.p_value, found.half_width) == (None, None)
+
+
+def test_seeds_of_one_class_order_are_not_independent():
+    """Differences of about 0, 1 and 2 in three orders: the interval is that of three values, not of nine."""
+    scores = {Unit(order, seed): order + 0.1 * seed for order in range(3) for seed in range(3)}
+    found = paired_difference(scores, dict.fromkeys(scores, 0.0))
+    assert found.num_pairs == 3
+    of_orders = paired_difference({0: 0.1, 1: 1.1, 2: 2.1}, dict.fromkeys(range(3), 0.0))
+    assert found.mean == pytest.approx(1.1) and found.half_width == pytest.approx(of_orders.half_width)
+    one_order = {unit: score for unit, score in scores.items() if unit.order == 0}
+    assert paired_difference(one_order, dict.fromkeys(one_order, 0.0)).num_pairs == 3
+
+
+def test_the_best_is_found_on_the_runs_that_all_have():
+    """A model with further runs, of easier orders, is not better for them."""
+    lucky, better = {0: 50.0, 1: 50.2, 2: 50.1, 3: 70.0, 4: 70.0}, {0: 51.0, 1: 51.1, 2: 51.2}
+    assert significantly_best({"lucky": lucky, "better": better}) == "better"
+    apart = {"a": {0: 1.0, 1: 2.0, 2: 3.0, 8: 90.0}, "b": {0: 2.0, 1: 3.1, 2: 3.9}, "c": {8: 1.0}}
+    assert significantly_best(apart) is None  # none shares its runs with all
 
 
 @pytest.mark.parametrize(

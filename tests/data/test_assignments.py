@@ -81,6 +81,12 @@ def test_limits_and_validation_are_of_each_class_and_domain():
         assert np.bincount(task.train["label"][:]).tolist() == [3] * 4 and task.validation[DOMAIN][:] == [index] * 4
 
 
+def test_a_domain_whose_classes_have_one_image_each_cannot_be_validated():
+    few = [(label, 0) for label in (0, 0, 1, 1)] + [(2, 1), (3, 1)]
+    with pytest.raises(ValueError, match="no validation images in task 2, whose classes have one training image each"):
+        TaskStream(domains_of(few, names=("x", "y")), validation_fraction=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -168,6 +168,28 @@ def test_a_run_that_another_process_is_making_is_waited_for_last(compare, tmp_pa
     assert printed.out.count("1 of 1") == 4
 
 
+def test_a_run_that_another_process_finishes_meanwhile_is_not_made_again(compare, monkeypatch):
+    """Between the look at its results and the look at its lock."""
+    compare("--only", "kd")
+    is_finished, seen = runner.is_finished, set()
+
+    def later(run, folder):
+        if run.name not in seen:
+            seen.add(run.name)
+            return False
+        return is_finished(run, folder)
+
+    monkeypatch.setattr(runner, "is_finished", later)
+    trained, _, code = compare("--only", "kd")
+    assert (trained, code) == ([], 0)
+
+
+def test_an_output_that_is_a_file_is_refused(compare, tmp_path):
+    (tmp_path / "runs").touch()
+    trained, printed, code = compare()
+    assert (trained, code) == ([], 2) and "cannot be made" in printed.err
+
+
 def test_a_signal_interrupts_the_waiting(compare, tmp_path, monkeypatch):
     monkeypatch.setattr(RunLock, "is_taken", lambda self: True)
     monkeypatch.setattr(runner.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
