@@ -173,7 +173,9 @@ class CDLConfig:
         aliases=("num_epochs",),
     )
     batch_size: int = argument(16, "Images of one optimizer step, over all processes and accumulation steps", min=1)
-    eval_batch_size: int = argument(128, "Images of one evaluation step, over all processes", min=1, affects="nothing")
+    eval_batch_size: int = argument(
+        128, "Images of one evaluation step, over all processes", min=1, affects="rounding"
+    )
     eval_steps: int | None = argument(
         None,
         "Also test while training, every so many optimizer steps of a task, on the classes seen so far: online "

@@ -52,10 +52,11 @@ class CDLPrompt(DeiT):
         shapes, expected = ({name: tuple(p.shape) for name, p in m.named_parameters()} for m in (pool, copy))
         if student.config.num_tasks != teacher.config.num_tasks:
             raise ValueError("CDL-Prompt needs a teacher trained task by task, as its student is")
-        if type(pool) is not type(copy) or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
+        is_alike = type(pool) is type(copy) and getattr(pool, "top_k", None) == getattr(copy, "top_k", None)
+        if not is_alike or shapes != expected or pool.prompted_blocks != copy.prompted_blocks:
             raise ValueError(
-                "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes and blocks, "
-                f"teacher_width={teacher.network.embed_dim} (it has {shapes}, the student expects {expected})"
+                "CDL-Prompt needs a student made for its teacher's prompts: same prompt_method, sizes, top_k, blocks, "
+                f"and teacher_width={teacher.network.embed_dim} (it has {shapes}, the student expects {expected})"
             )
 
     @property

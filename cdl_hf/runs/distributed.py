@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from ..arguments.config import CDLConfig
+from ..models.low_rank import LowRankUpdate
 from ..models.modeling_prompt_vit import frozen_networks
 from ..models.networks import network_of
 from ..utils import num_cores
@@ -67,6 +68,13 @@ def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
         raise ValueError(
             "DeepSpeed is not supported: launch with accelerate_configs/multi_gpu.yaml, or with fsdp.yaml where the "
             "models do not fit into one device's memory"
+        )
+    accumulates = args.gradient_accumulation_steps > 1 or args.auto_find_batch_size
+    if args.schedule == "same_step" and accelerator.scaler is not None and accumulates:
+        raise ValueError(
+            "in fp16 the first of two models that step together would change the loss scale within the other's batch: "
+            "take mixed precision bf16, schedule=stages, or neither gradient_accumulation_steps nor "
+            "auto_find_batch_size"
         )
     shares = accelerator.num_processes * args.gradient_accumulation_steps
     if args.batch_size % shares:
@@ -266,7 +274,13 @@ def check_fsdp_options(auto_find_batch_size: bool) -> None:
 
 
 def shard_transformers(module: nn.Module, accelerator: Accelerator) -> None:
-    """Leaves each process its share of the frozen transformers of `module`, block by block, on its device."""
+    """Leaves each process its share of the frozen transformers of `module`, block by block, on its device.
+
+    Raises:
+        ValueError: A model has LoRA, which keeps whole weights with its updates folded in.
+    """
+    if any(isinstance(part, LowRankUpdate) for part in module.modules()):
+        raise ValueError("lora keeps the whole weights of its layers, so that FSDP saves nothing: launch without it")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
     for _, child in list(frozen_networks(module)):

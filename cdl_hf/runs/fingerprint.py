@@ -33,7 +33,7 @@ from ..models.networks import network_of
 from ..utils import versions
 from .checkpointing import load_newest_checkpoint
 from .folder import RunFolder
-from .task_checkpoints import TaskCheckpoints
+from .task_checkpoints import PROCESSOR, TaskCheckpoints
 
 logger = get_logger(__name__)
 VERSION = "version of "
@@ -49,7 +49,6 @@ _STATE = {"left_out", "tasks_seen"} | {
     f"{network}{what}" for network in TRANSFORMERS for what in ("", "_args", "_weights")
 }
 _CONFIGURATION = tuple(name for name in get_annotations(PromptViTConfig) if name not in _STATE)
-_PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize", "image_mean", "image_std")
 # What was found -> the entries that hold it. Where these are the same, the arguments that name it may differ: data
 # that moved are the same data.
 _ENTRIES: dict[str, tuple[str, ...]] = {
@@ -79,7 +78,7 @@ def fingerprint(
     found |= {"classes of the tasks": about["classes_per_task"]}
     found |= {name: digests[split] for split, name in IMAGES.items()}
     processor = json.loads(image_processor.to_json_string())
-    found |= {f"{name} of the images": processor[name] for name in _PROCESSOR}
+    found |= {f"{name} of the images": processor[name] for name in PROCESSOR}
     if given.get("unlabeled_dataset") is not None:
         found[UNLABELED] = unlabeled_digest(given["unlabeled_dataset"])
     for role, module in modules.items():

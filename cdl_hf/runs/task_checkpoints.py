@@ -37,6 +37,8 @@ _EARLIER_HEAD = {
     "is_analytic": False,
     "is_compensated": False,
 }
+# What an image processor does to pixels.
+PROCESSOR = ("size", "crop_size", "resample", "rescale_factor", "do_normalize", "image_mean", "image_std")
 # What two runs must have in common for a model of one to serve in the other.
 _STREAM = ("num_tasks", "classes_per_task", "class_names", "images")
 _SPLITS = ("train", "validation", "test")
@@ -172,6 +174,7 @@ class TaskCheckpointReplay:
 
     Attributes:
         is_joint: Whether they are of joint training: the model is the same in every task and knows all classes.
+        lost_heads: Whether its heads are not there as they were trained in each task: they were aligned afterwards.
         reuses_predictions: Whether the classifier is loaded too, so that its predictions are those of the earlier run;
             otherwise this run computes another one.
 
@@ -193,11 +196,13 @@ class TaskCheckpointReplay:
                 f"the {role} of {run} was trained with other backbone weights or another query network: pass the same "
                 "--teacher, --student and --query_block"
             )
+        _check_settings(checkpoints, theirs, metadata)
         if not self.is_joint and theirs.get("train_tasks") != metadata["train_tasks"]:
             raise ValueError(
                 f"the {role} of {run} was trained in other tasks: pass its --train_tasks, "
                 f"{theirs.get('train_tasks') or 'which is unset'}"
             )
+        self.lost_heads = not self.is_joint and theirs["head"]["aligned"]
         # What an analytic student predicts with depends on its teacher: it is always computed again.
         is_analytic = role == "student" and metadata["head"]["is_analytic"]
         self.reuses_predictions = not is_analytic and _what_predicts(theirs["head"]) == _what_predicts(
@@ -225,6 +230,13 @@ class TaskCheckpointReplay:
     def has_counts(self) -> bool:
         """Whether the earlier run has evaluated these predictions on the tasks of this one."""
         return self.reuses_predictions and not self.is_joint
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether its cached outputs hold its logits, as they were in training, for all images of this run."""
+        tasks = range(self.metadata["stream"]["num_tasks"])
+        files = (self.checkpoints.cached_outputs(task).files["teacher_logits"] for task in tasks)
+        return all(map(self._has_outputs, tasks)) and all(map(Path.is_file, files))
 
     @torch.no_grad()
     def load(self, task: int) -> None:
@@ -268,6 +280,40 @@ def _check_prompts(checkpoints: TaskCheckpoints, model: PromptViTForImageClassif
     raise ValueError(f"the {role} of {run} takes no prompts: pass {option} none")
 
 
+def _check_settings(checkpoints: TaskCheckpoints, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: The model sees other pixels here than there, or uses its prompts or heads otherwise.
+    """
+    role, run = checkpoints.role, checkpoints.run
+    pixels = [metadata["images"][4] for metadata in (theirs, ours)]
+    changed = [name for name in PROCESSOR if pixels[0].get(name) != pixels[1].get(name)]
+    if changed:
+        raise ValueError(
+            f"the {role} of {run} has learned from images that were prepared otherwise ({', '.join(changed)}): pass "
+            "the image size and the normalization of that run"
+        )
+    before = theirs.get("settings", ours["settings"])  # earlier versions did not record them
+    changed = [
+        f"{name} was {before.get(name)}, is now {value}"
+        for name, value in ours["settings"].items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(f"the {role} of {run} was trained with other settings: {', '.join(changed)}")
+
+
+def _settings(config: PromptViTConfig) -> dict[str, Any]:
+    """What changes a model's predictions without changing the shape of any weight."""
+    names: list[str] = []
+    if config.prompt_method != "none":
+        names += ["prompt_method", "prompt_blocks"]
+    names += {"l2p": ["top_k"], "dualprompt": ["g_prompt_blocks"]}.get(config.prompt_method, [])
+    if config.kd_branch not in ("none", "analytic"):
+        names += ["kd_branch", "kd_alpha", "kd_prompt_blocks"]
+    return {name: getattr(config, name) for name in names}
+
+
 def describe(
     model: PromptViTForImageClassification,
     stream: TaskStream,
@@ -276,8 +322,9 @@ def describe(
 ) -> dict[str, Any]:
     """The metadata of a model's task checkpoints, by which another run knows whether they fit; values of JSON.
 
-    `stream`, `networks` (weights and image sizes of the model's and of its query network) and `head` decide whether
-    the model fits, `images` (which they are, their order and augmentation) whether its cached outputs do.
+    `stream`, `networks` (weights and image sizes of the model's and of its query network), `settings` and `head`
+    decide whether the model fits, `images` (which they are, their order, preparation and augmentation) whether its
+    cached outputs do.
     """
     networks = [(each.module, each.image_size) for each in (model.network, model.query_network)]
     metadata = {
@@ -285,6 +332,7 @@ def describe(
         "train_tasks": model.config.train_tasks,
         "networks": [[backbone_digest(network), side, side] for network, side in networks],
         "query_block": model.config.query_block,
+        "settings": _settings(model.config),
         "head": {
             "head": model.config.head,
             **{name: getattr(model.config, name) for name in _RANPAC},

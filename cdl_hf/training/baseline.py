@@ -1,5 +1,6 @@
 """The baselines of a run: classifiers computed on the frozen backbones, with which nothing is trained."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,11 @@ def frozen(
     return made.eval()
 
 
+def _given(features: Tensor, model: PromptViTForImageClassification, mirrored: bool) -> Tensor:
+    """Features that were read before."""
+    return features
+
+
 @torch.no_grad()
 def baseline_accuracies(
     models: dict[str, PromptViTForImageClassification],
@@ -48,7 +54,7 @@ def baseline_accuracies(
     """For each baseline the accuracy in % after all tasks, mean over the tasks, by role.
 
     `"frozen_ranpac"` is RanPAC (arXiv 2307.02251) on each model's frozen backbone, `"frozen_analytic"` distillation in
-    closed form between these. What they keep are sums over images, so they are fitted to all tasks at once.
+    closed form between these, fitted task after task as in a run: the features of one task are in memory at a time.
 
     Args:
         models: Teacher and student by role.
@@ -66,16 +72,13 @@ def baseline_accuracies(
 
     options = (evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)
 
-    def read(model: PromptViTForImageClassification) -> tuple[Tensor, Tensor]:
-        found = [head_features(evaluator.accelerator, model, images, *options) for images in training_images]
-        features, labels = zip(*found, strict=True)
-        return torch.cat(features), torch.cat(labels)
-
-    taught, labels = read(teacher)
-    teacher.fit_classifier(taught, labels)
-    features, _ = read(student)
-    Analytic(student, teacher).fit_classifier(features, labels, lambda model, mirrored: taught, mirror=False)
-    plain.fit_classifier(features[..., -student.network.embed_dim :], labels)
+    distillation = Analytic(student, teacher)
+    for images in training_images:
+        taught, labels = head_features(evaluator.accelerator, teacher, images, *options)
+        teacher.fit_classifier(taught, labels)
+        features, _ = head_features(evaluator.accelerator, student, images, *options)
+        distillation.fit_classifier(features, labels, partial(_given, taught), mirror=False)
+        plain.fit_classifier(features[..., -student.network.embed_dim :], labels)
     predictors = {"teacher": teacher, "student": plain, "analytic": student}
     counts = Evaluator(evaluator.accelerator, *options)(predictors, test_images)
     accuracies = {

@@ -66,12 +66,14 @@ def describe_run(
     objectives = {"teacher" if args.stages == "teacher" else "student": pair.objective}
     if pair.objective.teacher is not None:
         objectives = {"teacher": TrainingObjective(pair.objective.teacher), **objectives}
-    check_division(objectives, map(len, (task.train for task in stream)), args, accelerator.num_processes)
+    trained_tasks = pair.objective.model.config.num_trained_tasks
+    task_sizes = [len(task.train) for task in stream][:trained_tasks]
+    check_division(objectives, task_sizes, args, accelerator.num_processes)
     runs = {"teacher": args.teacher_run, "student": args.student_run}
     trained = [role for role in objectives if runs[role] is None]
     stages: list[tuple[str, ...]] = [tuple(trained)] if args.schedule == "same_step" else [(role,) for role in trained]
     models = {role: objective.model for role, objective in objectives.items()}
-    side, trained_tasks = pair.image_processor.crop_size["height"], pair.objective.model.config.num_trained_tasks
+    side = pair.image_processor.crop_size["height"]
     costs = _Costs.of(stream, objectives, stages, args, side, accelerator)
     return "\n".join(
         [

@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessor
 from ..arguments.config import CDLConfig
 from ..data import Task, TaskStream
 from ..distillation import TrainingObjective
+from ..distillation.logit_methods import KD
 from ..evaluation import AccuracyMatrix, OnlineAccuracy, TaskCounts
 from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import load_trained_state, trained_state
@@ -224,16 +225,29 @@ def make_learners(
         stream, args, image_processor, folder: As in [`Learner`].
 
     Raises:
-        ValueError: An earlier run has no such model.
+        ValueError: An earlier run has no such model, or its teacher cannot teach.
     """
     objectives = {TEACHER if args.stages == TEACHER else STUDENT: objective}
     if STUDENT in objectives and objective.teacher is not None:
         objectives = {TEACHER: TrainingObjective(objective.teacher), STUDENT: objective}
     runs = {TEACHER: args.teacher_run, STUDENT: args.student_run}
-    return {
+    learners = {
         role: Learner(role, owner, stream, args, image_processor, folder, runs[role])
         for role, owner in objectives.items()
     }
+    replay = learners[TEACHER].replay if TEACHER in learners else None
+    is_taught = args.student_run is None and isinstance(objective, KD)
+    if (
+        replay is not None
+        and is_taught
+        and replay.lost_heads
+        and not (replay.has_logits and not objective.reads_tokens)
+    ):
+        raise ValueError(
+            f"the heads of the teacher of {args.teacher_run} were aligned after each task, and a student learns from "
+            "heads as they were trained: take a run without classifier_alignment, whose teacher this run aligns itself"
+        )
+    return learners
 
 
 def end_task(stage: Sequence[Learner], learners: Mapping[str, Learner], args: CDLConfig) -> None:

@@ -1,5 +1,6 @@
 """Batches that do not fit into a device's memory, and the parts in which they do."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -127,7 +128,8 @@ def find_accumulation_steps(
 def _fits(accelerator: Accelerator, module: nn.Module, images: TaskImages, count: int) -> bool:
     """Whether this process can compute the gradients of `count` images."""
     batch = default_collate(images.__getitems__(list(range(count))))
-    pixel_values = images.transform.normalize(batch["pixels"].to(accelerator.device))
+    normalize = copy.copy(images.transform.normalize)  # its constants go to the device, and workers get the original
+    pixel_values = normalize(batch["pixels"].to(accelerator.device))
     labels = batch["labels"].to(accelerator.device)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     fits = True

@@ -60,6 +60,7 @@ def describe_models(models: dict[str, PromptViTForImageClassification], processo
 
 def finish_run(trainer: Run) -> dict[str, Any]:
     """Writes pictures, models and their cards, and last `results.json`, which says that all is there; returns it."""
+    trainer.save_models()  # before what may need more memory than there is
     results = {
         "stream": trainer.stream.describe(),
         "args": to_dict(trainer.arguments),
@@ -70,7 +71,6 @@ def finish_run(trainer: Run) -> dict[str, Any]:
         "latency_ms": _latency(trainer),
     }
     trainer.folder.write_pictures(results, trainer.matrices)
-    trainer.save_models()
     trainer.accelerator.end_training()
     if trainer.accelerator.is_main_process:
         for role in trainer.models:

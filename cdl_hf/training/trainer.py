@@ -89,7 +89,8 @@ class ContinualDistillationTrainer:
         self.learners = make_learners(objective, stream, args, image_processor, self.folder.path)
         objectives = {role: learner.objective for role, learner in self.learners.items()}
         task_sizes = [len(task.train) for task in stream]
-        check_division(objectives, task_sizes, args, self.accelerator.num_processes)
+        self._num_trained = objective.model.config.num_trained_tasks
+        check_division(objectives, task_sizes[: self._num_trained], args, self.accelerator.num_processes)
         self.fingerprint = fingerprint(self.arguments, stream, objectives, image_processor, self.accelerator)
         for owner in objectives.values():
             if uses_fsdp() and self.accelerator.num_processes > 1:
@@ -99,9 +100,9 @@ class ContinualDistillationTrainer:
         self.stages = [learners] if args.schedule == "same_step" else [[learner] for learner in learners]
         names = [stage_name(stage) for stage in self.stages]
         self.seconds = dict.fromkeys([*names, "evaluation", "saving"], 0.0)
+        self._stage: tuple[str, float, float] | None = None  # under way: its name, when it began, see `_seconds_apart`
         self.accumulation_steps = dict.fromkeys(names, args.gradient_accumulation_steps)
         trained = sum(stage[0].is_trained for stage in self.stages)
-        self._num_trained = objective.model.config.num_trained_tasks
         per_epoch = sum(EpochSampler(size, args.batch_size, 0).steps for size in task_sizes[: self._num_trained])
         self.progress = RunProgress(args.num_train_epochs * per_epoch * trained)
         self._stop_request = StopRequest(self.accelerator)
@@ -214,7 +215,8 @@ class ContinualDistillationTrainer:
             self._checkpoint(task.index + 1, 0, None)
 
     def _run_stage(self, task: Task, number: int, state: StageState | None) -> None:
-        began, evaluated, learners = time.perf_counter(), self.seconds["evaluation"], self.stages[number]
+        learners = self.stages[number]
+        self._stage = stage_name(learners), time.perf_counter(), self._seconds_apart()
         if state is None:
             if 0 < task.index < self._num_trained:
                 self._classifiers.read_before(task, learners, self.images_for_fitting(task), self.args)
@@ -232,11 +234,22 @@ class ContinualDistillationTrainer:
             replay.load(task.index)
         for learner in learners:
             learner.objective.eval()
-        evaluating = self.seconds["evaluation"] - evaluated  # by a callback
-        self.seconds[stage_name(learners)] += time.perf_counter() - began - evaluating
+        self.seconds, self._stage = self._seconds_so_far(), None
         for callback in self.callbacks:
             callback.on_stage_end(self, task, tuple(roles(learners)))
         self._checkpoint(task.index, number + 1, None)
+
+    def _seconds_apart(self) -> float:
+        """Seconds of what a stage may contain and is counted by itself: a callback's evaluation, saving."""
+        return self.seconds["evaluation"] + self.seconds["saving"]
+
+    def _seconds_so_far(self) -> dict[str, float]:
+        """Seconds by part of the run, with those of a stage under way."""
+        if self._stage is None:
+            return self.seconds
+        name, began, apart = self._stage
+        elapsed = time.perf_counter() - began - (self._seconds_apart() - apart)
+        return {**self.seconds, name: self.seconds[name] + elapsed}
 
     def _train_stage(self, task: Task, number: int, state: StageState | None) -> None:
         learners, name = self.stages[number], stage_name(self.stages[number])
@@ -363,7 +376,8 @@ class ContinualDistillationTrainer:
                 "stage": stage,
                 "state": None if state is None else vars(state),
                 "steps": self.progress.steps,
-                "seconds": self.seconds,
+                "seconds": self._seconds_so_far(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "parts": self.accumulation_steps,
                 "logged_bytes": self.folder.logged_bytes(),
                 "fingerprint": self.fingerprint,
@@ -391,6 +405,8 @@ class ContinualDistillationTrainer:
             learner.verify_tasks(state["task"])
         load_state_of(self.learners, state)
         self.seconds, self.progress.steps = state["seconds"], state["steps"]
+        if self.accelerator.scaler is not None and state.get("scaler") is not None:  # version 0.3.0 did not keep it
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.args.auto_find_batch_size:
             self.accumulation_steps = state["parts"]
         self.folder.cut_log(state["logged_bytes"])

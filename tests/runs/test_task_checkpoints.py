@@ -16,7 +16,7 @@ AT_ONCE = ("--num_tasks", "1", "--num_train_epochs", "1")
 
 
 def test_a_teacher_with_the_query_of_another_block_is_refused():
-    theirs = {"stream": {}, "networks": [], "train_tasks": None, "query_block": 0}
+    theirs = {"stream": {}, "networks": [], "train_tasks": None, "query_block": 0, "head": {"aligned": False}}
     checkpoints = SimpleNamespace(
         role="teacher",
         run="runs/a",

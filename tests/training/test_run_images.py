@@ -63,7 +63,7 @@ def test_its_own_test_images_are_found_however_the_folder_grew(run, tmp_path):
     (after,), notes = own_test_images(run, CLASSES, skip_unreadable_images=False)
     assert contents([after]) == pixels and len(after) == 4
     (note,) = notes
-    assert note.startswith("10 images of") and "new" in note
+    assert note.startswith("10 images of") and "are not among those of" in note
 
 
 def test_lost_test_images_are_counted_and_none_is_refused(run, tmp_path):
