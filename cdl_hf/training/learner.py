@@ -236,13 +236,8 @@ def make_learners(
         for role, owner in objectives.items()
     }
     replay = learners[TEACHER].replay if TEACHER in learners else None
-    is_taught = args.student_run is None and isinstance(objective, KD)
-    if (
-        replay is not None
-        and is_taught
-        and replay.lost_heads
-        and not (replay.has_logits and not objective.reads_tokens)
-    ):
+    reads_heads = isinstance(objective, KD) and args.student_run is None
+    if replay is not None and reads_heads and replay.lost_heads and (objective.reads_tokens or not replay.has_logits):
         raise ValueError(
             f"the heads of the teacher of {args.teacher_run} were aligned after each task, and a student learns from "
             "heads as they were trained: take a run without classifier_alignment, whose teacher this run aligns itself"
