@@ -302,7 +302,8 @@ class BenchmarkChapter:
             return ""
         costs = {"parameters": {e.label: e.num_parameters for e in continual}}
         timed = [e for e in continual if (e.name, e.role) in self.measured]
-        if timed:
+        devices = sorted({self.measured[e.name, e.role]["device"] for e in timed})
+        if len(devices) == 1:
             costs["latency"] = {e.label: self.measured[e.name, e.role]["milliseconds"] for e in timed}
         titles = {"parameters": "Parameters that a prediction needs", "latency": "Latency of one image (ms)"}
         parts = [f"### Accuracy against cost{self._suffix(num_tasks)}"]
@@ -332,14 +333,14 @@ class BenchmarkChapter:
                 f"No other model has at most their {kind} and a higher mean accuracy:",
                 table(["model", unit, "A_N (%)"], front),
             ]
-        if "latency" in costs:
-            devices = sorted({self.measured[e.name, e.role]["device"] for e in timed})
+        if len(devices) > 1:
+            where = markdown_name("; ".join(devices))
+            parts.append(f"Latencies were measured on several devices and are not compared: {where}.")
+        elif timed:
             left_out = (
                 "" if len(timed) == len(continual) else f" Only {len(timed)} of {len(continual)} models were timed."
             )
-            parts.append(
-                f"Latencies are medians of 100 single images, on: {markdown_name('; '.join(devices))}.{left_out}"
-            )
+            parts.append(f"Latencies are medians of 100 single images, on: {markdown_name(devices[0])}.{left_out}")
         return "\n\n".join(parts)
 
     def _training_cost(self) -> str:

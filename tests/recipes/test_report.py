@@ -433,6 +433,16 @@ def test_the_folders_of_an_older_report_are_still_read(runs, report, tmp_path):
     assert "pareto-latency.svg" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_latencies_of_several_devices_are_in_no_picture(runs, report, tmp_path):
+    for folder in runs.iterdir():
+        role = json.loads((folder / "results.json").read_text())["args"]["stages"]
+        device = "cuda (a GPU)" if "kdp" in folder.name else "cpu"
+        (folder / "latency.json").write_text(json.dumps({role: {"milliseconds": 1.5, "device": device}}))
+    report(runs, "--output_dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "pareto-latency" not in text and "several devices and are not compared: cpu; cuda" in text
+
+
 def test_a_damaged_line_is_named(runs, report, tmp_path, capsys):
     report(runs, "--output_dir", tmp_path / "report")
     file = tmp_path / "report" / "runs.jsonl"
