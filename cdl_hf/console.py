@@ -46,7 +46,8 @@ def _format_warning(message, category, filename, lineno, line=None) -> str:
 def ends_with_reader() -> Iterator[None]:
     """A command within ends quietly, with exit code 1, when nobody reads its output any more, as before `| head`.
 
-    `train`, `learn` and `forget` go on instead (see [`interruptible`]). After https://docs.python.org/3/library/signal.html.
+    `train`, `pretrain`, `learn` and `forget` go on instead (see [`interruptible`]). After
+    https://docs.python.org/3/library/signal.html.
     """
     try:
         try:

@@ -16,7 +16,6 @@ from pathlib import Path
 from ..cli import argument, cli_error, parse
 from ..console import ends_with_reader
 from ..escaping import csv_table
-from ..utils import write_text
 
 
 @dataclass
@@ -48,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..data.sketch import INVERTED
     from ..data.sources import dataset_spec
     from ..hub.saved_models import load_saved_model, trained_on
+    from ..utils import write_text
 
     try:
         files = find_image_files(args.files)

@@ -26,7 +26,7 @@ def test_every_argument_of_the_run_affects_one_thing():
     parts = [affecting(what) for what in ("result", "rounding", "files", "nothing")]
     assert sum(map(len, parts)) == len(frozenset.union(*parts)) == len(OF_RUN - not_of_the_run())
     assert "learning_rate" in affecting("result") and "push_to_hub" not in affecting("result")
-    assert affecting("rounding") == {"gradient_accumulation_steps", "auto_find_batch_size"}
+    assert affecting("rounding") == {"gradient_accumulation_steps", "auto_find_batch_size", "eval_batch_size"}
     assert affecting("files", "nothing") == {
         *(
             "cache_teacher_outputs",
@@ -36,7 +36,6 @@ def test_every_argument_of_the_run_affects_one_thing():
             "report_to",
             "dataloader_num_workers",
         ),
-        "eval_batch_size",
     }
 
 
