@@ -21,6 +21,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -226,9 +227,17 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def versions() -> dict[str, str | None]:
-    """Name -> version of this package, of Python and of [`PACKAGES`]; `commit` is that of the code."""
+    """Name -> version of this package, of Python and of [`PACKAGES`]; `commit` is that of the code.
+
+    The first call decides, for the files may change while a run is at work: it belongs to the beginning of a run.
+    """
     packages = {package: version(package) for package in PACKAGES}
-    return {"cdl_hf": __version__, "python": platform.python_version(), **packages, "commit": code_commit()}
+    return {"cdl_hf": __version__, "python": platform.python_version(), **packages, "commit": _commit()}
+
+
+@cache
+def _commit() -> str | None:
+    return code_commit()
 
 
 def code_commit(folder: Path = Path(__file__).parent) -> str | None:

@@ -44,6 +44,7 @@ def main() -> None:
     dataset_args, args = parse((DatasetArguments, ClosedFormArguments), description=__doc__)
     from cdl_hf.utils import versions, write_text
 
+    made_with = versions()
     try:
         features = read_features(dataset_args, args)
     except ValueError as error:
@@ -56,7 +57,7 @@ def main() -> None:
     print(table(scores))
     if args.output is not None:
         values = {name: value for name, value in to_dict((dataset_args, args)).items() if name != "output"}
-        content = {"args": values, "versions": versions(), "accuracy": scores}
+        content = {"args": values, "versions": made_with, "accuracy": scores}
         write_text(Path(args.output), json.dumps(content, indent=1) + "\n")
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from tiny_models import tiny_model
 
+from cdl_hf import utils
 from cdl_hf.arguments.config import CDLConfig, ModelArguments
 from cdl_hf.arguments.stream import StreamArguments
 from cdl_hf.data import image_processor_for
@@ -195,7 +196,9 @@ def test_a_teacher_that_kept_no_digests_serves_with_a_warning(folder, model, tmp
         assert not states.is_joint(describe_stream(stream))
 
 
-def test_the_commit_is_that_of_a_checkout_only(tmp_path):
+def test_the_commit_is_that_of_a_checkout_only_and_of_the_beginning(tmp_path, monkeypatch):
+    assert versions()["commit"] == code_commit()
+    monkeypatch.setattr(utils, "code_commit", lambda: "of files that changed while a run was at work")
     assert versions()["commit"] == code_commit()
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "__init__.py").touch()
