@@ -126,6 +126,16 @@ def test_trained_heads_learn_by_a_stage(begin, parts, tmp_path, methods):
     assert min(taught.values()) >= 11, taught  # of the 14
 
 
+def test_the_record_names_no_path_of_this_machine(begin, parts, tmp_path):
+    unlabeled = parts[0] / "train"
+    run = begin(*COMPUTED, "--distillation", "analytic", "--classifier", "ncm", "--unlabeled_dataset", unlabeled)
+    with pytest.raises(SystemExit):  # the sums of the closed form were not kept
+        run_recipe("learn", run, "--dataset", parts[1], "--output_dir", tmp_path / "new")
+    run_recipe("learn", run / "teacher", "--dataset", parts[1], "--output_dir", tmp_path / "new")
+    record = (tmp_path / "new" / "learned.json").read_text()
+    assert str(parts[0].parent) not in record and '"unlabeled_dataset": "train"' in record
+
+
 def test_a_saved_model_learns_alone(analytic_run, parts, tmp_path):
     run_recipe("learn", analytic_run / "teacher", "--dataset", parts[1], "--output_dir", tmp_path / "new")
     assert load_saved_model(tmp_path / "new").class_names[4:] == ["class_4", "class_5"]

@@ -77,6 +77,12 @@ def test_cdl_prompt_refuses_a_teacher_it_was_not_made_for():
         METHODS["cdl_prompt"](student, tiny_model("l2p", backbone=tiny_backbone(embed_dim=48, num_heads=3)))
 
 
+def test_cdl_prompt_refuses_a_teacher_that_takes_other_prompts_of_its_pool():
+    tiny_pair("l2p", "cdl_prompt")
+    with pytest.raises(ValueError, match="same prompt_method, sizes, top_k, blocks"):
+        tiny_pair("l2p", "cdl_prompt", top_k=1)
+
+
 @torch.no_grad()
 def test_cdl_prompt_carries_its_teachers_prompts(tmp_path):
     teacher, method = tiny_pair("coda_prompt", "cdl_prompt")
