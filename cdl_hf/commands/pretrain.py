@@ -139,11 +139,11 @@ def made_of(
     return {**given, "images": images, "weights of distill_from": guided_by}
 
 
-def load_checkpoint(file: Path, origin: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def load_checkpoint(file: Path, origin: dict[str, Any]) -> dict[str, Any]:
     """The state after the last finished epoch, of a run with the same origin."""
     try:
         verify(file)
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except DamagedFile as error:
         cli_error(f"{error}: start again in another output_dir")
     except (
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     # Training
     epoch, done, seconds, origin = 0, 0.0, 0.0, made_of(data_args, model_args, args, splits, guide, accelerator)
     if args.resume_from_checkpoint:
-        state = load_checkpoint(checkpoint_file, origin, device)
+        state = load_checkpoint(checkpoint_file, origin)
         network.load_state_dict(state["network"])
         average.module.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])

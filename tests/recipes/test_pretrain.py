@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -118,6 +119,21 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(run, tmp_path):
     (tmp_path / "checkpoint.pt.sha256").unlink()
     run(tmp_path, "--resume_from_checkpoint")
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_their_checkpoint(data, tmp_path):
+    """Their devices have numbers, such as cpu:0, from which a checkpoint cannot be read."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, ROOT / "recipes" / "pretrain.py", "--dataset", data, "--model", "vit_tiny_patch16_224"]
+    command += ["--model_args", json.dumps(TINY), "--num_train_epochs", "1", "--batch_size", "8"]
+    command += ["--output_dir", tmp_path]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    weights = []
+    for more in ([], ["--resume_from_checkpoint"]):
+        subprocess.run([*map(str, command), *more], env=environment, check=True, timeout=120)
+        weights.append((tmp_path / "network" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("checksum", [True, False])  # runs of earlier versions have none
