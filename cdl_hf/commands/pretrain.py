@@ -47,6 +47,7 @@ from ..data.labels import complete_labels, read_labels
 from ..data.loading import load_image_dataset
 from ..data.splits import Splits
 from ..data.views import image_digests, ordered_digest
+from ..models.architecture_args import check_architecture
 from ..models.backbones import backbone_digest
 from ..models.network_checks import check_images
 from ..pretraining.arguments import DataArguments, ModelArguments, PretrainingConfig
@@ -80,9 +81,15 @@ def load_network(folder: str, names: list[str], size: int) -> Network:
 def create_network(args: ModelArguments, names: list[str]) -> tuple[Network, dict]:
     """The network to train, and its evaluation pipeline in timm's format."""
     try:
-        network: Network = timm.create_model(args.model, num_classes=len(names), **json.loads(args.model_args))
+        model_args = json.loads(args.model_args)
+        if not isinstance(model_args, dict):
+            raise ValueError(f"model_args must be a JSON object such as '{{\"depth\": 6}}', got {args.model_args}")
+        check_architecture("model", args.model, model_args)  # load_backbone will, when hours have been spent
+        network: Network = timm.create_model(args.model, num_classes=len(names), **model_args)
     except json.JSONDecodeError as error:
         cli_error(f"model_args must be a JSON object such as '{{\"depth\": 6}}': {error}")
+    except ValueError as error:
+        cli_error(str(error))
     except (RuntimeError, TypeError, AssertionError) as error:  # timm's for unknown names, arguments and sizes
         cli_error(f"timm cannot create {args.model} with {args.model_args}: {error}")
     try:

@@ -84,6 +84,7 @@ ARCHITECTURE_ARGS: dict[str, _Check] = {
     **dict.fromkeys(("dims", "embed_dims", "channels"), _each(_whole(1, MAX_EMBED_DIM))),
     **dict.fromkeys(("window_size", "window_sizes"), _each(_whole(1, 256))),
     "mlp_ratios": _each(_number(1 / 64, 64)),
+    "stem_width": _whole(1, MAX_EMBED_DIM),
     "init_values": _number(-1000, 1000),
     "reg_tokens": _whole(0, 1024),
     "pos_embed": _one_of("", "none", "learn"),

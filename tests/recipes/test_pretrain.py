@@ -152,6 +152,7 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path, capsys, checksum):
 
 def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path, monkeypatch):
     run(tmp_path / "guide", "--image_size", "16", model="resnet10t", model_args={"stem_width": 8})
+    assert load_backbone(tmp_path / "guide" / "backbone").args["stem_width"] == 8
     lowest, load_network = [], pretrain.load_network
 
     def watched(*args):
@@ -174,6 +175,8 @@ def test_a_network_guides_another_and_the_result_is_probed(run, data, tmp_path, 
         (["--dataset", "nowhere/at/all"], "nowhere/at/all"),
         (["--model", "vit_of_nobody"], "vit_of_nobody"),
         (["--model_args", "depth=6"], "model_args must be a JSON object"),
+        (["--model_args", "[6]"], "model_args must be a JSON object"),
+        (["--model_args", '{"block_fn": "x"}'], "model_args has 'block_fn', which a configuration may not set"),
         (["--model_args", '{"depht": 6}'], "depht"),
         (["--model_args", '{"in_chans": 1}'], "images of 1 channels, but images here have 3"),
         (["--model_args", '{"img_size": [16, 32]}'], "16 x 32 pixels, but images here are square"),
