@@ -203,7 +203,8 @@ class Scripts:
         started = {}
         for kind, precision in kinds.items():
             cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "4"} if kind == "cpu" else {}
-            started[kind] = self.train(kind, ACCELERATE_MIXED_PRECISION=precision, **cpu)
+            exact = ("--allow_tf32", "false")  # so that only the precision differs from the run on the CPU
+            started[kind] = self.train(kind, *exact, ACCELERATE_MIXED_PRECISION=precision, **cpu)
         figures = {kind: {"code": process.wait()} for kind, process in started.items()}
         for kind in (kind for kind, found in figures.items() if found["code"] == 0):
             figures[kind] |= _result(self.folder / kind)

@@ -293,6 +293,13 @@ class CDLConfig:
         "Keep what the models need to learn further classes after the run (`cdl-hf learn`) beside their weights",
         affects="files",
     )
+    allow_tf32: bool = argument(
+        True,
+        "On a CUDA device, compute float32 matrix products and convolutions in TF32, which rounds factors to 10 bits; "
+        "heads and computed classifiers stay in float32",
+        before=False,
+        affects="rounding",
+    )
     report_to: Literal[
         "none",
         "trackio",

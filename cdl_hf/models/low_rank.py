@@ -101,10 +101,12 @@ class LowRankUpdate(Computed):
         return of_this_task + pull.sum(), of_this_task + (self.precision * trained.square()).sum()
 
     def _trained(self) -> Tensor:
-        return self.scale * self.up.float() @ self.down.float()
+        with in_full_precision(self.up):
+            return self.scale * self.up.float() @ self.down.float()
 
     def _merged(self) -> Tensor:
-        return self.merged_up.float().transpose(0, 1).flatten(1) @ self.merged_down.float().flatten(0, 1)
+        with in_full_precision(self.merged_up):
+            return self.merged_up.float().transpose(0, 1).flatten(1) @ self.merged_down.float().flatten(0, 1)
 
     @torch.no_grad()
     def _add_fisher(self, x: Tensor, rows: slice, gradient: Tensor) -> None:
@@ -151,5 +153,4 @@ class LowRankUpdate(Computed):
 
     @torch.no_grad()
     def _fold(self, weight: Tensor) -> Tensor:
-        with in_full_precision(weight):
-            return (weight.float() + self._merged()).to(weight.dtype)
+        return (weight.float() + self._merged()).to(weight.dtype)

@@ -43,7 +43,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
     """An Accelerator whose loaders split a batch over the processes, so that `batch_size` does not depend on them.
 
-    On a CPU each process takes its share of the cores: launchers leave it one thread.
+    On a CPU each process takes its share of the cores: launchers leave it one thread. On a CUDA device it sets for the
+    whole process whether torch computes in TF32.
 
     Raises:
         ValueError: The package of the tracker that `report_to` names is not installed, a batch cannot be divided over
@@ -85,6 +86,9 @@ def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
     if accelerator.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, num_cores() // local_processes))
+    if accelerator.device.type == "cuda":
+        # not `set_float32_matmul_precision`, which also changes products on the CPU
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     return accelerator
 
 
@@ -112,7 +116,11 @@ def describe_devices(accelerator: Accelerator) -> str:
             f" ({torch.get_num_threads()} threads each)" if processes > 1 else f" ({torch.get_num_threads()} threads)"
         )
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    lines = [f"{processes} process{'es' if processes > 1 else ''}, on {device}{name}, in {precision}"]
+    tf32 = ""
+    if device.type == "cuda":
+        in_tf32 = torch.backends.cuda.matmul.allow_tf32 and torch.cuda.is_tf32_supported()
+        tf32 = " with TF32" if in_tf32 else " without TF32"
+    lines = [f"{processes} process{'es' if processes > 1 else ''}, on {device}{name}, in {precision}{tf32}"]
     if device.type == "cpu":
         lines += _unused_gpu()
         if precision == "bf16" and lacks_bf16():

@@ -26,7 +26,8 @@ def test_every_argument_of_the_run_affects_one_thing():
     parts = [affecting(what) for what in ("result", "rounding", "files", "nothing")]
     assert sum(map(len, parts)) == len(frozenset.union(*parts)) == len(OF_RUN - not_of_the_run())
     assert "learning_rate" in affecting("result") and "push_to_hub" not in affecting("result")
-    assert affecting("rounding") == {"gradient_accumulation_steps", "auto_find_batch_size", "eval_batch_size"}
+    rounding = {"gradient_accumulation_steps", "auto_find_batch_size", "eval_batch_size", "allow_tf32"}
+    assert affecting("rounding") == rounding
     assert affecting("files", "nothing") == {
         *(
             "cache_teacher_outputs",

@@ -193,6 +193,33 @@ def test_bf16_on_a_processor_without_it_is_warned_of(monkeypatch, tmp_path, devi
 
 
 @pytest.fixture
+def tf32_restored():
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, cudnn.allow_tf32
+    yield
+    products.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("device", "allow_tf32"), [("cuda", True), ("cuda", False), ("cpu", True), ("cpu", False)])
+def test_tf32_is_set_and_told_on_cuda_alone(monkeypatch, tmp_path, tf32_restored, device, allow_tf32):
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    products.allow_tf32 = cudnn.allow_tf32 = not allow_tf32
+    accelerator = on(device)
+    accelerator.distributed_type, accelerator.scaler = DistributedType.NO, None
+    monkeypatch.setattr(distributed, "Accelerator", lambda **settings: accelerator)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    args = CDLConfig() if allow_tf32 else CDLConfig(allow_tf32=False)
+    told = distributed.describe_devices(distributed.build_accelerator(args, tmp_path)).splitlines()[0]
+    if device == "cpu":
+        assert products.allow_tf32 is cudnn.allow_tf32 is not allow_tf32 and "TF32" not in told
+    else:
+        assert products.allow_tf32 is cudnn.allow_tf32 is allow_tf32
+        assert told.endswith(f"on cuda (H100), in float32 {'with' if allow_tf32 else 'without'} TF32")
+    assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # of the CPU
+
+
+@pytest.fixture
 def two_processes(monkeypatch):
     """The first of two, of which the other is not there."""
     monkeypatch.setenv("FSDP_VERSION", "2")
