@@ -34,6 +34,12 @@ class ClosedFormArguments:
     seeds: int = argument("Number of seeds for each order", 3, min=1)
     ranpac_width: int = argument("Random features of each RanPAC head", 2000, min=1)
     analytic_width: int = argument("Random features that predict the teacher's features", 2000, min=1)
+    analytic_groups: int | None = argument(
+        None,
+        "Equal parts of the student's features, of which each random feature reads one",
+        unset="one for each token of a transformer",
+        min=1,
+    )
     teacher_layers: int = argument("Last layers of the teacher that its classifier reads", 1, min=1)
     teacher_patch_means: bool = argument("Whether that reads means of the patches, too", False)
     max_samples_per_class: int | None = argument("Maximum number of images of a class", None, unset="all", min=1)
@@ -70,12 +76,14 @@ class Features:
         student: The student's, of all blocks, of the training, mirrored training and test images, each (n, W).
         teacher: What the teacher's classifier reads of the same.
         last: Width of the student's last class token, the end of W.
+        groups: Of the projection that predicts the teacher's features.
     """
 
     labels: dict[str, torch.Tensor]
     student: dict[str, torch.Tensor]
     teacher: dict[str, torch.Tensor]
     last: int
+    groups: int
 
 
 def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> Features:
@@ -102,12 +110,16 @@ def read_features(dataset_args: DatasetArguments, args: ClosedFormArguments) -> 
     )
     width = teacher.network.width(teacher.readout)
     student = PromptViTForImageClassification.from_backbone(
-        student_backbone, **common, kd_branch="analytic", teacher_width=width
+        student_backbone,
+        **common,
+        kd_branch="analytic",
+        teacher_width=width,
+        analytic_groups=args.analytic_groups,
     )
     side = student.network.image_size
     transform = eval_transform(image_processor_for({**student_backbone.pretrained_cfg, "input_size": (3, side, side)}))
     accelerator = Accelerator()
-    found = Features({}, {}, {}, student.network.embed_dim)
+    found = Features({}, {}, {}, student.network.embed_dim, student.config.analytic_groups)
     for model, of_model in ((student, found.student), (teacher, found.teacher)):
         model.to(accelerator.device)
         for split in ("train", "test"):
@@ -150,7 +162,8 @@ def accuracies(features: Features, args: ClosedFormArguments, order: int, seed: 
         return head.to(device)
 
     def analytic(targets: dict[str, torch.Tensor]) -> AnalyticHead:
-        config = PromptViTConfig(**common, kd_branch="analytic", teacher_width=targets["train"].shape[1])
+        width = targets["train"].shape[1]
+        config = PromptViTConfig(**common, kd_branch="analytic", teacher_width=width, analytic_groups=features.groups)
         head = AnalyticHead(config, x["train"].shape[1])
         for module in (head.predictor, head.classifier, head):
             module.init_weights()

@@ -155,6 +155,13 @@ class DistillationArguments:
     analytic_width: int = argument(
         2000, "Analytic: number of random features that predict the teacher's features", min=1
     )
+    analytic_groups: int | None = argument(
+        None,
+        "Analytic: equal parts of the student's features, of which each random feature reads one; 1: all",
+        unset="one for each token of a transformer",
+        min=1,
+        before=1,
+    )
     analytic_scores: Literal["teacher", "own", "both"] | None = argument(
         None,
         "Analytic: whether the teacher's classifier, the student's own, or both predict",

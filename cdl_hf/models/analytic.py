@@ -22,10 +22,17 @@ class FeaturePredictor(Computed):
     given standardization and ridge, a stream gives the same weights as all images at once, in any order. No labels are
     needed.
 
+    The projection is grouped as that of a grouped convolution: each direction reads one of `analytic_groups` = G equal
+    parts of the features, such as one token, which takes a G-th of the weights and multiplications.
+
     Args:
         width: W, size of the student's features.
         num_random_features: M.
         teacher_width: W_t, size of the teacher's features.
+        groups: G, a divisor of W.
+
+    Raises:
+        ValueError: G does not divide W.
 
     Attributes:
         sums: What is kept for further images; `None` before the first.
@@ -37,11 +44,15 @@ class FeaturePredictor(Computed):
     projection: Tensor
     weight: Tensor
 
-    def __init__(self, width: int, num_random_features: int, teacher_width: int):
+    def __init__(self, width: int, num_random_features: int, teacher_width: int, groups: int = 1):
         super().__init__()
+        if width % groups:
+            raise ValueError(f"analytic_groups is {groups}, but must divide the {width} features of the student")
+        self.groups = groups
         self.register_buffer("mean", torch.empty(width))
         self.register_buffer("deviation", torch.empty(width))
-        self.register_buffer("projection", torch.empty(width, num_random_features))
+        shape = width // groups, -(-num_random_features // groups)  # a few are too many where G does not divide M
+        self.register_buffer("projection", torch.empty(shape if groups == 1 else (groups, *shape)))
         self.register_buffer("weight", torch.empty(teacher_width, num_random_features))
         self.sums: RidgeSums | None = None
         self._weight_without: Tensor | None = None
@@ -49,7 +60,7 @@ class FeaturePredictor(Computed):
     def init_weights(self) -> None:
         init.zeros_(self.mean)
         init.ones_(self.deviation)
-        init.normal_(self.projection, std=self.projection.shape[0] ** -0.5)
+        init.normal_(self.projection, std=self.projection.shape[-2] ** -0.5)
         init.zeros_(self.weight)
         self.sums = None
 
@@ -124,7 +135,9 @@ class FeaturePredictor(Computed):
     def _random_features(self, features: Tensor) -> Tensor:
         with in_full_precision(features):
             standardized = (features.float() - self.mean.float()) / self.deviation.float()
-            return F.relu(standardized @ self.projection.float())
+            parts = standardized.unflatten(1, (self.groups, -1)).transpose(0, 1)  # (G, n, W / G)
+            projected = (parts @ self.projection.float()).transpose(0, 1).flatten(1)
+            return F.relu(projected[:, : self.weight.shape[1]])
 
 
 class AnalyticHead(nn.Module):
@@ -146,7 +159,7 @@ class AnalyticHead(nn.Module):
     def __init__(self, config: PromptViTConfig, width: int):
         super().__init__()
         assert config.teacher_width is not None
-        self.predictor = FeaturePredictor(width, config.analytic_width, config.teacher_width)
+        self.predictor = FeaturePredictor(width, config.analytic_width, config.teacher_width, config.analytic_groups)
         self.classifier: Classifier = CLASSIFIERS[config.head](config, config.teacher_width)
         self.scores = config.analytic_scores
         self.register_buffer("score_weights", torch.empty(2))

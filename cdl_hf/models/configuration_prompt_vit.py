@@ -41,6 +41,7 @@ BOUNDS = {
     "kd_prompt_blocks": (1, MAX_DEPTH),
     "teacher_width": (1, MAX_EMBED_DIM * MAX_DEPTH * 2),
     "analytic_width": (1, 100_000),
+    "analytic_groups": (1, 2 * MAX_DEPTH),
 }
 MAX_TASKS, MAX_VECTORS, MAX_WEIGHTS = 10_000, 1_000_000, 1_000_000_000
 MAX_RANK = 100_000
@@ -121,6 +122,9 @@ class PromptViTConfig(PreTrainedConfig):
         teacher_width (`int`, *optional*): embed_dim of the teacher whose prompts a CDL-Prompt student maps, or size of
             the teacher's features that an analytic student predicts.
         analytic_width (`int`, defaults to 2000): Number of random features by which an analytic student predicts them.
+        analytic_groups (`int`, defaults to 1):
+            Number of equal parts of the analytic student's features; each random feature reads one of them.
+            [`~PromptViTForImageClassification.from_backbone`] takes one for each token of a transformer.
         analytic_scores (`str`, *optional*):
             What an analytic student predicts with: the `"teacher"`'s classifier on the predicted features, its
             `"own"` classifier, or the sum of the scores of `"both"`; by default what makes held-out training images
@@ -167,6 +171,7 @@ class PromptViTConfig(PreTrainedConfig):
     kd_prompt_blocks: int | None = None
     teacher_width: int | None = None
     analytic_width: int = 2000
+    analytic_groups: int = 1
     analytic_scores: str | None = None
 
     def __post_init__(self, **kwargs):

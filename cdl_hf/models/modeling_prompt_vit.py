@@ -20,6 +20,7 @@ from .kd_branches import BRANCHES, KDBranch
 from .left_out import left_out_pattern
 from .low_rank import LowRankUpdate
 from .network_checks import check_prompts
+from .networks import network_of
 from .outputs import Encoded, PromptViTOutput
 from .prompt_pools import POOLS, PromptPool
 from .readout import LAST, Readout
@@ -85,7 +86,7 @@ class PromptViTForImageClassification(Growing):
             if self.kd_head is not None:
                 self.kd_classifier = classifier(config, self.network.width(own))
             if config.kd_branch == "analytic":
-                self.readout = Readout(depth, patch_means=self.network.has_patch_means)
+                self.readout = self.network.all_layers
                 self.analytic = AnalyticHead(config, self.network.width(self.readout))
             self.logit_scale = nn.Buffer(torch.empty(()))  # of the computed classifiers, for the probabilities
         self._in_task = False
@@ -103,13 +104,17 @@ class PromptViTForImageClassification(Growing):
             backbone: Output of [`load_backbone`].
             query_backbone: The transformer that computes the query; by default the model's own backbone. If a teacher
                 uses that of its student, one query pass serves both.
-            config: Fields of [`PromptViTConfig`]: `classes_per_task`, `prompt_method`, ...
+            config: Fields of [`PromptViTConfig`]: `classes_per_task`, `prompt_method`, ... `analytic_groups` is by
+                default one for each token that an analytic student reads.
 
         Raises:
             ValueError: The fields do not fit each other or the backbones.
         """
         if query_backbone is not None and query_backbone.is_the_same_as(backbone):
             query_backbone = None
+        if config.get("analytic_groups") is None:
+            is_analytic = config.get("kd_branch") == "analytic"
+            config["analytic_groups"] = network_of(backbone.module).num_tokens if is_analytic else 1
         checked = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
         checked.backbone_weights = backbone.reference
         if query_backbone is not None:

@@ -70,6 +70,16 @@ class Network:
         """What weights do not show."""
         return [self.image_size, self.image_size]
 
+    @property
+    def all_layers(self) -> Readout:
+        """Reads all there is to read."""
+        return Readout(self.depth, self.has_patch_means)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of equal width that `all_layers` reads; 1 for maps, whose widths differ."""
+        return 1
+
     def width(self, readout: Readout) -> int:
         """W, number of features that are read."""
         widths = [info["num_chs"] for info in self.module.feature_info[:-1]] + [self.embed_dim]
@@ -167,6 +177,10 @@ class BlockNetwork(Network):
     @property
     def shape(self) -> list[int]:
         return [*self.module.patch_embed.img_size, self.module.blocks[0].attn.num_heads]
+
+    @property
+    def num_tokens(self) -> int:
+        return 2 * self.depth
 
     @property
     def has_class_token(self) -> bool:  # type: ignore[override]

@@ -67,7 +67,8 @@ def baseline_accuracies(
     teacher = frozen(models["teacher"], class_names)
     width = teacher.network.width(teacher.readout)
     set_seed(derive_seed(seed, "baseline", "student"))
-    student = frozen(models["student"], class_names, kd_branch="analytic", teacher_width=width)
+    groups = models["student"].network.num_tokens
+    student = frozen(models["student"], class_names, kd_branch="analytic", teacher_width=width, analytic_groups=groups)
     plain = frozen(models["student"], class_names)
 
     options = (evaluator.batch_size, evaluator.num_workers, evaluator.after_batch)

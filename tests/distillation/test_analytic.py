@@ -1,5 +1,7 @@
 """Distillation in closed form: equal to ridge regression image by image, whatever the tasks."""
 
+import json
+
 import pytest
 import torch
 from tiny_models import CLASSES_PER_TASK, PROMPTS, TEACHER, images, start_task, tiny_backbone, tiny_model
@@ -43,9 +45,9 @@ def tasks_of(count=40):
         first += size
 
 
-def predictor(seed=0):
+def predictor(seed=0, groups=1):
     torch.manual_seed(seed)
-    made = FeaturePredictor(12, 30, 5)
+    made = FeaturePredictor(12, 30, 5, groups)
     made.init_weights()
     return made
 
@@ -67,6 +69,40 @@ def test_the_prediction_is_ridge_regression_on_random_features():
     gram = kept.T @ kept + one.sums.best_ridge * torch.eye(30)
     expected = hidden @ torch.linalg.solve(gram, kept.T @ z[~held_out].double())
     assert torch.allclose(one.held_out_predictions(x).double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [2, 4])  # 4 does not divide the 30 directions
+def test_each_direction_of_a_grouped_projection_reads_one_part(groups):
+    grouped, whole, (x, z, held_out) = predictor(groups=groups), predictor(), rows()
+    columns = -(-30 // groups)
+    whole.projection.zero_()
+    for direction in range(30):
+        part, column = divmod(direction, columns)
+        reads = slice(part * 12 // groups, (part + 1) * 12 // groups)
+        whole.projection[reads, direction] = grouped.projection[part, :, column]
+    for each in (grouped, whole):
+        each.fit(x, z, held_out)
+    assert grouped.projection.numel() == 12 // groups * columns * groups
+    assert torch.allclose(grouped(x), whole(x), atol=1e-4)
+
+
+def test_groups_divide_the_features():
+    with pytest.raises(ValueError, match="analytic_groups is 5, but must divide the 12 features"):
+        FeaturePredictor(12, 30, 5, groups=5)
+
+
+def test_a_new_student_has_a_group_for_each_token_and_one_of_before_has_one(tmp_path):
+    _, student = pair()
+    depth = student.network.depth
+    assert student.config.analytic_groups == 2 * depth
+    assert student.analytic.predictor.projection.shape[0] == 2 * depth
+    _, dense = pair(analytic_groups=1)
+    dense.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored.pop("analytic_groups", None)  # a field that earlier versions did not have
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    loaded = PromptViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded.analytic.predictor.projection, dense.analytic.predictor.projection)
 
 
 @pytest.mark.parametrize("tasks", [2, 5, 20])
