@@ -35,8 +35,8 @@ class ClosedFormArguments:
     ranpac_width: int = argument("Random features of each RanPAC head", 2000, min=1)
     analytic_width: int = argument("Random features that predict the teacher's features", 2000, min=1)
     analytic_groups: int | None = argument(
+        "Equal parts of the student's features; each of these random features reads one",
         None,
-        "Equal parts of the student's features, of which each random feature reads one",
         unset="one for each token of a transformer",
         min=1,
     )

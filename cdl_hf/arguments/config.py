@@ -157,7 +157,7 @@ class DistillationArguments:
     )
     analytic_groups: int | None = argument(
         None,
-        "Analytic: equal parts of the student's features, of which each random feature reads one; 1: all",
+        "Analytic: equal parts of the student's features; each random feature reads one of them",
         unset="one for each token of a transformer",
         min=1,
         before=1,

@@ -159,7 +159,8 @@ class AnalyticHead(nn.Module):
     def __init__(self, config: PromptViTConfig, width: int):
         super().__init__()
         assert config.teacher_width is not None
-        self.predictor = FeaturePredictor(width, config.analytic_width, config.teacher_width, config.analytic_groups)
+        groups = config.analytic_groups or 1
+        self.predictor = FeaturePredictor(width, config.analytic_width, config.teacher_width, groups)
         self.classifier: Classifier = CLASSIFIERS[config.head](config, config.teacher_width)
         self.scores = config.analytic_scores
         self.register_buffer("score_weights", torch.empty(2))

@@ -122,9 +122,9 @@ class PromptViTConfig(PreTrainedConfig):
         teacher_width (`int`, *optional*): embed_dim of the teacher whose prompts a CDL-Prompt student maps, or size of
             the teacher's features that an analytic student predicts.
         analytic_width (`int`, defaults to 2000): Number of random features by which an analytic student predicts them.
-        analytic_groups (`int`, defaults to 1):
-            Number of equal parts of the analytic student's features; each random feature reads one of them.
-            [`~PromptViTForImageClassification.from_backbone`] takes one for each token of a transformer.
+        analytic_groups (`int`, *optional*):
+            Number of equal parts of the analytic student's features; each random feature reads one of them. By default
+            1, and one for each token of a transformer in [`~PromptViTForImageClassification.from_backbone`].
         analytic_scores (`str`, *optional*):
             What an analytic student predicts with: the `"teacher"`'s classifier on the predicted features, its
             `"own"` classifier, or the sum of the scores of `"both"`; by default what makes held-out training images
@@ -171,7 +171,7 @@ class PromptViTConfig(PreTrainedConfig):
     kd_prompt_blocks: int | None = None
     teacher_width: int | None = None
     analytic_width: int = 2000
-    analytic_groups: int = 1
+    analytic_groups: int | None = None
     analytic_scores: str | None = None
 
     def __post_init__(self, **kwargs):

@@ -112,9 +112,8 @@ class PromptViTForImageClassification(Growing):
         """
         if query_backbone is not None and query_backbone.is_the_same_as(backbone):
             query_backbone = None
-        if config.get("analytic_groups") is None:
-            is_analytic = config.get("kd_branch") == "analytic"
-            config["analytic_groups"] = network_of(backbone.module).num_tokens if is_analytic else 1
+        if config.get("kd_branch") == "analytic" and config.get("analytic_groups") is None:
+            config["analytic_groups"] = network_of(backbone.module).num_tokens
         checked = PromptViTConfig.checked(backbone=backbone.name, backbone_args=backbone.args, **config)
         checked.backbone_weights = backbone.reference
         if query_backbone is not None:
