@@ -1,14 +1,14 @@
 """Evaluation of several models on the test images of all tasks seen, in one pass over the images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import Batches, TaskImages
-from ..data.loaders import image_loader
+from ..data import TaskImages
+from ..data.loaders import TaskLoader
 from .accuracy_matrix import TaskCounts
 
 MEMORY_LIMIT = 2**30  # bytes of cached queries; the others are computed in every evaluation
@@ -29,7 +29,8 @@ class Predictor(Protocol):
 class Evaluator:
     """Counts correct predictions by task.
 
-    Queries of the test images do not change during training and are cached between calls.
+    Queries of the test images do not change during training and are cached between calls. The loader and its processes
+    are kept between calls as long as tasks are left that have not been tested.
 
     Args:
         accelerator: With `split_batches`, so that `batch_size` counts all processes.
@@ -49,23 +50,26 @@ class Evaluator:
         self.batch_size = divided_batch_size(batch_size, accelerator)
         self._queries: dict[tuple[int, int], Tensor | None] = {}  # by task and batch of this process
         self._kept = 0  # bytes
+        self._loader: TaskLoader | None = None
 
     def __call__(
         self,
         models: Mapping[str, Predictor],
-        tasks: Iterable[TaskImages],
+        tasks: Sequence[TaskImages],
         described: str | None = None,
         task_of_class: Sequence[int] | None = None,
+        num_tasks: int | None = None,
     ) -> dict[str, list[TaskCounts]]:
         """Number of correct predictions and of images for each model and task.
 
         Args:
             models: Name -> model; models that share the query network of the first use its queries. The query networks
                 are the same in every call.
-            tasks: Test images of the tasks seen, starting with those of the previous call.
+            tasks: Test images of the tasks, starting with those of the previous call; all under one transform.
             described: What the images are in an error. Default: "test images of task N".
             task_of_class: Task of each class, (C,), at least of those in the logits: predictions within the image's
                 own task and right tasks are counted as well, from the same logits.
+            num_tasks: Number of first tasks that are tested, those seen; all if `None`.
 
         Raises:
             FloatingPointError: A model's logits are not numbers.
@@ -75,38 +79,16 @@ class Evaluator:
         for model in models.values():
             model.eval()
         shares = {name: first.shares_query_with(model) for name, model in models.items()}
+        num_tasks = len(tasks) if num_tasks is None else num_tasks
+        if self._loader is None or self._loader.tasks != list(tasks):
+            self._loader = TaskLoader(self.accelerator, tasks, self.batch_size, self.num_workers)
+        loader = self._loader
+        if num_tasks == len(tasks):
+            self._loader = None  # its processes end with this call
         with torch.inference_mode():
-            return self._count(models, shares, tasks, described, task_of_class)
-
-    def _count(
-        self,
-        models: Mapping[str, Predictor],
-        shares: dict[str, bool],
-        tasks: Iterable[TaskImages],
-        described: str | None,
-        task_of_class: Sequence[int] | None,
-    ) -> dict[str, list[TaskCounts]]:
-        names, first = list(models), next(iter(models.values()))
+            found = self._find(models, shares, loader, num_tasks, task_of_class)
         counts: dict[str, list[TaskCounts]] = {name: [] for name in names}
-        for task, images in enumerate(tasks):
-            in_task = None  # (C,) whether each class is of this task
-            if task_of_class is not None:
-                in_task = torch.tensor(task_of_class, device=self.accelerator.device) == task
-            loader = image_loader(self.accelerator, images, self.batch_size, self.num_workers)
-            # on the device, so that no step waits for its predictions; a task may have no images
-            kinds = 1 if in_task is None else 3
-            found = [torch.zeros(0, len(names), kinds, dtype=torch.long, device=self.accelerator.device)]
-            for i, batch in enumerate(Batches(loader, images)):
-                with self.accelerator.autocast():
-                    query = self._query(first, batch["pixel_values"], (task, i))
-                    predictions = self._predict(models, shares, batch["pixel_values"], query, in_task)
-                correct = predictions == batch["labels"][:, None, None]
-                if in_task is not None:
-                    correct = torch.cat([correct, in_task[predictions[..., :1]]], dim=2)
-                correct = correct.long().where(predictions[..., :1] >= 0, -1)
-                found.append(self.accelerator.gather_for_metrics(correct))
-                self.after_batch()
-            of_task = torch.cat(found).cpu()
+        for task, of_task in enumerate(found):
             for name, correct in zip(names, of_task.unbind(1), strict=True):
                 if (correct < 0).any():
                     where = described or f"test images of task {task + 1}"
@@ -114,6 +96,38 @@ class Evaluator:
                 count, *by_task = correct.sum(0).tolist()
                 counts[name].append(TaskCounts(count, len(correct), *by_task))
         return counts
+
+    def _find(
+        self,
+        models: Mapping[str, Predictor],
+        shares: dict[str, bool],
+        loader: TaskLoader,
+        num_tasks: int,
+        task_of_class: Sequence[int] | None,
+    ) -> list[Tensor]:
+        """What is correct of each task: (n, number of models, 1), or with `task_of_class` (n, number of models, 3).
+
+        It is 1 where the prediction, the one within the task, or the predicted task is right; -1 for logits that are
+        not numbers.
+        """
+        device, first = self.accelerator.device, next(iter(models.values()))
+        tasks_of_classes = None if task_of_class is None else torch.tensor(task_of_class, device=device)
+        # on the device, so that no step waits for its predictions; a task may have no images
+        kinds = 1 if tasks_of_classes is None else 3
+        none = torch.zeros(0, len(models), kinds, dtype=torch.long, device=device)
+        found: list[list[Tensor]] = [[none] for _ in range(num_tasks)]
+        for task, number, num_images, batch in loader.of_first(num_tasks):
+            in_task = None if tasks_of_classes is None else tasks_of_classes == task  # (C,)
+            with self.accelerator.autocast():
+                query = self._query(first, batch["pixel_values"], (task, number))
+                predictions = self._predict(models, shares, batch["pixel_values"], query, in_task)
+            correct = predictions == batch["labels"][:, None, None]
+            if in_task is not None:
+                correct = torch.cat([correct, in_task[predictions[..., :1]]], dim=2)
+            correct = correct.long().where(predictions[..., :1] >= 0, -1)
+            found[task].append(self.accelerator.gather(correct)[:num_images])
+            self.after_batch()
+        return [torch.cat(of_task).cpu() for of_task in found]
 
     def _query(self, model: Predictor, pixel_values: Tensor, place: tuple[int, int]) -> Tensor | None:
         if place in self._queries:

@@ -323,8 +323,11 @@ class ContinualDistillationTrainer:
         models = {role: model for role, model in self.models.items() if role not in known}
         smaller = f"take a smaller --eval_batch_size than {self.args.eval_batch_size}, which changes no result"
         with explain_oom(f"the evaluation after task {task.index + 1} does not fit into memory; {smaller}"):
-            images = self.test_images[: task.index + 1]
-            counts = known | (self.evaluator(models, images, task_of_class=self._task_of_class) if models else {})
+            counts = dict(known)
+            if models:
+                counts |= self.evaluator(
+                    models, self.test_images, task_of_class=self._task_of_class, num_tasks=task.index + 1
+                )
         self.seconds["evaluation"] += time.perf_counter() - began
         values = {}
         for role, matrix in self.matrices.items():

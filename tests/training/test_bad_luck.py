@@ -126,7 +126,7 @@ def stopped_in_evaluation(monkeypatch, stopped, command, tmp_path) -> str:
         def __init__(self, *settings):
             pass
 
-        def __call__(self, models, tasks, task_of_class):
+        def __call__(self, models, tasks, **options):
             out_of_memory(None)
 
     monkeypatch.setattr(trainer, "Evaluator", Evaluator)

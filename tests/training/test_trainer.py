@@ -20,6 +20,8 @@ import cdl_hf.training.trainer as trainer_module
 from cdl_hf import ContinualDistillationTrainer
 from cdl_hf.arguments.config import DistillationArguments, ModelArguments
 from cdl_hf.arguments.stream import StreamArguments
+from cdl_hf.data import loaders
+from cdl_hf.evaluation import evaluator
 from cdl_hf.models import PromptViTForImageClassification
 from cdl_hf.runs import distributed
 from cdl_hf.runs.checkpointing import save_checkpoint
@@ -344,6 +346,18 @@ def test_accumulated_batch_gives_the_same_losses(train, command, tmp_path):
     for one, other in zip(*(metrics_without_times(tmp_path / name) for name in ("whole", "parts")), strict=True):
         if one["event"] == "epoch":
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_one_loader_serves_the_evaluations_after_all_tasks(train, command, tmp_path, monkeypatch):
+    made = []
+
+    def counting(accelerator, tasks, *options):
+        made.append(len(tasks))
+        return loaders.TaskLoader(accelerator, tasks, *options)
+
+    monkeypatch.setattr(evaluator, "TaskLoader", counting)
+    train(*command, "--num_train_epochs", "1", "--output_dir", tmp_path)
+    assert made == [3, 3]  # one for the run, one for its baselines
 
 
 def test_same_step_trains_both_on_every_batch(train, command, tmp_path):
