@@ -18,7 +18,9 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedType, Pa
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DynamoBackend,
     FullyShardedDataParallelPlugin,
+    TorchDynamoPlugin,
     gather_object,
     model_has_dtensor,
     parse_flag_from_env,
@@ -38,6 +40,9 @@ from ..models.networks import network_of
 from ..utils import num_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
+# All blocks share their code. It is compiled for each model, with and without gradients, prefix, suffix, rows and
+# inference mode; beyond torch's limit of 8, further ones would run uncompiled.
+COMPILED_VARIANTS = 64
 
 
 def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
@@ -56,7 +61,8 @@ def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
         _check_wandb()
     if uses_fsdp():
         check_fsdp_options(args.auto_find_batch_size)
-    with patch_environment(ACCELERATE_USE_FSDP="false"):  # what is trained is not sharded, see `shard_transformers`
+    # what is trained is neither sharded nor compiled, see `shard_transformers` and `compile_blocks`
+    with patch_environment(ACCELERATE_USE_FSDP="false", ACCELERATE_DYNAMO_BACKEND="no"):
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
@@ -299,6 +305,22 @@ def shard_transformers(module: nn.Module, accelerator: Accelerator) -> None:
             for block in blocks:  # their memory must not come from an inference mode that is the first to need it
                 block.unshard()
                 block.reshard()
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compiles the blocks of the frozen transformers of `module` where the launcher asks for it (`--dynamo_backend`).
+
+    In place and once for all stages and evaluations. `Accelerator.prepare` would compile an objective in its first
+    stage alone: afterwards it takes the objective for one that it has prepared already.
+    """
+    plugin = TorchDynamoPlugin()  # reads what the launcher has set
+    if plugin.backend == DynamoBackend.NO:
+        return
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, COMPILED_VARIANTS)
+    for _, network in frozen_networks(module):
+        for block in network_of(network).blocks:
+            block.compile(**plugin.to_kwargs())
 
 
 def prepare_module(accelerator: Accelerator, module: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from ..models import PromptViTForImageClassification
 from ..runs.checkpointing import checkpoint_name, save_checkpoint
 from ..runs.distributed import (
     build_accelerator,
+    compile_blocks,
     raise_on_all_ranks,
     shard_transformers,
     start_trackers,
@@ -95,6 +96,7 @@ class ContinualDistillationTrainer:
         for owner in objectives.values():
             if uses_fsdp() and self.accelerator.num_processes > 1:
                 shard_transformers(owner, self.accelerator)
+            compile_blocks(owner)
             owner.to(self.accelerator.device)
         learners = list(self.learners.values())
         self.stages = [learners] if args.schedule == "same_step" else [[learner] for learner in learners]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from accelerate import DistributedType
 from accelerate.utils import LoggerType
-from tiny_models import images, labels_for, tiny_model
+from tiny_models import images, labels_for, start_task, tiny_model
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.runs import distributed
-from cdl_hf.runs.distributed import shard_transformers
+from cdl_hf.runs.distributed import compile_blocks, shard_transformers
 
 
 def test_deepspeed_is_refused(monkeypatch, tmp_path):
@@ -217,6 +218,47 @@ def test_tf32_is_set_and_told_on_cuda_alone(monkeypatch, tmp_path, tf32_restored
         assert products.allow_tf32 is cudnn.allow_tf32 is allow_tf32
         assert told.endswith(f"on cuda (H100), in float32 {'with' if allow_tf32 else 'without'} TF32")
     assert torch.backends.mkldnn.matmul.fp32_precision != "tf32"  # of the CPU
+
+
+def test_blocks_are_compiled_once_for_all_stages(monkeypatch, tmp_path):
+    """And not by Accelerate, which would leave all stages but the first of an objective uncompiled."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    asked, accelerator = [], on("cpu")
+    accelerator.distributed_type, accelerator.scaler = DistributedType.NO, None
+
+    def make(**settings):
+        asked.append(os.environ["ACCELERATE_DYNAMO_BACKEND"])
+        return accelerator
+
+    monkeypatch.setattr(distributed, "Accelerator", make)
+    distributed.build_accelerator(CDLConfig(), tmp_path)
+    assert asked == ["no"] and os.environ["ACCELERATE_DYNAMO_BACKEND"] == "eager"
+
+    model, graphs = tiny_model("coda_prompt", tasks=0), []
+    plain = tiny_model("coda_prompt", tasks=0)
+    plain.load_state_dict(model.state_dict())
+    compile_blocks(model)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    counters.clear()
+    pixel_values = images()
+    for _ in range(3):
+        for each in (model, plain):
+            torch.manual_seed(0)
+            start_task(each)
+        ours, theirs = (each.train()(pixel_values, labels_for(each)) for each in (model, plain))
+        ours.loss.backward()
+        assert torch.equal(ours.logits, theirs.logits)
+        model.end_task(), plain.end_task()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2] > 0
+    torch._dynamo.reset()
+
+
+def test_nothing_is_compiled_unless_asked_for(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    model = tiny_model("none")
+    compile_blocks(model)
+    assert all(block._compiled_call_impl is None for block in model.network.blocks)
 
 
 @pytest.fixture
