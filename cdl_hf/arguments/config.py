@@ -11,6 +11,8 @@ from ..catalogue import CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS
 from .roles import argument
 from .stream import StreamArguments
 
+RANPAC = ("classifier", "ranpac")
+
 
 @dataclass
 class ModelArguments:
@@ -84,20 +86,20 @@ class ModelArguments:
         2000,
         "RanPAC: number of random features; 5000 is better and takes six times the memory",
         min=1,
-        of_ranpac=True,
+        only_with=RANPAC,
     )
     ranpac_ridge: Literal["accuracy", "error"] = argument(
         "accuracy",
         "RanPAC: what the ridge is chosen by: right predictions of the training images held out so far, or the "
         "squared error on those of the newest task (the paper's rule)",
         before="error",
-        of_ranpac=True,
+        only_with=RANPAC,
     )
     ranpac_layers: int = argument(
-        1, "RanPAC: number of last blocks whose class tokens it reads", min=1, of_ranpac=True
+        1, "RanPAC: number of last blocks whose class tokens it reads", min=1, only_with=RANPAC
     )
     ranpac_patch_means: bool = argument(
-        False, "RanPAC: whether it also reads the means of these blocks' patch tokens", of_ranpac=True
+        False, "RanPAC: whether it also reads the means of these blocks' patch tokens", only_with=RANPAC
     )
     pool_size: int | None = argument(
         None, "Number of prompts or components in the pool", unset="the prompt method's", min=1
@@ -161,6 +163,7 @@ class DistillationArguments:
         unset="one for each token of a transformer",
         min=1,
         before=1,
+        only_with=("distillation", "analytic"),
     )
     analytic_scores: Literal["teacher", "own", "both"] | None = argument(
         None,

@@ -19,7 +19,7 @@ class Role:
         is_path: Whether it is the path of a file or folder, and nothing else.
         planned: Whether a comparison sets it for each of its runs.
         in_label: Whether the label of an experiment shows it in words of its own.
-        of_ranpac: Whether it means nothing with another classifier than RanPAC.
+        only_with: Another argument and its value, without which it means nothing.
     """
 
     affects: Literal["result", "rounding", "files", "nothing"] = "result"
@@ -27,7 +27,7 @@ class Role:
     is_path: bool = False
     planned: bool = False
     in_label: bool = False
-    of_ranpac: bool = False
+    only_with: tuple[str, str] | None = None
 
 
 def argument(default: Any, help: str, **more: Any) -> Any:

@@ -27,8 +27,12 @@ def recorded_defaults() -> dict[str, Any]:
 
 
 def unused(arguments: Mapping[str, Any]) -> frozenset[str]:
-    """Arguments of a classifier that a run with these arguments does not have."""
-    return frozenset() if arguments.get("classifier") == "ranpac" else _names(lambda role: role.of_ranpac)
+    """Arguments that mean nothing with these arguments, such as those of a classifier that a run does not have."""
+
+    def is_unused(role: Role) -> bool:
+        return role.only_with is not None and arguments.get(role.only_with[0]) != role.only_with[1]
+
+    return _names(is_unused)
 
 
 def record_of_resumed(given: Mapping[str, Any]) -> str | None:

@@ -133,6 +133,7 @@ def test_an_argument_that_is_newer_than_a_run_had_its_default_then(compare, tmp_
     results = tmp_path / "runs" / "apt-kd-seed0" / "results.json"
     content = json.loads(results.read_text())
     del content["args"]["ranpac_width"]
+    del content["args"]["analytic_groups"]  # whose default has changed, but which is of no use to this run
     results.write_text(json.dumps(content))
     assert compare("--only", "kd")[::2] == ([], 0)
 
