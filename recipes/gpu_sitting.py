@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in a sitting of minutes: checks of the package, and pre-training of a pair.
+"""Everything that only a GPU can show, in a sitting of minutes: checks of the package, and pre-training of backbones.
 
     python recipes/gpu_sitting.py --output_dir runs/sitting --only checks --time_limit 400
     python recipes/gpu_sitting.py --output_dir runs/pair --only pretrain --dataset my_photographs --time_limit 300
@@ -6,8 +6,8 @@
 
 Checks of correctness run side by side, then those of speed one after the other; each runs in a process of its own, so
 that none ends or disturbs the others, and those that the time does not reach are left out. `sitting.json` and
-`sitting.txt` are written after each; `logs/` has what each has printed. Teacher and student of the pair are trained
-side by side: images of 32 px, 64 patches, 9.5 and 2.4 million parameters.
+`sitting.txt` are written after each; `logs/` has what each has printed. Of the backbones a CNN is trained first; then
+three transformers learn from its soft labels, side by side.
 """
 
 import contextlib
@@ -36,19 +36,31 @@ from cdl_hf.utils import num_cores, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # Name -> seconds that it may take
-TOGETHER = {"machine": 60, "figures": 150, "precision": 120, "runs": 120, "waits": 90, "kernels": 120}
-TOGETHER |= {"distributed": 150, "out_of_memory": 120, "gpu_tests": 150}
+TOGETHER = {"machine": 60, "figures": 240, "precision": 240, "runs": 240, "waits": 120, "kernels": 120}
+TOGETHER |= {"distributed": 240, "out_of_memory": 120, "gpu_tests": 240}
 IN_TURN = {"steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
-NETWORKS = {
-    "teacher": {"img_size": 32, "patch_size": 1, "embed_dim": 256, "depth": 12, "num_heads": 4},
-    "student": {"img_size": 32, "patch_size": 1, "embed_dim": 128, "depth": 12, "num_heads": 2},
+# What pretrain.py is given. Batches are large, as networks this small leave a GPU waiting for its host. The stored
+# images are smaller than those of the networks, which are made for the still smaller ones of CIFAR-100.
+COMMON = "--images photographs --stored_size 48 --mean 0.5 --std 0.25 --batch_size 1024 --optimizer muon "
+COMMON += "--learning_rate 7e-3 --num_train_epochs 300 --warmup_epochs 15 --save_epochs 20"
+GUIDE = "--model resnet10t --image_size 128 --mixing 0.6 --augmentation 0.8"
+GUIDE_ARGS = {"layers": [2, 2, 2, 2], "channels": [64, 128, 256, 512], "stem_width": 32}
+GUIDE_SHARE = 0.52  # of the time
+TRANSFORMER = "--model vit_tiny_r_s16_p8_224 --image_size 64"
+TRANSFORMER_ARGS = {"img_size": 64, "patch_size": 4, "depth": 6}  # 17 tokens, as the stem divides the sides by four
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "guide": (GUIDE, GUIDE_ARGS),
+    "w256": (
+        f"{TRANSFORMER} --mixing 0.5 --augmentation 0.7 --drop_path 0.05",
+        {**TRANSFORMER_ARGS, "embed_dim": 256, "num_heads": 4},
+    ),
+    "w128": (
+        f"{TRANSFORMER} --mixing 0.3 --augmentation 0.6",
+        {**TRANSFORMER_ARGS, "embed_dim": 128, "num_heads": 2},
+    ),
+    "w64": (f"{TRANSFORMER} --mixing 0.2 --augmentation 0.5", {**TRANSFORMER_ARGS, "embed_dim": 64, "num_heads": 2}),
 }
-# The stem, a convolution and pooling, halves the sides twice: a token for each 4 x 4 pixels. The batch is large, as
-# networks this small leave a GPU waiting for its host: at 512 images, both took 45 ms a step (H100).
-RECIPE = "--images photographs --model vit_tiny_r_s16_p8_224 --mean 0.5 --std 0.25 --batch_size 2048 "
-RECIPE += "--optimizer muon --learning_rate 7e-3 --mixing 0.7 --drop_path 0.05 "
-RECIPE += "--num_train_epochs 300 --warmup_epochs 15 --save_epochs 25"
-SAVING = 40  # seconds that pretrain.py needs to start and, after its last step, to save
+SAVING = 32  # seconds that pretrain.py needs before its clock starts and, after its last step, to save
 
 
 @dataclass
@@ -318,19 +330,22 @@ def _pytest_report(file: Path) -> dict[str, Any]:
 
 
 def pretrain(name: str, dataset: str, output: Path, deadline: float, scripts: Scripts) -> dict[str, Any]:
-    """Pre-trains a network of the pair until the deadline; without compiling if that fails."""
-    network = NETWORKS[name] | ({"depth": 2, "embed_dim": 32} if scripts.rehearse else {})
-    recipe = re.sub("(?<=batch_size )[0-9]+", "8", RECIPE) if scripts.rehearse else RECIPE
+    """Pre-trains a network until the deadline; a transformer from the soft labels of the guide."""
+    recipe, network = NETWORKS[name]
+    recipe = f"{recipe} {COMMON}"
+    if scripts.rehearse:
+        recipe = re.sub("(?<=batch_size )[0-9]+", "8", recipe)
+        network = network | ({"layers": [1, 1, 1, 1]} if name == "guide" else {"depth": 1})
+    workers = "0" if scripts.rehearse else str(num_cores() // 3)
     command = ["recipes/pretrain.py", "--dataset", dataset, *recipe.split(), "--model_args", json.dumps(network)]
-    command += ["--dataloader_num_workers", "0" if scripts.rehearse else str(num_cores() // 2 - 1)]
-    for number, more in enumerate([[], ["--torch_compile"]][:: 1 if scripts.rehearse else -1]):
-        folder = output / (name if number == 0 else f"{name}_again")
-        left = deadline - SAVING - time.monotonic()
-        limit = ["--time_limit", f"{left:.0f}", "--output_dir", str(folder)]
-        if scripts.start([*command, *more, *limit], ACCELERATE_MIXED_PRECISION="bf16").wait() == 0:
-            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            return {"folder": folder.name, **{key: results[key] for key in ("test_accuracy", "epochs", "seconds")}}
-    raise RuntimeError("both attempts failed")
+    command += ["--dataloader_num_workers", workers, "--output_dir", str(output / name)]
+    command += [] if name == "guide" else ["--distill_from", str(output / "guide" / "network")]
+    left = deadline - SAVING - time.monotonic()
+    code = scripts.start([*command, "--time_limit", f"{left:.0f}"], ACCELERATE_MIXED_PRECISION="bf16").wait()
+    if code != 0:
+        raise RuntimeError(f"pretrain.py ended with exit code {code}")
+    results = json.loads((output / name / "results.json").read_text(encoding="utf-8"))
+    return {"folder": name, **{key: results[key] for key in ("test_accuracy", "epochs", "seconds")}}
 
 
 def main() -> None:
@@ -356,13 +371,13 @@ def main() -> None:
     sitting = Sitting(output, deadline, about)
     patience = 10 if args.rehearse else 1
 
-    def command(name: str) -> list[str]:
+    def command(name: str, end: float) -> list[str]:
         call = [sys.executable, str(Path(__file__).resolve()), "--check", name, "--output_dir", str(output)]
         call += ["--dataset", args.dataset] if args.dataset else []
-        return [*call, "--deadline", str(deadline), *["--rehearse"] * args.rehearse]
+        return [*call, "--deadline", str(end), *["--rehearse"] * args.rehearse]
 
-    def run(names: Iterable[str], seconds: dict[str, float]) -> None:
-        sitting.run({name: (command(name), patience * seconds[name]) for name in names})
+    def run(names: Iterable[str], seconds: dict[str, float], end: float = deadline) -> None:
+        sitting.run({name: (command(name, end), patience * seconds[name]) for name in names})
 
     wanted = [name for name in known if "checks" in args.only or name in args.only]
     run([name for name in wanted if name == "machine"], TOGETHER)
@@ -374,7 +389,10 @@ def main() -> None:
         if name in IN_TURN:
             run([name], IN_TURN)
     if "pretrain" in args.only:
-        run([f"pretrain_{name}" for name in NETWORKS], {f"pretrain_{name}": args.time_limit for name in NETWORKS})
+        limits = {f"pretrain_{name}": args.time_limit for name in NETWORKS}
+        guide, *others = limits
+        run([guide], limits, time.monotonic() + GUIDE_SHARE * (deadline - time.monotonic()))
+        run(others, limits)
     print((output / "sitting.txt").read_text(encoding="utf-8"))
 
 
@@ -393,10 +411,10 @@ def run_check(name: str, args: SittingArguments, output: Path, deadline: float) 
     if name in CHECKS:
         return CHECKS[name](bench)
     scripts = Scripts(bench, work, args.rehearse)
-    role = name.removeprefix("pretrain_")
-    if role in NETWORKS:
+    network = name.removeprefix("pretrain_")
+    if network in NETWORKS:
         assert args.dataset is not None
-        return pretrain(role, args.dataset, output, deadline, scripts).items()
+        return pretrain(network, args.dataset, output, deadline, scripts).items()
     checks = {check.__name__: check for check in (scripts.figures, scripts.gpu_tests, scripts.runs)}
     checks |= {check.__name__: check for check in (scripts.distributed, scripts.out_of_memory, scripts.end_to_end)}
     return checks[name]().items()

@@ -11,7 +11,8 @@
 The result, `<output_dir>/backbone`, is a folder in timm's format. `--teacher` and `--student` of `cdl-hf train` accept
 it, and `timm.create_model("local-dir:<folder>", pretrained=True)` loads it. A Vision Transformer that training would
 refuse is refused here before training. `<output_dir>/network` is the same network with its classifier; another network
-can learn from its soft labels on the same data (`--distill_from`), whatever its timm architecture.
+can learn from its soft labels on the same data (`--distill_from`), whatever its timm architecture and its size of
+images.
 
 All images are decoded once and kept as bytes on the device, where they are augmented in batches; see
 cdl_hf/pretraining/augmentation.py. The schedule ends after `--num_train_epochs` or, however fast the machine is, after
@@ -63,18 +64,13 @@ from ..utils import DamagedFile, atomic_write, seal_file, verify, write_json, wr
 Network = Any  # a timm model of any architecture; timm declares no class with what they have in common
 
 
-def load_network(folder: str, names: list[str], size: int) -> Network:
-    """A network saved by an earlier run, whose soft labels are used.
-
-    Its classes must be the same, in this order, and its images of the same size.
-    """
+def load_network(folder: str, names: list[str]) -> Network:
+    """A network saved by an earlier run, whose soft labels are used; its classes must be the same, in this order."""
     if not (Path(folder) / "config.json").is_file():
         cli_error(f"distill_from: {folder} is not a saved network (<output_dir>/network of an earlier run)")
     network: Network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
     if network.pretrained_cfg.get("label_names") != names:
         cli_error(f"distill_from: {folder} was not trained on these classes, or has no classifier")
-    if (its := network.pretrained_cfg["input_size"][1]) != size:
-        cli_error(f"distill_from: {folder} takes images of {its} pixels, but this network of {size}: set image_size")
     return network
 
 
@@ -262,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.drop_path:
         set_drop_path(network, args.drop_path)
     size = pipeline["input_size"][1]
-    guide = load_network(model_args.distill_from, names, size) if model_args.distill_from else None
+    guide = load_network(model_args.distill_from, names) if model_args.distill_from else None
     network.to(device, memory_format=torch.channels_last)  # convolutions are up to twice as fast
     if guide:
         guide.to(device, memory_format=torch.channels_last)
@@ -277,7 +273,14 @@ def main(argv: list[str] | None = None) -> None:
         return lambda pixels: ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
     normalize = normalization(pipeline)
-    normalize_for_guide = normalization(guide.pretrained_cfg) if guide else normalize
+    if guide:
+        normalize_for_guide, size_of_guide = normalization(guide.pretrained_cfg), guide.pretrained_cfg["input_size"][1]
+
+    def guidance_of(images: torch.Tensor) -> torch.Tensor:
+        """Logits of the guide, which sees the same images in its own size and normalization."""
+        if size_of_guide != size:
+            images = F.interpolate(images, size_of_guide, mode="bilinear", antialias=True)
+        return guide(normalize_for_guide(images))
 
     def augmented_drawings(pixels: torch.Tensor) -> torch.Tensor:
         return augment_drawings(pixels.float() / 255, args.augmentation)
@@ -335,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
             images, targets = mixing(images, labels)
             with accelerator.autocast():
                 logits = model(normalize(images))
-                guidance = guide(normalize_for_guide(images)) if guide else None
+                guidance = guidance_of(images) if guide else None
             logits = logits.float()
             if guidance is not None:
                 loss = distillation_loss(logits, guidance.float(), model_args.temperature)
