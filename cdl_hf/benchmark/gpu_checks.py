@@ -201,8 +201,8 @@ def kernels(bench: Workbench) -> Figures:
 def steps(bench: Workbench) -> Figures:
     """Steps and evaluation of both models, ours and plain, in each precision and batch size."""
     pair = bench.pair()
-    for size in bench.batch_sizes:
-        for name, dtype, tf32 in (("bf16", torch.bfloat16, True), ("tf32", None, True), ("fp32", None, False)):
+    for name, dtype, tf32 in (("bf16", torch.bfloat16, True), ("tf32", None, True), ("fp32", None, False)):
+        for size in bench.batch_sizes:
             with _tf32(tf32):
                 made = Steps(pair, pair.random_batch(size, bench.device), dtype)
                 for step_name, ours in made.ours.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..distillation import TrainingObjective
 from ..distillation.logit_methods import KD
 from ..models.modeling_prompt_vit import frozen_networks
+from ..training.stage import create_optimizer
 from .machine import flops_of, linear_rate, now, peak_growth
 from .pairs import MeasuredPair
 from .plain import PlainPromptViT, plain_method
@@ -59,8 +60,8 @@ class Steps:
     def _training(
         self, method: TrainingObjective, given: dict[str, Tensor | None], teacher: nn.Module | None = None
     ) -> Step:
-        """A step of Adam; `given` holds stored outputs, and a `teacher` computes its logits."""
-        optimizer = torch.optim.Adam(_trainable(method))
+        """A step with the optimizer of training; `given` holds stored outputs, and a `teacher` computes its logits."""
+        optimizer = create_optimizer(method, 1e-3)
         pixel_values = self.batch["pixel_values"]
 
         def step(done: Callable[[str], None]) -> None:
