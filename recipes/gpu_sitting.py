@@ -268,17 +268,18 @@ class Scripts:
         if not self.rehearse:
             folders = [save_random(self.folder / name, name) for name in folders]
         of_class = "2" if self.rehearse else "80"
-        more = [
-            "--teacher",
-            folders[0],
-            "--student",
-            folders[1],
+        more = ["--teacher", folders[0], "--student", folders[1], "--prompt_method", "coda_prompt"]
+        more += [
+            "--distillation",
+            "kdp",
             "--num_tasks",
             "1",
             "--max_samples_per_class",
             of_class,
+            "--save_steps",
+            "1000",
         ]
-        more += ["--batch_size", str(self.bench.batch_sizes[0])]
+        more += ["--num_train_epochs", "4", "--batch_size", str(self.bench.batch_sizes[0])]
         workers = "0" if self.rehearse else str(num_cores() - 1)
         code = self.train("run", *more, "--dataloader_num_workers", workers, ACCELERATE_MIXED_PRECISION="bf16").wait()
         return {"code": code, **(_result(self.folder / "run") if code == 0 else {})}
