@@ -23,7 +23,7 @@ def image_loader(
         num_workers: Number of loader processes.
         options: Further arguments of `DataLoader`.
     """
-    sharding = {"split_batches": accelerator.split_batches}
+    images, sharding = images.for_device(accelerator.device), {"split_batches": accelerator.split_batches}
     return _prepared(accelerator, images, sharding, batch_size=batch_size, num_workers=num_workers, **options)
 
 
@@ -45,7 +45,7 @@ class TaskLoader:
         self._sampler = _TaskBatches(self.num_images, batch_size, accelerator.process_index, accelerator.num_processes)
         loader = _prepared(
             accelerator,
-            _ImagesOfTasks(tasks),
+            _ImagesOfTasks([images.for_device(accelerator.device) for images in tasks]),
             {"num_processes": 1, "process_index": 0},  # the sampler divides the batches
             batch_sampler=self._sampler,
             num_workers=num_workers,

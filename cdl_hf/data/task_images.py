@@ -1,10 +1,12 @@
 """Images of a task as samples and batches, with augmentation fixed by seed, task, epoch and index."""
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from torch.utils.data import DataLoader
@@ -20,7 +22,9 @@ from .views import image_digests, ordered_digest, select_rows
 class TaskImages(torch.utils.data.Dataset):
     """Samples {"pixels": uint8 (3, H, W), "labels": class id, "index": position in the view} of a task's images.
 
-    [`Batches`] normalizes the pixels to `pixel_values` when they are on the device.
+    [`Batches`] normalizes the pixels to `pixel_values` when they are on the device. For a GPU, [`for_device`], samples
+    that are asked for together have, instead of pixels, `whole`: uint8 (3, h, w), and in training `crop`: (5,), if
+    their images are all of one size and have no more pixels than the result. [`Batches`] resizes them.
 
     Args:
         view: data set with columns `image` and `label`, such as `Task.train`.
@@ -52,6 +56,7 @@ class TaskImages(torch.utils.data.Dataset):
         self.task = task
         # rows as Arrow: the default format decodes through several layers, which costs as much as the decoding
         self._rows = view.with_format("arrow", columns=["image"])
+        self._leaves_whole = False
         self._epoch = torch.zeros((), dtype=torch.int64)
         if seed is not None:  # so that persistent workers see the next epoch; shared memory is an open file
             self._epoch.share_memory_()
@@ -59,6 +64,16 @@ class TaskImages(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch. A loader of Accelerate calls this with its own count; use the loader's `set_epoch` there."""
         self._epoch.fill_(epoch)
+
+    def for_device(self, device: torch.device) -> "TaskImages":
+        """The same images as loaders for a device read them; `set_epoch` of either is for both.
+
+        Resizing to the same bits, a GPU does in a moment what takes a loader's process most of its time. On a CPU it
+        would only move from many processes to the one that trains.
+        """
+        images = copy.copy(self)
+        images._leaves_whole = device.type == "cuda"
+        return images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,17 +83,36 @@ class TaskImages(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """Samples of a batch, which torch's loader requests together: reading rows together is much faster."""
-        images = self._rows[indices]["image"].to_pylist()
+        images: Iterator[PIL.Image.Image] = map(decode, self._rows[indices]["image"].to_pylist())
+        read = self._pixels
+        if self._leaves_whole:
+            images, are_small = self._all_small(images)
+            read = self.transform.whole if are_small else read
         return [
-            {"pixels": self._pixels(index, image), "labels": int(self.labels[index]), "index": index}
+            {**self._seeded(read, image, index), "labels": int(self.labels[index]), "index": index}
             for index, image in zip(indices, images, strict=True)
         ]
 
-    def _pixels(self, index: int, image: dict) -> torch.Tensor:
+    def _all_small(self, images: Iterator[PIL.Image.Image]) -> tuple[Iterator[PIL.Image.Image], bool]:
+        """The same images, and whether all can be whole in one batch. Of those that cannot, one is held at a time."""
+        small: list[PIL.Image.Image] = []
+        for image in images:
+            if not self.transform.can_be_whole(image.size) or (small and image.size != small[0].size):
+                return itertools.chain(small, [image], images), False
+            image.load()  # closes its file; a process may have 1,024 open
+            small.append(image)
+        return iter(small), True
+
+    def _pixels(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        return {"pixels": self.transform.pixels(image)}
+
+    def _seeded(
+        self, read: Callable[[PIL.Image.Image], dict[str, torch.Tensor]], image: PIL.Image.Image, index: int
+    ) -> dict[str, torch.Tensor]:
         if self.seed is None:
-            return self.transform.pixels(decode(image))
+            return read(image)
         with _randomness_of(self.seed, self.task, int(self._epoch), index):
-            return self.transform.pixels(decode(image))
+            return read(image)
 
 
 @contextmanager
@@ -98,6 +132,7 @@ class Batches:
     """Batches of a loader, with `pixels` normalized to `pixel_values` (B, 3, H, W) on their device.
 
     Loader processes pass pixels on as bytes, a quarter of the size of floats; on few cores that is most of their work.
+    To a GPU they pass small images as they are (of CIFAR a 49th of these bytes) and the crops that they have drawn.
 
     Args:
         loader: loader of `images`, prepared by Accelerate or on the CPU.
@@ -107,13 +142,15 @@ class Batches:
     def __init__(self, loader: DataLoader, images: TaskImages):
         # a copy, as its constants go to the device, where those of the data set, which workers get, must not be
         self.loader, self.normalize = loader, copy.copy(images.transform.normalize)
+        self.resize = images.transform.resize
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict]:
         for batch in self.loader:
-            pixels = batch.pop("pixels")
+            whole = {name: batch.pop(name) for name in ("whole", "crop") if name in batch}
+            pixels = self.resize(**whole) if whole else batch.pop("pixels")
             yield {"pixel_values": self.normalize(pixels), **batch}
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 
 from .decoding import as_rgb
+from .resizing import FILTERS, resize_and_crop_center, resize_crops
 
 # timm's names of interpolations -> those that work on tensors
 INTERPOLATIONS = {
@@ -95,13 +96,40 @@ def train_transform(
 
 
 class _Transform(ABC):
-    """A transform in two steps: pixels of an image, then their normalization."""
+    """A transform in two steps: pixels of an image, then their normalization.
 
-    normalize: "_Normalize"
+    The first can be divided, too: `whole` in a loader's process, then `resize` of a batch on its device.
+
+    Args:
+        processor: output of `image_processor_for`.
+
+    Attributes:
+        size: H, W of the result.
+    """
+
+    def __init__(self, processor: CLIPImageProcessor):
+        self.size = (processor.crop_size["height"], processor.crop_size["width"])
+        self.interpolation = pil_torch_interpolation_mapping[processor.resample]
+        self.normalize = _Normalize(processor)
 
     @abstractmethod
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         """PIL image -> uint8 tensor (3, H, W)."""
+
+    @abstractmethod
+    def whole(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        """PIL image -> `whole`, uint8 (3, h, w), and in training `crop`, (5,), drawn as `pixels` draws it."""
+
+    @abstractmethod
+    def resize(self, whole: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
+        """Batches of what `whole` returns -> the values of `pixels`, float32 (B, 3, H, W), in every bit.
+
+        This holds for an x86 processor with AVX2 or an ARM one, where torchvision resizes bytes without floats.
+        """
+
+    def can_be_whole(self, size: tuple[int, int]) -> bool:
+        """Whether `whole` takes images of a width and height: not where they have more pixels than the result."""
+        return size[0] <= self.size[1] and size[1] <= self.size[0] and self.interpolation in FILTERS
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(image))
@@ -109,17 +137,27 @@ class _Transform(ABC):
 
 class EvalTransform(_Transform):
     def __init__(self, processor: CLIPImageProcessor):
+        super().__init__(processor)
         self.processor = processor
-        self.normalize = _Normalize(processor)
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
-        pixels = _to_tensor(image)
-        size = cast(SizeDict, self.processor.size)
-        if size.shortest_edge:
-            pixels = _middle(pixels)
-        pixels = self.processor.resize(pixels, size, self.processor.resample)
+        pixels = self._resized(self._middle(image))
         # torchvision's own center crop rounds odd margins the other way
         return self.processor.center_crop(pixels, cast(SizeDict, self.processor.crop_size)).expand(3, -1, -1)
+
+    def whole(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        return {"whole": self._middle(image).expand(3, -1, -1)}
+
+    def resize(self, whole: torch.Tensor, crop: torch.Tensor | None = None) -> torch.Tensor:
+        height, width = self._resized(torch.empty(1, *whole.shape[2:], device="meta")).shape[1:]
+        return resize_and_crop_center(whole, (height, width), self.size, self.interpolation)
+
+    def _middle(self, image: PIL.Image.Image) -> torch.Tensor:
+        pixels = _to_tensor(image)
+        return _middle(pixels) if cast(SizeDict, self.processor.size).shortest_edge else pixels
+
+    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.processor.resize(pixels, cast(SizeDict, self.processor.size), self.processor.resample)
 
 
 class TrainTransform(_Transform):
@@ -130,13 +168,11 @@ class TrainTransform(_Transform):
         crop_ratio: tuple[float, float],
         horizontal_flip: float,
     ):
-        size = (processor.crop_size["height"], processor.crop_size["width"])
-        width_over_height = size[1] / size[0]
+        super().__init__(processor)
+        width_over_height = self.size[1] / self.size[0]
         crop_ratio = (crop_ratio[0] * width_over_height, crop_ratio[1] * width_over_height)
-        interpolation = pil_torch_interpolation_mapping[processor.resample]
-        self.crop = v2.RandomResizedCrop(size, crop_scale, crop_ratio, interpolation, antialias=True)
+        self.crop = v2.RandomResizedCrop(self.size, crop_scale, crop_ratio, self.interpolation, antialias=True)
         self.horizontal_flip = horizontal_flip
-        self.normalize = _Normalize(processor)
 
     def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
         # functions: on small images, calling the modules of v2 would cost more than the work itself
@@ -147,6 +183,15 @@ class TrainTransform(_Transform):
         if torch.rand(()) < self.horizontal_flip:
             pixels = F.horizontal_flip(pixels)
         return pixels.expand(3, -1, -1)
+
+    def whole(self, image: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        part = self.crop.make_params([image])  # draws first, as in `pixels`
+        flip = int(torch.rand(()) < self.horizontal_flip)
+        crop = torch.tensor([part["top"], part["left"], part["height"], part["width"], flip])
+        return {"whole": _to_tensor(image).expand(3, -1, -1), "crop": crop}
+
+    def resize(self, whole: torch.Tensor, crop: torch.Tensor) -> torch.Tensor:
+        return resize_crops(whole, crop, self.size, self.interpolation)
 
 
 def _middle(pixels: torch.Tensor, longest: int = 50) -> torch.Tensor:

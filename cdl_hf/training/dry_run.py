@@ -203,6 +203,7 @@ def _time(
     low, high = args.crop_scale
     transform = train_transform(image_processor, (low, high), horizontal_flip=args.horizontal_flip)
     images = TaskImages(stream[0].train, stream.label_to_class_id, transform, seed=args.seed)
+    images = images.for_device(accelerator.device)
     some = list(range(min(costs.batch, len(images))))
     images.__getitems__(some)  # opens the files
     began = time.perf_counter()

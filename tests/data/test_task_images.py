@@ -1,14 +1,16 @@
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Image
 from tiny_data import labelled, noise
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from cdl_hf.data import (
     Batches,
@@ -19,9 +21,11 @@ from cdl_hf.data import (
     load_image_dataset,
     train_transform,
 )
+from cdl_hf.data.loaders import TaskLoader, image_loader
 
 PROCESSOR = image_processor_for({"input_size": (3, 16, 16), "crop_pct": 1.0})
 TRAIN = train_transform(PROCESSOR)
+GPU = torch.device("cuda")  # no tensor is there in these tests
 
 
 @pytest.fixture
@@ -46,6 +50,17 @@ def pixels(images, order=None, **loader):
     for batch in DataLoader(images, batch_size=3, sampler=order or range(len(images)), **loader):
         found |= dict(zip(batch["index"].tolist(), batch["pixels"], strict=True))
     return torch.stack([found[index] for index in range(len(images))])
+
+
+def small_images(transform, size, mode="RGB", seed=3, count=6):
+    view = labelled([0] * count, ["class"], [noise(number, size, mode) for number in range(count)])
+    return TaskImages(view, np.zeros(1, dtype=np.int64), transform, seed=seed)
+
+
+def values(images, **loader):
+    """Pixel values by index as [`Batches`] has them, (n, 3, H, W)."""
+    batches = Batches(DataLoader(images, batch_size=4, **loader), images)
+    return torch.cat([batch["pixel_values"] for batch in batches])
 
 
 def normalized(sample):
@@ -107,6 +122,16 @@ def test_epochs_reach_workers_that_stay(task):
     for epoch in range(2):
         images.set_epoch(epoch)
         assert torch.equal(next(iter(loader))["pixels"], expected[epoch])
+    # a loader of a GPU has a copy of the data set; the epoch of the original reaches its workers, too
+    expected = []
+    small = small_images(TRAIN, (14, 14), count=8)
+    for epoch in range(2):
+        small.set_epoch(epoch)
+        expected.append(values(small))
+    batches = Batches(DataLoader(small.for_device(GPU), batch_size=8, num_workers=1, persistent_workers=True), small)
+    for epoch in range(2):
+        small.set_epoch(epoch)
+        assert torch.equal(next(iter(batches))["pixel_values"], expected[epoch])
 
 
 def test_global_generator_is_left_alone(task):
@@ -166,3 +191,89 @@ def test_images_of_a_test_open_no_file(stream_data):
     before = len(list(Path("/proc/self/fd").iterdir()))
     kept = [TaskImages(task.test, stream.label_to_class_id, eval_transform(PROCESSOR)) for task in stream]
     assert len(list(Path("/proc/self/fd").iterdir())) == before and len(kept) == 10
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("input_size", "size"), [((3, 56, 56), (32, 32)), ((3, 48, 64), (31, 20))])
+def test_small_images_are_cropped_on_a_gpu_to_the_same_bits(mode, interpolation, input_size, size):
+    """The same crops and flips for the same (seed, task, epoch, index), and the same pixels."""
+    processor = image_processor_for({"input_size": input_size, "interpolation": interpolation})
+    images = small_images(train_transform(processor), size, mode, count=30)
+    whole = images.for_device(GPU)
+    seen = []
+    for epoch in range(3):
+        images.set_epoch(epoch)
+        expected = values(images)
+        assert torch.equal(values(whole), expected)
+        assert torch.equal(values(whole, num_workers=2), expected)
+        seen.append(expected)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 20), (3, 157), (160, 160)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"crop_pct": 0.9},
+        {"crop_pct": 0.95, "interpolation": "bilinear"},
+        {"crop_pct": 1.0, "input_size": (3, 160, 165)},
+        {"crop_pct": 0.9, "crop_mode": "squash"},
+        {"crop_pct": 1.2},  # a black border
+    ],
+)
+def test_small_images_are_resized_on_a_gpu_to_the_same_bits_in_evaluation(size, more):
+    images = small_images(eval_transform(image_processor_for({"input_size": (3, 160, 160), **more})), size, seed=None)
+    whole = images.for_device(GPU)
+    assert whole.__getitems__([0])[0].keys() == {"whole", "labels", "index"}
+    assert torch.equal(values(whole), values(images))
+
+
+def test_a_batch_of_cifar_is_small():
+    images = small_images(train_transform(image_processor_for({"input_size": (3, 224, 224)})), (32, 32))
+    samples = images.for_device(GPU).__getitems__([0, 1, 2, 3])
+    batch = default_collate(samples)
+    assert batch.keys() == {"whole", "crop", "labels", "index"}
+    assert batch["whole"].dtype == torch.uint8 and batch["whole"].shape == (4, 3, 32, 32)
+    assert sum(tensor.nbytes for tensor in batch.values()) / 4 < 3200
+
+
+@pytest.mark.parametrize("transform", [TRAIN, eval_transform(PROCESSOR)])
+def test_other_images_arrive_as_pixels(transform):
+    """Larger ones in a single dimension, and those of different sizes; also after others of the batch were small."""
+    sizes = [(16, 16), (16, 16), (16, 17), (40, 30), (16, 15)]
+    view = labelled([0] * 5, ["class"], [noise(number, size) for number, size in enumerate(sizes)])
+    images = TaskImages(view, np.zeros(1, dtype=np.int64), transform, seed=3)
+    for_gpu = images.for_device(GPU)
+    assert all("whole" in sample for sample in for_gpu.__getitems__([0, 1]))
+    for indices in ([2], [0, 1, 2, 3], [3, 0], [0, 4], [4, 3, 2, 1, 0]):
+        found = for_gpu.__getitems__(indices)
+        assert [sample["index"] for sample in found] == indices
+        for sample, expected in zip(found, images.__getitems__(indices), strict=True):
+            assert torch.equal(sample["pixels"], expected["pixels"])
+    nearest = train_transform(image_processor_for({"input_size": (3, 16, 16), "interpolation": "nearest"}))
+    assert "pixels" in small_images(nearest, (16, 16)).for_device(GPU)[0]
+
+
+def test_many_small_jpegs_are_not_open_together(tmp_path):
+    resource = pytest.importorskip("resource", reason="limits open files as Unix does")
+    for number in range(120):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        noise(number, (16, 16), "RGB").save(tmp_path / "a" / f"{number}.jpg")
+    images = TaskImages(load_image_dataset(str(tmp_path))["train"], np.arange(1), TRAIN, seed=0)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
+    try:
+        assert len(images.for_device(GPU).__getitems__(list(range(len(images))))) > 64
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+@pytest.mark.parametrize(("device", "key"), [("cuda", "whole"), ("cpu", "pixels")])
+def test_loaders_of_a_gpu_alone_leave_images_small(device, key):
+    PartialState(cpu=True)
+    accelerator = SimpleNamespace(device=torch.device(device), split_batches=True, process_index=0, num_processes=1)
+    images = small_images(TRAIN, (14, 14))
+    assert key in image_loader(accelerator, images, 2, 0).dataset[0]
+    tasks = TaskLoader(accelerator, [images, images], 2, 0)
+    assert key in tasks._batches.loader.dataset.__getitems__([(1, 0)])[0] and tasks.tasks == [images, images]

@@ -173,7 +173,28 @@ def test_no_objective_waits_for_a_gpu(prompt_method, method_name):
     assert not waits.places
 
 
-def test_no_step_of_a_stage_waits_for_a_gpu(make_stage):
+@pytest.fixture
+def as_for_a_gpu(monkeypatch):
+    """Loaders leave small images whole, as they do for a GPU."""
+    for_device = TaskImages.for_device
+    monkeypatch.setattr(TaskImages, "for_device", lambda images, device: for_device(images, torch.device("cuda")))
+
+
+def test_images_cropped_on_the_device_train_to_the_same_bits(make_stage, request):
+    """A stage whose loader leaves images whole ends with the weights of one whose loader crops them."""
+    weights = []
+    for fixture in (None, "as_for_a_gpu"):
+        if fixture is not None:
+            request.getfixturevalue(fixture)
+        stage = make_stage()
+        assert ("whole" in stage.loader.dataset[0]) == (fixture is not None)
+        for epoch in stage:
+            list(epoch)
+        weights.append(stage.objectives["student"].model.head.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_no_step_of_a_stage_waits_for_a_gpu(make_stage, as_for_a_gpu):
     teacher, objective = tiny_pair("coda_prompt", "kdp")
     queries = QueryCache(14)
     known = OutputCache({"teacher_logits": [np.zeros((14, 3), np.float32)]})
