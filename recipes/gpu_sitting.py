@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Name -> seconds that it may take
 TOGETHER = {"machine": 60, "figures": 240, "precision": 240, "runs": 240, "waits": 120, "kernels": 120}
 TOGETHER |= {"distributed": 240, "out_of_memory": 120, "gpu_tests": 240}
-IN_TURN = {"steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
+IN_TURN = {"crops": 30, "steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
 # What pretrain.py is given. Batches are large, as networks this small leave a GPU waiting for its host. The stored
 # images are smaller than those of the networks, which are made for the still smaller ones of CIFAR-100.
 COMMON = "--images photographs --stored_size 48 --mean 0.5 --std 0.25 --batch_size 1024 --optimizer muon "

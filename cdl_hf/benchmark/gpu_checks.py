@@ -13,15 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from .. import catalogue
 from ..arguments.config import CDLConfig, DistillationArguments, ModelArguments
 from ..arguments.stream import StreamArguments
 from ..cli import parse
-from ..data import TaskImages, train_transform
+from ..data import TaskImages, eval_transform, image_processor_for, train_transform
 from ..distillation import METHODS, TrainingObjective
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
@@ -251,6 +253,28 @@ def memory(bench: Workbench) -> Figures:
         )
 
 
+def crops(bench: Workbench) -> Figures:
+    """A batch of CIFAR's size resized on the device: its time, that of a copy of pixels, whether bits are the same."""
+    processor = image_processor_for({"input_size": (3, 224, 224), "crop_pct": 0.9})
+    size = bench.batch_sizes[0]
+    noise = torch.randint(256, (size, 32, 32, 3), dtype=torch.uint8).numpy()
+    images = [PIL.Image.fromarray(each) for each in noise]
+    for name, transform in (("training", train_transform(processor)), ("evaluation", eval_transform(processor))):
+        torch.manual_seed(0)
+        pixels = torch.stack([transform.pixels(image) for image in images])
+        torch.manual_seed(0)  # for the same crops
+        batch = default_collate([transform.whole(image) for image in images])
+        batch = {key: values.to(bench.device) for key, values in batch.items()}
+        pinned = pixels.pin_memory() if bench.device.type == "cuda" else pixels
+        with _tf32(True):
+            figures = {
+                "same_bits": torch.equal(transform.resize(**batch).cpu(), pixels.float()),
+                "ms": bench.milliseconds(partial(transform.resize, **batch)),
+                "copy_of_pixels_ms": bench.milliseconds(partial(pinned.to, bench.device, non_blocking=True)),
+            }
+        yield f"{name}, batch {size}", figures
+
+
 def ranpac(bench: Workbench) -> Figures:
     """Seconds and peak memory of fitting RanPAC to 10,000 images with features of size 768."""
     features, labels = torch.randn(10_000, 768, device=bench.device), torch.arange(10_000, device=bench.device) % 100
@@ -320,5 +344,5 @@ def _sync_warnings(device: torch.device) -> Iterator[Callable[[bool], None]]:
 
 
 CHECKS: dict[str, Callable[[Workbench], Figures]] = {
-    check.__name__: check for check in (machine, precision, waits, kernels, steps, compiled, memory, ranpac)
+    check.__name__: check for check in (machine, precision, waits, kernels, crops, steps, compiled, memory, ranpac)
 }

@@ -93,8 +93,12 @@ def test_checks(bench, name):
     json.dumps(dict(CHECKS[name](bench)))
 
 
+def test_crops_have_the_same_bits(bench):
+    assert [figures["same_bits"] for figures in dict(CHECKS["crops"](bench)).values()] == [True, True]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"ranpac", "machine"}))
+@pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"ranpac", "machine", "crops"}))
 def test_longer_checks(bench, name, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: None)  # takes minutes
     figures = dict(CHECKS[name](replace(bench, batch_sizes=(2,))))
