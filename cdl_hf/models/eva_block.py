@@ -19,8 +19,10 @@ def run_eva_block(
     rows: list[int] | None = None,
     updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
     rotation: Rotation | None = None,
+    copy: EvaBlock | None = None,
 ) -> Tensor:
     """As [`run_block`]."""
+    block = block if copy is None else copy
     attn: Any = block.attn
     projected = _project(attn, block.norm1(x), rows, updates.get("qkv"))
     attended = attend(attn, projected, prefix, suffix, cls_index, rows, rotation)

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compute_copy import compute_copy
 from .eva_block import PrefixEvaBlock
 from .kd_branches import KDBranch
 from .outputs import Encoded
@@ -261,7 +262,8 @@ class BlockNetwork(Network):
         last = self.depth - 1
         rows = [0] if self.reads_class_token else None
         for i, block in enumerate(self.blocks):
-            x = block(x, rows=rows if i == last else None, rotation=self.rotation(angles, i))
+            copy, rotation = compute_copy(block, x), self.rotation(angles, i)
+            x = block(x, rows=rows if i == last else None, rotation=rotation, copy=copy)
         return self.pooled(x)
 
     def encode(
@@ -290,7 +292,9 @@ class BlockNetwork(Network):
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             rows = read if reads_rows and i == self.depth - 1 else None
-            x = block(x, prefix, suffix, cls_index, rows, pool.updates_of(i), self.rotation(angles, i, cls_index))
+            updates, rotation = pool.updates_of(i), self.rotation(angles, i, cls_index)
+            copy = None if updates else compute_copy(block, x)  # an update needs the weight itself
+            x = block(x, prefix, suffix, cls_index, rows, updates, rotation, copy)
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:

@@ -86,6 +86,7 @@ def run_block(
     rows: list[int] | None = None,
     updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
     rotation: Rotation | None = None,
+    copy: Block | None = None,
 ) -> Tensor:
     """One transformer block.
 
@@ -97,10 +98,12 @@ def run_block(
         rows: Positions of the output tokens; all if `None`. Queries, projection and MLP are computed only for these.
         updates: Those of the weights of its linear layers: `qkv`, `proj`, `fc1` or `fc2`.
         rotation: Rotary position embedding of queries and keys; timm's `Block` has none.
+        copy: What computes in place of the block, if anything: see [`compute_copy`].
 
     Returns:
         (B, n or len(rows), D)
     """
+    block = block if copy is None else copy
     attn = cast(Attention, block.attn)
     normed = block.norm1(x)
     query, key, value = project(attn.qkv, normed, attn.attn_dim, rows, updates.get("qkv"))
