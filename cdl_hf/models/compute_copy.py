@@ -37,7 +37,7 @@ _COPIES: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
 
 
 def compute_copy(block: nn.Module, x: Tensor) -> nn.Module | None:
-    """The block with linear layers in bfloat16, if autocast would cast its weights for tokens `x`; else `None`.
+    """The block in bfloat16, if autocast would cast its weights for tokens `x`; else `None`.
 
     It is made in the first pass, and again after a change of the block's weights; only what is written to
     `weight.data` in place goes unnoticed. A block has none on a CPU, without autocast to bfloat16, where a larger
@@ -70,11 +70,7 @@ def _autocasts_to_bf16(device: str) -> bool:
 
 def _copied(block: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training
-        copied = copy.deepcopy(block)
-        for module in copied.modules():
-            if isinstance(module, nn.Linear):
-                module.to(torch.bfloat16)
-        return copied
+        return copy.deepcopy(block).to(torch.bfloat16)
 
 
 def _is_frozen(weight: Tensor, device: torch.device) -> bool:

@@ -4,7 +4,7 @@
 blocks that can be prompted; any other network, such as a CNN, gives its features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from .compute_copy import compute_copy
 from .eva_block import PrefixEvaBlock
 from .kd_branches import KDBranch
+from .low_rank import LowRankUpdate
 from .outputs import Encoded
-from .prefix_attention import PrefixBlock, Rotation, is_on_cpu, take_rows
+from .prefix_attention import NO_UPDATES, Prefix, PrefixBlock, Rotation, is_on_cpu, take_rows
 from .prompt_pools import PromptPool
 from .readout import Readout
 
@@ -232,7 +233,8 @@ class BlockNetwork(Network):
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
         ):
             # Adding position embeddings gives float32, which takes twice the memory and a conversion before every
-            # product. On other devices autocast computes norms in float32, so this would not save conversions.
+            # product. On other devices autocast computes norms in float32; those of a block with a compute copy are
+            # converted before it.
             tokens = tokens.to(torch.bfloat16)
         return tokens, angles
 
@@ -262,8 +264,7 @@ class BlockNetwork(Network):
         last = self.depth - 1
         rows = [0] if self.reads_class_token else None
         for i, block in enumerate(self.blocks):
-            copy, rotation = compute_copy(block, x), self.rotation(angles, i)
-            x = block(x, rows=rows if i == last else None, rotation=rotation, copy=copy)
+            x = self._run_block(block, x, rows=rows if i == last else None, rotation=self.rotation(angles, i))
         return self.pooled(x)
 
     def encode(
@@ -293,8 +294,7 @@ class BlockNetwork(Network):
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             rows = read if reads_rows and i == self.depth - 1 else None
             updates, rotation = pool.updates_of(i), self.rotation(angles, i, cls_index)
-            copy = None if updates else compute_copy(block, x)  # an update needs the weight itself
-            x = block(x, prefix, suffix, cls_index, rows, updates, rotation, copy)
+            x = self._run_block(block, x, prefix, suffix, cls_index, rows, updates, rotation)
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:
@@ -306,6 +306,25 @@ class BlockNetwork(Network):
         total = cast(Tensor, sum(prompt_losses)) if prompt_losses else None
         joined = features[0] if len(features) == 1 else torch.cat(features, dim=2)
         return Encoded(joined.flatten(2), total, hidden_states if output_hidden_states else None)
+
+    @staticmethod
+    def _run_block(
+        block: nn.Module,
+        x: Tensor,
+        prefix: Prefix | None = None,
+        suffix: Prefix | None = None,
+        cls_index: int = 0,
+        rows: list[int] | None = None,
+        updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """As [`run_block`]; where the block has a compute copy, all of it is in bfloat16, tokens and norms too."""
+        context = (prefix, suffix, cls_index, rows, updates, rotation)
+        copy = None if updates else compute_copy(block, x)  # an update needs the weight itself
+        if copy is None:
+            return block(x, *context)
+        with torch.autocast(x.device.type, enabled=False):  # which would compute the norms in float32
+            return block(x.to(torch.bfloat16), *context, copy)
 
     def _read_block(self, x: Tensor, read: list[int] | None, own: slice, patch_means: bool) -> Tensor:
         """What is read of one block.
