@@ -74,6 +74,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Runs the code for other devices on the CPU."""
+    from cdl_hf.models import compute_copy, networks, prefix_attention
+
+    for module in (compute_copy, networks, prefix_attention):
+        monkeypatch.setattr(module, "is_on_cpu", lambda tensor: False)
+
+
 @pytest.fixture(scope="session")
 def quickdraw_images() -> list:
     """Some of the bundled drawings as PIL images."""

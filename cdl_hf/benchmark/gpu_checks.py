@@ -27,7 +27,9 @@ from ..data import TaskImages, eval_transform, image_processor_for, train_transf
 from ..distillation import METHODS, TrainingObjective
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
+from ..models.compute_copy import copied_weights
 from ..models.prompt_pools import POOLS
+from ..runs.distributed import COMPILED_VARIANTS
 from ..training.build import build_objective
 from ..training.dry_run import FakeSteps
 from ..training.stage import Stage, StageSettings
@@ -217,7 +219,9 @@ def steps(bench: Workbench) -> Figures:
 
 def compiled(bench: Workbench) -> Figures:
     """The same in bf16 with compiled blocks, and the seconds that compiling takes."""
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     for size in bench.batch_sizes:
+        torch._dynamo.reset()  # or blocks would be compiled for batches of any size
         pair = bench.pair()
         for model in (pair.teacher, pair.student):
             for block in model.network.blocks:
@@ -237,18 +241,19 @@ def memory(bench: Workbench) -> Figures:
     pair = bench.pair()
     made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
     del made.plain_teacher, made.plain_student, made.plain
-    weights = sum(t.nbytes for module in (pair.teacher, pair.objective) for t in module.state_dict().values())
     fakes = FakeSteps(bench.pair(meta=True).objectives, pair.image_size, bench.device, "bf16")
     for role in pair.objectives:
         step = _whole(made.ours[f"{role} step"])
         step()
         measured = peak_growth(step, bench.device)
+        modules = (pair.teacher, pair.objective)
+        weights = [t for each in modules for t in (*each.state_dict().values(), *copied_weights(each))]
         yield (
             role,
             {
                 "computed_bytes": fakes.training([role], size).peak_bytes,
                 "measured_growth_bytes": measured,
-                "weights_bytes": weights,
+                "weights_bytes": sum(weight.nbytes for weight in weights),
             },
         )
 

@@ -4,7 +4,8 @@ Computed, not measured: from the operations of a step on fake tensors and the ra
 overlap, launch costs or fused operations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..distillation import TrainingObjective
-from ..models import prefix_attention
+from ..models import compute_copy, networks, prefix_attention
 from ..training.dry_run import CPU_ATTENTION, FakeSteps
 from .pairs import MeasuredPair
 
@@ -96,7 +97,7 @@ def compute(pair: MeasuredPair, batch_size: int) -> dict[str, dict[str, float]]:
     }
     figures = {}
     for name, step in kinds.items():
-        with steps.fake_mode, patch.object(prefix_attention, "is_on_cpu", lambda tensor: False):
+        with steps.fake_mode, _as_on_a_gpu():
             step()  # allocates the optimizer's state
             with _Traffic() as traffic:
                 step()
@@ -105,6 +106,14 @@ def compute(pair: MeasuredPair, batch_size: int) -> dict[str, dict[str, float]]:
         for label, limits in DEVICES.items():
             figures[name][label] = batch_size / traffic.seconds(limits)
     return figures
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in (compute_copy, networks, prefix_attention):
+            stack.enter_context(patch.object(module, "is_on_cpu", lambda tensor: False))
+        yield
 
 
 def table(figures: dict[str, dict[str, float]], title: str) -> str:

@@ -32,6 +32,7 @@ from ..distillation import TrainingObjective
 from ..models import PromptViTForImageClassification
 from ..models.analytic import FeaturePredictor
 from ..models.classifiers import RanPAC
+from ..models.compute_copy import copied_weights
 from ..runs.checkpointing import NUM_KEPT
 from ..runs.task_checkpoints import TaskCheckpoints, describe_stream, drifts
 from .build import build_models, build_stream
@@ -345,7 +346,7 @@ class FakeSteps:
         footprint = Footprint()
         memory, flops = _LiveMemory(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         for module in self.modules.values():
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in (*module.parameters(), *module.buffers(), *copied_weights(module)):
                 memory.add(tensor)
         with self.fake_mode, memory, flops:
             yield footprint

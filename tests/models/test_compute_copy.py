@@ -13,14 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdl_hf.models import compute_copy as module
-from cdl_hf.models import networks, prefix_attention
+from cdl_hf.models import networks
 from cdl_hf.models.compute_copy import compute_copy
 
-
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    for each in (module, networks, prefix_attention):
-        monkeypatch.setattr(each, "is_on_cpu", lambda tensor: False)
+pytestmark = pytest.mark.usefixtures("as_on_a_gpu")
 
 
 def bf16(enabled=True):

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdl_hf.arguments.config import CDLConfig
 from cdl_hf.distillation import TrainingObjective
 from cdl_hf.distillation.logit_methods import KD
+from cdl_hf.models.compute_copy import copied_weights
 from cdl_hf.training.classifier_alignment import ClassifierAlignment
 from cdl_hf.training.dry_run import CPU_ATTENTION, FakeSteps, _fitting, _for_classifier
 
@@ -66,6 +67,18 @@ def test_half_precision_halves_what_is_kept_for_the_backward_pass():
         each.training(["teacher"], 48).peak_bytes - each.training(["teacher"], 16).peak_bytes for each in (steps, full)
     )
     assert 0.45 < halved / kept < 0.8
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_copies_in_half_precision_count():
+    with torch.device("meta"):
+        teacher, student = tiny_pair("coda_prompt", "kdp")
+    steps = FakeSteps({"teacher": TrainingObjective(teacher), "student": student}, 32, CPU, "bf16")
+    first, second = (steps.evaluation(1).peak_bytes for _ in range(2))
+    assert second >= first  # the first one makes the copies
+    for blocks in (model.backbone.blocks for model in steps.models):
+        weights, copies = (sum(t.nbytes for t in each) for each in (blocks.parameters(), copied_weights(blocks)))
+        assert copies == weights / 2
 
 
 def test_the_last_task_takes_no_more_than_the_first():
