@@ -77,9 +77,9 @@ def one_thread():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Runs the code for other devices on the CPU."""
-    from cdl_hf.models import compute_copy, networks, prefix_attention
+    from cdl_hf.models import compute_copy, networks, prefix_attention, prompt_pools
 
-    for module in (compute_copy, networks, prefix_attention):
+    for module in (compute_copy, networks, prefix_attention, prompt_pools):
         monkeypatch.setattr(module, "is_on_cpu", lambda tensor: False)
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..distillation import TrainingObjective
-from ..models import compute_copy, networks, prefix_attention
+from ..models import compute_copy, networks, prefix_attention, prompt_pools
 from ..training.dry_run import CPU_ATTENTION, FakeSteps
 from .pairs import MeasuredPair
 
@@ -111,7 +111,7 @@ def compute(pair: MeasuredPair, batch_size: int) -> dict[str, dict[str, float]]:
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
     with ExitStack() as stack:
-        for module in (compute_copy, networks, prefix_attention):
+        for module in (compute_copy, networks, prefix_attention, prompt_pools):
             stack.enter_context(patch.object(module, "is_on_cpu", lambda tensor: False))
         yield
 

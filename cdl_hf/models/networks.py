@@ -286,9 +286,10 @@ class BlockNetwork(Network):
         own = slice(cls_index, cls_index + num_tokens)
         hidden_states: tuple[Tensor, ...] = (x,) if output_hidden_states else ()
         reads_rows = self.reads_class_token and not output_hidden_states and not readout.patch_means
-        prompt_losses, features = [], []
+        prefixes, loss = pool.all_prefixes(query, task_id)
+        prompt_losses, features = [] if loss is None else [loss], []
         for i, block in enumerate(self.blocks):
-            prefix, prompt_loss = pool(query, i, task_id)
+            prefix, prompt_loss = (prefixes[i], None) if i in prefixes else pool(query, i, task_id)
             suffix = None
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)

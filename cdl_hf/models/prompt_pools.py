@@ -7,6 +7,9 @@ task; `init_weights` initializes all parameters for a new stream. Tasks after `c
 pool sees none of them, and its `task_id` stays that of the last trained one. Prompts are selected per sample, so a
 prediction does not depend on the size or order of the batch.
 
+Where the query is known before the first block, a pool may give the prompts of all blocks at once:
+`pool.all_prefixes(query, task_id)`.
+
 A pool may also update the weights of the transformer's linear layers: `pool.updates_of(block)` returns the updates of
 a block by the layer's name. They depend on no image.
 """
@@ -23,7 +26,7 @@ from .configuration_prompt_vit import PromptViTConfig
 from .heads import LinearHead, UnitNormHead
 from .low_rank import LowRankUpdate
 from .precision import in_full_precision
-from .prefix_attention import NO_UPDATES, Prefix, linear_layers
+from .prefix_attention import NO_UPDATES, Prefix, is_on_cpu, linear_layers
 from .similarity import attended_cosine, cosine, orthonormal_rows
 
 
@@ -82,6 +85,10 @@ class PromptPool(nn.Module):
     def init_weights(self) -> None:
         """Initializes all parameters for a new stream."""
         raise NotImplementedError
+
+    def all_prefixes(self, query: Tensor | None, task_id: int) -> tuple[dict[int, Prefix], Tensor | None]:
+        """Prefixes by their blocks, and the sum of these blocks' losses; the pool is called for the other blocks."""
+        return {}, None
 
     def add_updates(self, blocks: Iterable[nn.Module]) -> None:
         """Called once with the transformer's blocks, for a pool that updates their weights."""
@@ -238,12 +245,28 @@ class CodaPrompt(PromptPool):
                 loss = self.ortho_weight * (penalties[0] + penalties[1] + penalties[2])
         return Prefix(key, value), loss
 
-    def _visible(self, pool: Tensor, task_id: int) -> Tensor:
-        """Components of the tasks so far; in training, those of earlier tasks are detached."""
+    def all_prefixes(self, query: Tensor | None, task_id: int) -> tuple[dict[int, Prefix], Tensor | None]:
+        """As block by block, up to rounding. On a GPU, which takes as long for one block as for all."""
+        if query is None or is_on_cpu(query):
+            return {}, None
+        prompts, keys, attention = (self._visible(p, task_id, 1) for p in (self.prompts, self.keys, self.attention))
+        with in_full_precision(query):
+            weights = attended_cosine(query.float(), attention.float(), keys.float())
+            halves = _halves(torch.einsum("nbm,nmld->nbld", weights, prompts.float()))
+            loss = None
+            if self.ortho_weight:
+                penalties = [_ortho_penalty(p) for p in (keys, attention, prompts.flatten(2))]
+                loss = self.ortho_weight * len(self.blocks) * (penalties[0] + penalties[1] + penalties[2])
+        # not indexed by block: the gradient of each index would be a tensor of all
+        return dict(zip(self.blocks, map(Prefix, *(half.unbind() for half in halves)), strict=True)), loss
+
+    def _visible(self, pool: Tensor, task_id: int, dim: int = 0) -> Tensor:
+        """Components of the tasks so far, which lie along `dim`; in training, those of earlier tasks are detached."""
         first, end = task_id * self.components_per_task, (task_id + 1) * self.components_per_task
         if self.training and first:
-            return torch.cat([pool[:first].detach(), pool[first:end]])
-        return pool[:end]
+            earlier, own = pool.narrow(dim, 0, first), pool.narrow(dim, first, self.components_per_task)
+            return torch.cat([earlier.detach(), own], dim)
+        return pool.narrow(dim, 0, end)
 
 
 class APT(PromptPool):
@@ -389,6 +412,6 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ortho_penalty(rows: Tensor) -> Tensor:
-    """Mean squared entry of RR' - I for rows (M, d) (arXiv 2211.13218, section 4.3)."""
+    """Mean squared entry of RR' - I for rows (..., M, d) (arXiv 2211.13218, section 4.3)."""
     rows = rows.float()
-    return (rows @ rows.T - torch.eye(len(rows), device=rows.device)).square().mean()
+    return (rows @ rows.mT - torch.eye(rows.shape[-2], device=rows.device)).square().mean()

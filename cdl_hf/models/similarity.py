@@ -17,9 +17,17 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def attended_cosine(query: Tensor, attention: Tensor, keys: Tensor) -> Tensor:
-    """cos(q * a_m, k_m) for all m as two matrix products, without the (B, M, Dq) tensor of the products: (B, M)."""
-    dot = query @ (attention * F.normalize(keys, dim=-1)).T
-    squared_norm = query.square() @ attention.square().T
+    """cos(q * a_m, k_m) for all m as two matrix products, without the (B, M, Dq) tensor of the products.
+
+    Args:
+        query: (B, Dq)
+        attention, keys: (..., M, Dq)
+
+    Returns:
+        (..., B, M)
+    """
+    dot = query @ (attention * F.normalize(keys, dim=-1)).mT
+    squared_norm = query.square() @ attention.square().mT
     return dot * squared_norm.clamp_min(1e-24).rsqrt()
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import PROMPTS, tiny_model
+from tiny_models import PROMPTS, images, labels_for, tiny_model, tiny_pair
 from torch.nn import functional as F
 
 from cdl_hf.models.prefix_attention import run_block
@@ -136,6 +136,34 @@ def test_coda_weighs_components_of_the_tasks_so_far():
         assert not parameter.grad[:, :2].any(), "earlier components have a gradient"
         assert parameter.grad[1, 2:4].any() and not parameter.grad[:, 4:].any()
     assert torch.equal(pool.eval()(query, 1, 1)[0].key, prefix.key)
+
+
+def coda_step(objective, x):
+    """Logits and gradients in training and logits in evaluation."""
+    objective.train().zero_grad()
+    output = objective(x, labels_for(objective.model))
+    output["loss"].backward()
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    with torch.no_grad():
+        return [output["loss"], output["logits"], *gradients, objective.eval().model(x).logits]
+
+
+@pytest.mark.parametrize("method", ["none", "kdp", "cdl_prompt"])
+def test_coda_computes_all_blocks_at_once_on_a_gpu(method, request, monkeypatch):
+    _, objective = tiny_pair("coda_prompt", method, tasks=2, prompt_blocks=[1, 0])
+    for tensor in objective.model.prompt_pool.parameters():
+        torch.nn.init.normal_(tensor, std=0.5)
+    x = images()
+    each = coda_step(objective, x)
+    request.getfixturevalue("as_on_a_gpu")
+    monkeypatch.setattr(objective.model.prompt_pool, "forward", None)
+    for ours, expected in zip(coda_step(objective, x), each, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_coda_waits_for_a_query_of_a_later_block(as_on_a_gpu):
+    model = tiny_model("coda_prompt", prompt_blocks=[1], query_block=0)
+    assert model(images()).logits.isfinite().all()
 
 
 def test_attended_cosine_of_a_zero_vector_is_zero():
