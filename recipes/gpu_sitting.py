@@ -4,7 +4,7 @@
     python recipes/gpu_sitting.py --output_dir runs/pair --only pretrain --dataset my_photographs --time_limit 300
     python recipes/gpu_sitting.py --output_dir runs/rehearsal --rehearse    # the same with tiny sizes on a CPU
 
-Checks of correctness run side by side, then those of speed one after the other; each runs in a process of its own, so
+Checks of speed run one after the other, then those of correctness side by side; each runs in a process of its own, so
 that none ends or disturbs the others, and those that the time does not reach are left out. `sitting.json` and
 `sitting.txt` are written after each; `logs/` has what each has printed. Of the backbones a CNN is trained first; then
 three transformers learn from its soft labels, side by side.
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Name -> seconds that it may take
 TOGETHER = {"machine": 60, "figures": 240, "precision": 240, "runs": 240, "waits": 120, "kernels": 120}
 TOGETHER |= {"distributed": 240, "out_of_memory": 120, "gpu_tests": 240}
-IN_TURN = {"crops": 30, "steps": 150, "compiled": 90, "end_to_end": 90, "memory": 60, "ranpac": 60}
+IN_TURN = {"crops": 30, "steps": 150, "compiled": 60, "profile": 60, "end_to_end": 90, "memory": 60, "ranpac": 60}
 # What pretrain.py is given. Batches are large, as networks this small leave a GPU waiting for its host. The stored
 # images are smaller than those of the networks, which are made for the still smaller ones of CIFAR-100.
 COMMON = "--images photographs --stored_size 48 --mean 0.5 --std 0.25 --batch_size 1024 --optimizer muon "
@@ -378,10 +378,10 @@ def main() -> None:
     first = sitting.outcomes.get("machine")
     if first is not None and first.state != "done":
         cli_error(f"the GPU cannot be used ({first.reason}); see {output / 'logs' / 'machine.log'}")
-    run([name for name in wanted if name in TOGETHER and name != "machine"], TOGETHER)
     for name in wanted:
         if name in IN_TURN:
             run([name], IN_TURN)
+    run([name for name in wanted if name in TOGETHER and name != "machine"], TOGETHER)
     if "pretrain" in args.only:
         limits = {f"pretrain_{name}": args.time_limit for name in NETWORKS}
         guide, *others = limits

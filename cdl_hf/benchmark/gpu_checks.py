@@ -39,6 +39,7 @@ from .steps import Step, Steps
 
 PEAK = 989e12  # dense bf16 operations a second of an H100, by its data sheet
 Figures = Iterator[tuple[str, Any]]  # names and values, each as soon as it is known
+PROFILED = ("teacher step", "student step, stored queries and teacher's logits")
 FLAGGED = ("flash", "fmha", "sdpa", "softmax", "cudnn", "mem_eff")  # parts of the names of attention kernels
 
 
@@ -187,15 +188,13 @@ def waits(bench: Workbench) -> Figures:
 
 def kernels(bench: Workbench) -> Figures:
     """Names of the attention kernels of a teacher step with each prompt method, in bf16 and float32."""
-    activity = torch.profiler.ProfilerActivity
     for prompts in ("coda_prompt", "l2p", "dualprompt", "apt"):
         pair = bench.pair(prompts)
         batch = pair.random_batch(bench.batch_sizes[-1], bench.device)
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", None)):
             step = partial(_pass, TrainingObjective(pair.teacher).train(), batch, dtype)
             step()
-            activities = [activity.CUDA, activity.CPU] if bench.device.type == "cuda" else [activity.CPU]
-            with torch.profiler.profile(activities=activities) as profiler:
+            with _profiler(bench.device) as profiler:
                 step()
                 bench.synchronize()
             kinds = {event.key for event in profiler.key_averages() if any(f in event.key.lower() for f in FLAGGED)}
@@ -219,6 +218,42 @@ def steps(bench: Workbench) -> Figures:
 
 def compiled(bench: Workbench) -> Figures:
     """The same in bf16 with compiled blocks, and the seconds that compiling takes."""
+    for size, made in _with_compiled_blocks(bench):
+        for name in PROFILED:
+            step, began = _whole(made.ours[name]), time.perf_counter()
+            step()
+            bench.synchronize()
+            seconds = time.perf_counter() - began
+            yield f"{name}, batch {size}", {"first_step_seconds": seconds, "ms": bench.milliseconds(step)}
+
+
+def profile(bench: Workbench) -> Figures:
+    """Kernels of a step in bf16, with blocks as they are and compiled: their number, time, and the longest ones."""
+    pair = bench.pair()
+    eager = ((size, Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)) for size in bench.batch_sizes)
+    for kind, all_made in (("", eager), (", compiled", _with_compiled_blocks(bench))):
+        for size, made in all_made:
+            for name in PROFILED:
+                step = _whole(made.ours[name])
+                bench.milliseconds(step)
+                with _profiler(bench.device) as profiler:
+                    step()
+                    bench.synchronize()
+                on_device = [e for e in profiler.key_averages() if e.device_type.name.lower() == bench.device.type]
+                kind_of_time = "self_cpu_time_total" if bench.device.type == "cpu" else "self_device_time_total"
+                times = {event.key[:80]: getattr(event, kind_of_time) / 1000 for event in on_device}
+                longest = sorted(times, key=lambda key: -times[key])[:15]
+                yield (
+                    f"{name}, batch {size}{kind}",
+                    {
+                        "kernels": sum(event.count for event in on_device),
+                        "ms": sum(times.values()),
+                        "longest_ms": {key: times[key] for key in longest},
+                    },
+                )
+
+
+def _with_compiled_blocks(bench: Workbench) -> Iterator[tuple[int, Steps]]:
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     for size in bench.batch_sizes:
         torch._dynamo.reset()  # or blocks would be compiled for batches of any size
@@ -226,13 +261,7 @@ def compiled(bench: Workbench) -> Figures:
         for model in (pair.teacher, pair.student):
             for block in model.network.blocks:
                 block.compile()
-        made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
-        for name in ("teacher step", "student step, stored queries and teacher's logits"):
-            step, began = _whole(made.ours[name]), time.perf_counter()
-            step()
-            bench.synchronize()
-            seconds = time.perf_counter() - began
-            yield f"{name}, batch {size}", {"first_step_seconds": seconds, "ms": bench.milliseconds(step)}
+        yield size, Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
 
 
 def memory(bench: Workbench) -> Figures:
@@ -308,6 +337,12 @@ def _compared(bench: Workbench, ours: Step, plain: Step | None, size: int) -> di
     return row
 
 
+def _profiler(device: torch.device) -> torch.profiler.profile:
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = [activity.CUDA] if device.type == "cuda" else []
+    return torch.profiler.profile(activities=[activity.CPU, *on_gpu])
+
+
 def _whole(step: Step) -> Callable[[], None]:
     """The step without a clock between its parts, for which it would wait."""
     return lambda: step(lambda part: None)
@@ -349,5 +384,6 @@ def _sync_warnings(device: torch.device) -> Iterator[Callable[[bool], None]]:
 
 
 CHECKS: dict[str, Callable[[Workbench], Figures]] = {
-    check.__name__: check for check in (machine, precision, waits, kernels, crops, steps, compiled, memory, ranpac)
+    check.__name__: check
+    for check in (machine, precision, waits, kernels, crops, steps, compiled, profile, memory, ranpac)
 }
