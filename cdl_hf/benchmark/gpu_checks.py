@@ -197,7 +197,8 @@ def kernels(bench: Workbench) -> Figures:
             with _profiler(bench.device) as profiler:
                 step()
                 bench.synchronize()
-            kinds = {event.key for event in profiler.key_averages() if any(f in event.key.lower() for f in FLAGGED)}
+            names = (event.key for event in profiler.key_averages())
+            kinds = {name[:80] for name in names if any(f in name.lower() for f in FLAGGED)}
             yield f"{prompts}, {name}", sorted(kinds)
 
 
