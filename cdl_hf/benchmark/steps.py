@@ -216,7 +216,7 @@ def timed(step: Step, device: torch.device) -> dict[str, float]:
     return parts
 
 
-def _update(loss: Tensor, method: nn.Module, optimizer: torch.optim.Adam, done: Callable[[str], None]) -> None:
+def _update(loss: Tensor, method: nn.Module, optimizer: torch.optim.Optimizer, done: Callable[[str], None]) -> None:
     loss.backward()
     done("backward")
     optimizer.step()

@@ -276,8 +276,10 @@ def main(argv: list[str] | None = None) -> None:
     if guide:
         normalize_for_guide, size_of_guide = normalization(guide.pretrained_cfg), guide.pretrained_cfg["input_size"][1]
 
-    def guidance_of(images: torch.Tensor) -> torch.Tensor:
+    def guidance_of(images: torch.Tensor) -> torch.Tensor | None:
         """Logits of the guide, which sees the same images in its own size and normalization."""
+        if guide is None:
+            return None
         if size_of_guide != size:
             images = F.interpolate(images, size_of_guide, mode="bilinear", antialias=True)
         return guide(normalize_for_guide(images))
@@ -338,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
             images, targets = mixing(images, labels)
             with accelerator.autocast():
                 logits = model(normalize(images))
-                guidance = guidance_of(images) if guide else None
+                guidance = guidance_of(images)
             logits = logits.float()
             if guidance is not None:
                 loss = distillation_loss(logits, guidance.float(), model_args.temperature)
