@@ -385,8 +385,10 @@ def main() -> None:
     if "pretrain" in args.only:
         limits = {f"pretrain_{name}": args.time_limit for name in NETWORKS}
         guide, *others = limits
-        run([guide], limits, time.monotonic() + GUIDE_SHARE * (deadline - time.monotonic()))
-        run(others, limits)
+        seconds = GUIDE_SHARE * (deadline - time.monotonic())
+        run([guide], {guide: seconds}, time.monotonic() + seconds)
+        if sitting.outcomes[guide].state == "done":
+            run(others, limits)
     print((output / "sitting.txt").read_text(encoding="utf-8"))
 
 

@@ -28,6 +28,8 @@ from ..distillation import METHODS, TrainingObjective
 from ..models import PromptViTConfig
 from ..models.classifiers import RanPAC
 from ..models.compute_copy import copied_weights
+from ..models.modeling_prompt_vit import frozen_networks
+from ..models.networks import network_of
 from ..models.prompt_pools import POOLS
 from ..runs.distributed import COMPILED_VARIANTS
 from ..training.build import build_objective
@@ -240,7 +242,8 @@ def profile(bench: Workbench) -> Figures:
                 with _profiler(bench.device) as profiler:
                     step()
                     bench.synchronize()
-                on_device = [e for e in profiler.key_averages() if e.device_type.name.lower() == bench.device.type]
+                events = (e for e in profiler.key_averages() if not e.is_user_annotation)  # which hold kernels
+                on_device = [e for e in events if e.device_type.name.lower() == bench.device.type]
                 kind_of_time = "self_cpu_time_total" if bench.device.type == "cpu" else "self_device_time_total"
                 times = {event.key[:80]: getattr(event, kind_of_time) / 1000 for event in on_device}
                 longest = sorted(times, key=lambda key: -times[key])[:15]
@@ -259,9 +262,9 @@ def _with_compiled_blocks(bench: Workbench) -> Iterator[tuple[int, Steps]]:
     for size in bench.batch_sizes:
         torch._dynamo.reset()  # or blocks would be compiled for batches of any size
         pair = bench.pair()
-        for model in (pair.teacher, pair.student):
-            for block in model.network.blocks:
-                block.compile()
+        networks = {network for role in (pair.teacher, pair.objective) for _, network in frozen_networks(role)}
+        for block in (block for network in networks for block in network_of(network).blocks):
+            block.compile()
         yield size, Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
 
 
@@ -272,6 +275,8 @@ def memory(bench: Workbench) -> Figures:
     made = Steps(pair, pair.random_batch(size, bench.device), torch.bfloat16)
     del made.plain_teacher, made.plain_student, made.plain
     fakes = FakeSteps(bench.pair(meta=True).objectives, pair.image_size, bench.device, "bf16")
+    for each in (lambda: fakes.evaluation(size), _whole(made.ours["evaluation of both"])):
+        each()  # as in a run, the other model's copies in bfloat16 are there
     for role in pair.objectives:
         step = _whole(made.ours[f"{role} step"])
         step()

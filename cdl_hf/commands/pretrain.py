@@ -274,13 +274,14 @@ def main(argv: list[str] | None = None) -> None:
 
     normalize = normalization(pipeline)
     if guide:
-        normalize_for_guide, size_of_guide = normalization(guide.pretrained_cfg), guide.pretrained_cfg["input_size"][1]
+        normalize_for_guide = normalization(guide.pretrained_cfg)
+        size_of_guide = tuple(guide.pretrained_cfg["input_size"][1:])
 
     def guidance_of(images: torch.Tensor) -> torch.Tensor | None:
         """Logits of the guide, which sees the same images in its own size and normalization."""
         if guide is None:
             return None
-        if size_of_guide != size:
+        if size_of_guide != images.shape[2:]:
             images = F.interpolate(images, size_of_guide, mode="bilinear", antialias=True)
         return guide(normalize_for_guide(images))
 

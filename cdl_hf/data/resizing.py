@@ -30,7 +30,7 @@ def resize_crops(images: Tensor, crops: Tensor, size: tuple[int, int], interpola
     """A part of each image, resized and perhaps flipped.
 
     Args:
-        images: uint8 (B, C, h, w), no larger than the result.
+        images: uint8 (B, C, h, w), at most as high and wide as the result.
         crops: int64 (B, 5): top, left, height, width, and 1 to flip or 0.
         size: H, W.
         interpolation: One of `FILTERS`.

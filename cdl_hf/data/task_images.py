@@ -24,7 +24,7 @@ class TaskImages(torch.utils.data.Dataset):
 
     [`Batches`] normalizes the pixels to `pixel_values` when they are on the device. For a GPU, [`for_device`], samples
     that are asked for together have, instead of pixels, `whole`: uint8 (3, h, w), and in training `crop`: (5,), if
-    their images are all of one size and have no more pixels than the result. [`Batches`] resizes them.
+    their images are all of one size and at most half as high and wide as the result. [`Batches`] resizes them.
 
     Args:
         view: data set with columns `image` and `label`, such as `Task.train`.
@@ -85,7 +85,7 @@ class TaskImages(torch.utils.data.Dataset):
         """Samples of a batch, which torch's loader requests together: reading rows together is much faster."""
         images: Iterator[PIL.Image.Image] = map(decode, self._rows[indices]["image"].to_pylist())
         read = self._pixels
-        if self._leaves_whole:
+        if self._leaves_whole and len(indices) > 1:  # of one size in each batch, not only within each
             images, are_small = self._all_small(images)
             read = self.transform.whole if are_small else read
         return [

@@ -128,8 +128,11 @@ class _Transform(ABC):
         """
 
     def can_be_whole(self, size: tuple[int, int]) -> bool:
-        """Whether `whole` takes images of a width and height: not where they have more pixels than the result."""
-        return size[0] <= self.size[1] and size[1] <= self.size[0] and self.interpolation in FILTERS
+        """Whether `whole` takes images of a width and height: of at most half the result's.
+
+        Of larger ones little less would travel, and `resize` would need matrices for each of many sizes.
+        """
+        return 2 * size[0] <= self.size[1] and 2 * size[1] <= self.size[0] and self.interpolation in FILTERS
 
     def __call__(self, image: PIL.Image.Image) -> torch.Tensor:
         return self.normalize(self.pixels(image))
@@ -225,7 +228,10 @@ def _shrink(image: PIL.Image.Image, part: dict[str, int], size: tuple[int, int])
 
 
 class _Normalize:
-    """uint8 (..., 3, H, W) -> float on the same device, with the same rounding as the processor."""
+    """Bytes (..., 3, H, W) -> float32 on the same device, with the same rounding as the processor.
+
+    Bytes that are in float32, as `resize` returns them, are overwritten.
+    """
 
     def __init__(self, processor: CLIPImageProcessor):
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0, 0, 0), (1, 1, 1))

@@ -233,8 +233,8 @@ class BlockNetwork(Network):
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
         ):
             # Adding position embeddings gives float32, which takes twice the memory and a conversion before every
-            # product. On other devices autocast computes norms in float32; those of a block with a compute copy are
-            # converted before it.
+            # product. On other devices autocast computes norms in float32, unless the block has a compute copy, for
+            # which `_run_block` converts the tokens.
             tokens = tokens.to(torch.bfloat16)
         return tokens, angles
 

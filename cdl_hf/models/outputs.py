@@ -24,7 +24,7 @@ class PromptViTOutput(ModelOutput):
         prompt_loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned in training mode or with `labels`):
             Loss of the prompt method, if it has one.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
-            The tokens (B, n, D) before the first block and after each, before the final norm.
+            Tokens (B, n, D) before the first block and after each, before the final norm, in the blocks' precision.
     """
 
     loss: Tensor | None = None

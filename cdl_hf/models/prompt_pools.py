@@ -235,30 +235,35 @@ class CodaPrompt(PromptPool):
         if block not in self.blocks:
             return None, None
         i = self.blocks.index(block)
-        prompts, keys, attention = (self._visible(p[i], task_id) for p in (self.prompts, self.keys, self.attention))
-        with in_full_precision(query):
-            weights = attended_cosine(query.float(), attention.float(), keys.float())
-            key, value = _halves(torch.einsum("bm,mld->bld", weights, prompts.float()))
-            loss = None
-            if self.ortho_weight:
-                penalties = [_ortho_penalty(p) for p in (keys, attention, prompts.flatten(1))]
-                loss = self.ortho_weight * (penalties[0] + penalties[1] + penalties[2])
-        return Prefix(key, value), loss
+        halves, loss = self._weighted(query, *(self._visible(p[i], task_id) for p in self._pools))
+        return Prefix(*halves), loss
 
     def all_prefixes(self, query: Tensor | None, task_id: int) -> tuple[dict[int, Prefix], Tensor | None]:
         """As block by block, up to rounding. On a GPU, which takes as long for one block as for all."""
-        if query is None or is_on_cpu(query):
+        is_overridden = type(self).forward is not CodaPrompt.forward
+        if query is None or self.query_block is not None or is_overridden or is_on_cpu(query):
             return {}, None
-        prompts, keys, attention = (self._visible(p, task_id, 1) for p in (self.prompts, self.keys, self.attention))
+        halves, losses = self._weighted(query, *(self._visible(p, task_id, 1) for p in self._pools))
+        # not indexed by block: the gradient of each index would be a tensor of all
+        prefixes = dict(zip(self.blocks, map(Prefix, *(half.unbind() for half in halves)), strict=True))
+        return prefixes, None if losses is None else losses.sum()
+
+    @property
+    def _pools(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.prompts, self.keys, self.attention
+
+    def _weighted(
+        self, query: Tensor, prompts: Tensor, keys: Tensor, attention: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Keys and values (..., B, L / 2, D), and the loss (...), of components (..., M, L, D) and (..., M, Dq)."""
         with in_full_precision(query):
             weights = attended_cosine(query.float(), attention.float(), keys.float())
-            halves = _halves(torch.einsum("nbm,nmld->nbld", weights, prompts.float()))
+            halves = _halves(torch.einsum("...bm,...mld->...bld", weights, prompts.float()))
             loss = None
             if self.ortho_weight:
-                penalties = [_ortho_penalty(p) for p in (keys, attention, prompts.flatten(2))]
-                loss = self.ortho_weight * len(self.blocks) * (penalties[0] + penalties[1] + penalties[2])
-        # not indexed by block: the gradient of each index would be a tensor of all
-        return dict(zip(self.blocks, map(Prefix, *(half.unbind() for half in halves)), strict=True)), loss
+                penalties = [_ortho_penalty(p) for p in (keys, attention, prompts.flatten(-2))]
+                loss = self.ortho_weight * (penalties[0] + penalties[1] + penalties[2])
+        return halves, loss
 
     def _visible(self, pool: Tensor, task_id: int, dim: int = 0) -> Tensor:
         """Components of the tasks so far, which lie along `dim`; in training, those of earlier tasks are detached."""
@@ -412,6 +417,6 @@ def _halves(prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ortho_penalty(rows: Tensor) -> Tensor:
-    """Mean squared entry of RR' - I for rows (..., M, d) (arXiv 2211.13218, section 4.3)."""
+    """Mean squared entry (...) of RR' - I for rows (..., M, d) (arXiv 2211.13218, section 4.3)."""
     rows = rows.float()
-    return (rows @ rows.mT - torch.eye(rows.shape[-2], device=rows.device)).square().mean()
+    return (rows @ rows.mT - torch.eye(rows.shape[-2], device=rows.device)).square().mean((-2, -1))

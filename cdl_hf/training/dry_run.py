@@ -122,8 +122,8 @@ class _Costs:
         processes = accelerator.num_processes
         batch = max(args.batch_size // args.gradient_accumulation_steps // processes, 1)
         eval_batch = max(args.eval_batch_size // processes, 1)
-        training = {roles: steps.training(roles, batch) for roles in stages}
-        return cls(batch, eval_batch, training, steps.evaluation(eval_batch))
+        evaluation = steps.evaluation(eval_batch)  # first, for it leaves what all models keep from the first task on
+        return cls(batch, eval_batch, {roles: steps.training(roles, batch) for roles in stages}, evaluation)
 
 
 def _steps(stream: TaskStream, args: CDLConfig, trained: list[str], trained_tasks: int) -> str:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -111,12 +112,36 @@ def test_where_there_is_none(monkeypatch):
         assert compute_copy(block, x) is None
         block.requires_grad_(False)
         assert compute_copy(block.train(), x) is None
-        block.eval().unshard = lambda: None  # as FSDP2's
+        with monkeypatch.context() as patch:  # as FSDP2's
+            patch.setattr(type(block.eval()), "unshard", lambda block: None, raising=False)
+            assert compute_copy(block, x) is None
+        block.attn.qkv.forward = block.attn.qkv.forward  # as Accelerate's hooks
         assert compute_copy(block, x) is None
-        del block.unshard
+        del block.attn.qkv.forward
         assert compute_copy(block, x) is not None
         monkeypatch.setattr(module, "is_on_cpu", lambda tensor: True)
         assert compute_copy(block, x) is None
+
+
+def test_hooks_of_a_block_see_its_passes():
+    model, x, seen = tiny_model("none"), images(), []
+    with bf16(), torch.no_grad():
+        model(x)
+        handle = model.backbone.blocks[0].mlp.register_forward_hook(lambda *args: seen.append(args[2]))
+        model(x)
+        passes = len(seen)
+        handle.remove()
+        model(x)
+    assert passes and len(seen) == passes and all(each.dtype == torch.bfloat16 for each in seen)
+
+
+def test_a_copy_is_gone_when_its_weights_are():
+    block, x = tiny_model("none").backbone.blocks[0], torch.randn(2, 5, 32)
+    with bf16():
+        weight = weakref.ref(compute_copy(block, x).attn.qkv.weight)
+    block._apply(lambda tensor: tensor.clone())  # as `module.to` another device
+    gc.collect()
+    assert weight() is None and block not in module._COPIES
 
 
 def test_a_copy_of_an_evaluation_serves_in_training():

@@ -4,6 +4,7 @@ from tiny_models import PROMPTS, images, labels_for, tiny_model, tiny_pair
 from torch.nn import functional as F
 
 from cdl_hf.models.prefix_attention import run_block
+from cdl_hf.models.prompt_pools import CodaPrompt
 from cdl_hf.models.similarity import attended_cosine, cosine
 
 
@@ -162,8 +163,23 @@ def test_coda_computes_all_blocks_at_once_on_a_gpu(method, request, monkeypatch)
 
 
 def test_coda_waits_for_a_query_of_a_later_block(as_on_a_gpu):
-    model = tiny_model("coda_prompt", prompt_blocks=[1], query_block=0)
-    assert model(images()).logits.isfinite().all()
+    model, x = tiny_model("coda_prompt", prompt_blocks=[1], query_block=0), images()
+    for tensor in model.prompt_pool.parameters():
+        torch.nn.init.normal_(tensor, std=0.5)
+    logits = model(x).logits
+    assert torch.equal(logits, model(x, query=torch.randn(len(x), 32)).logits)  # not that of another network
+
+
+def test_a_method_that_overrides_coda_is_called_on_a_gpu(as_on_a_gpu, monkeypatch):
+    class Ours(CodaPrompt):
+        def forward(self, query, block, task_id):
+            called.append(block)
+            return super().forward(query, block, task_id)
+
+    called, model = [], tiny_model("coda_prompt")
+    monkeypatch.setattr(model.prompt_pool, "__class__", Ours)
+    model(images())
+    assert called
 
 
 def test_attended_cosine_of_a_zero_vector_is_zero():
