@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..arguments.config import DistillationArguments
-from ..arguments.sets import affecting, names_of, not_of_the_run, planned, shown_in_labels
+from ..arguments.sets import affecting, names_of, not_of_the_run, planned, shown_in_labels, unused
 from ..catalogue import ALIGNED_HEAD, CLASSIFIERS, DISTILLATION_METHODS, PROMPT_METHODS, method_of, prompt_method_of
 from ..evaluation import metric_in
 from .statistics import Scores
@@ -271,13 +271,13 @@ def _execution() -> frozenset[str]:
 
 def _fixed(args: dict[str, Any]) -> str:
     """What the runs of an experiment share."""
-    may_differ = _execution() | {"stream_seed"}
+    may_differ = _execution() | unused(args) | {"stream_seed"}
     return repr(sorted((name, repr(value)) for name, value in args.items() if name not in may_differ))
 
 
 def _disambiguate(group: list[Experiment]) -> Iterable[Experiment]:
     """Experiments with the same label, each with a note of the arguments in which they differ, or else of its name."""
-    ignored = _execution() | shown_in_labels()
+    ignored = _execution() | shown_in_labels() | frozenset.intersection(*(unused(e.args) for e in group))
     if group[0].role == "teacher":
         ignored |= names_of(DistillationArguments)
     names = [name for name in group[0].args if name not in ignored]

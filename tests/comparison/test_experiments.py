@@ -133,6 +133,18 @@ def test_runs_of_a_name_that_differ_are_refused():
         group_runs({"x-seed0": run(0), "x-seed1": run(1, learning_rate=0.2)})
 
 
+def test_arguments_that_mean_nothing_to_a_run_do_not_tell_it_apart():
+    """The default of analytic_groups has changed, which concerns analytic distillation alone."""
+    runs = {"x-seed0": run(0, analytic_groups=1), "x-seed1": run(1, analytic_groups=None)}
+    (one,) = group_runs(runs)
+    assert len(one.runs) == 2
+    other = run(0, analytic_groups=None, learning_rate=0.2)
+    assert [e.note for e in group_runs({**runs, "y-seed0": other})] == ["learning rate 0.1", "learning rate 0.2"]
+    analytic = {name: {**each, "args": each["args"] | {"distillation": "analytic"}} for name, each in runs.items()}
+    with pytest.raises(ValueError, match="differ in more than their seeds"):
+        group_runs(analytic)
+
+
 def test_front():
     points = {"a": (1, 30.0), "b": (2, 29.0), "c": (2, 40.0), "d": (3, 40.0), "e": (9, 41.0), "f": (1, 20.0)}
     assert pareto_front(points) == ["a", "c", "e"]
