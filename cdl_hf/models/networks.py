@@ -4,7 +4,7 @@
 blocks that can be prompted; any other network, such as a CNN, gives its features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from .compute_copy import compute_copy
 from .eva_block import PrefixEvaBlock
 from .kd_branches import KDBranch
-from .low_rank import LowRankUpdate
 from .outputs import Encoded
-from .prefix_attention import NO_UPDATES, Prefix, PrefixBlock, Rotation, is_on_cpu, take_rows
+from .prefix_attention import PrefixBlock, Rotation, is_on_cpu, take_rows
 from .prompt_pools import PromptPool
 from .readout import Readout
 
@@ -294,8 +293,9 @@ class BlockNetwork(Network):
             if branch is not None:
                 prefix, suffix = branch.attention_context(prefix, query, i, task_id)
             rows = read if reads_rows and i == self.depth - 1 else None
-            updates, rotation = pool.updates_of(i), self.rotation(angles, i, cls_index)
-            x = self._run_block(block, x, prefix, suffix, cls_index, rows, updates, rotation)
+            context = {"prefix": prefix, "suffix": suffix, "cls_index": cls_index, "rows": rows}
+            context |= {"updates": pool.updates_of(i), "rotation": self.rotation(angles, i, cls_index)}
+            x = self._run_block(block, x, **context)
             if prompt_loss is not None:
                 prompt_losses.append(prompt_loss)
             if output_hidden_states:
@@ -309,23 +309,13 @@ class BlockNetwork(Network):
         return Encoded(joined.flatten(2), total, hidden_states if output_hidden_states else None)
 
     @staticmethod
-    def _run_block(
-        block: nn.Module,
-        x: Tensor,
-        prefix: Prefix | None = None,
-        suffix: Prefix | None = None,
-        cls_index: int = 0,
-        rows: list[int] | None = None,
-        updates: Mapping[str, LowRankUpdate] = NO_UPDATES,
-        rotation: Rotation | None = None,
-    ) -> Tensor:
+    def _run_block(block: nn.Module, x: Tensor, **context: Any) -> Tensor:
         """As [`run_block`]; where the block has a compute copy, all of it is in bfloat16, tokens and norms too."""
-        context = (prefix, suffix, cls_index, rows, updates, rotation)
-        copy = None if updates else compute_copy(block, x)  # an update needs the weight itself
+        copy = None if context.get("updates") else compute_copy(block, x)  # an update needs the weight itself
         if copy is None:
-            return block(x, *context)
+            return block(x, **context)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the norms in float32
-            return block(x.to(torch.bfloat16), *context, copy)
+            return block(x.to(torch.bfloat16), **context, copy=copy)
 
     def _read_block(self, x: Tensor, read: list[int] | None, own: slice, patch_means: bool) -> Tensor:
         """What is read of one block.
