@@ -203,6 +203,12 @@ class TaskCheckpointReplay:
                 f"{theirs.get('train_tasks') or 'which is unset'}"
             )
         self.lost_heads = not self.is_joint and theirs["head"]["aligned"]
+        self.has_untrained_heads = theirs["images"][1] == 0
+        if self.has_untrained_heads and metadata["head"]["head"] == "linear":
+            raise ValueError(
+                f"the heads of the {role} of {run} were not trained (num_train_epochs=0), and classifier=linear would "
+                f"predict with them: pass --classifier {theirs['head']['head']}"
+            )
         # What an analytic student predicts with depends on its teacher: it is always computed again.
         is_analytic = role == "student" and metadata["head"]["is_analytic"]
         self.reuses_predictions = not is_analytic and _what_predicts(theirs["head"]) == _what_predicts(

@@ -305,6 +305,12 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
         raise ValueError(
             "drift_compensation is of no use: after the first task nothing is trained here that changes the features"
         )
+    is_trained = args.num_train_epochs > 0 or args.student_run is not None
+    if not is_trained and model.classifier is None:
+        raise ValueError(
+            "num_train_epochs=0 trains no head, and classifier=linear predicts with it: take classifier=ncm or "
+            "ranpac, which are computed"
+        )
     if config.num_trained_tasks < config.num_tasks and model.classifier is None and not args.classifier_alignment:
         raise ValueError(
             f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "

@@ -237,6 +237,12 @@ def make_learners(
     }
     replay = learners[TEACHER].replay if TEACHER in learners else None
     reads_heads = isinstance(objective, KD) and args.student_run is None
+    if replay is not None and reads_heads and replay.has_untrained_heads:
+        raise ValueError(
+            f"the heads of the teacher of {args.teacher_run} were not trained (num_train_epochs=0), and "
+            f"{type(objective).__name__} learns from their logits: take a run with trained heads, or "
+            "distillation=analytic"
+        )
     if replay is not None and reads_heads and replay.lost_heads and (objective.reads_tokens or not replay.has_logits):
         raise ValueError(
             f"the heads of the teacher of {args.teacher_run} were aligned after each task, and a student learns from "

@@ -152,6 +152,11 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("queries that do not fit", ["--distillation", "cdl_prompt", "--query", "own"], ("CDL-Prompt", "query")),
     ("student without its teacher", ["--stages", "student"], ("kdp needs a teacher", "teacher_run")),
     ("distillation without training", ["--num_train_epochs", "0"], ("num_train_epochs=0", "kdp cannot distil")),
+    (
+        "heads without training",
+        ["--num_train_epochs", "0", "--distillation", "none"],
+        ("num_train_epochs=0", "classifier=ncm"),
+    ),
     ("teacher from nowhere", ["--stages", "student", "--teacher_run", "/nowhere"], ("/nowhere", "task 1")),
     # What is not installed, and where nothing can be written
     ("tracker not installed", ["--report_to", "aim"], ("aim", "pip install")),

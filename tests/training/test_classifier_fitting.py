@@ -243,3 +243,21 @@ def test_features_hold_no_graph(drawings):
     features, labels = head_features(Accelerator(cpu=True), model, images, 4, 0)
     assert features.shape == (14, 1, 32) and labels.tolist() == images.labels.tolist()
     assert any(parameter.requires_grad for parameter in model.parameters()) and not features.requires_grad
+
+
+def test_heads_that_were_not_trained_neither_predict_nor_teach(train, command, tmp_path, capsys):
+    frozen = [*command, "--prompt_method", "none", "--distillation", "none", "--num_train_epochs"]
+    train(*frozen, 0, "--classifier", "ncm", "--stages", "teacher", "--output_dir", tmp_path / "untrained")
+    student = [*frozen, 1, "--stages", "student", "--teacher_run", tmp_path / "untrained"]
+    cases = {
+        ("--distillation", "kd"): "classifier=linear would predict with them: pass --classifier ncm",
+        ("--distillation", "kd", "--classifier", "ncm"): "KD learns from their logits: take a run with trained heads",
+    }
+    for more, told in cases.items():
+        with pytest.raises(SystemExit):
+            train(*student, *more, "--output_dir", tmp_path / "student")
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    features = ("--prompt_method", "lora", "--teacher_prompt_method", "none", "--distillation", "features")
+    train(*student, *features, "--classifier", "ncm", "--output_dir", tmp_path / "student")
+    known = [results_of(tmp_path / name, "teacher")["average_accuracy"] for name in ("untrained", "student")]
+    assert known[0] == known[1]
