@@ -6,7 +6,7 @@
 Reads the features of both frozen backbones once, and computes all heads on them along the stream, for several class
 orders and seeds (of the random projections). Prints the final accuracy of each head and its paired difference to the
 student's best own head, which is chosen by its test accuracy: a choice in favor of the controls. All other choices are
-made on held-out training images.
+made on held-out training images. With --reference, the difference is to the best own head of another student.
 """
 
 import json
@@ -43,6 +43,9 @@ class ClosedFormArguments:
     teacher_layers: int = argument("Last layers of the teacher that its classifier reads", 1, min=1)
     teacher_patch_means: bool = argument("Whether that reads means of the patches, too", False)
     max_samples_per_class: int | None = argument("Maximum number of images of a class", None, unset="all", min=1)
+    reference: str | None = argument(
+        "JSON file of another student, whose best own head is what the differences are to", None, unset="this student"
+    )
     output: str | None = argument("JSON file for all figures", None)
 
 
@@ -52,19 +55,48 @@ def main() -> None:
 
     made_with = versions()
     try:
+        reference = None if args.reference is None else read_reference(args)
         features = read_features(dataset_args, args)
     except ValueError as error:
         cli_error(str(error))
     scores: dict[str, dict[str, float]] = {}
-    units = [(order, seed) for order in range(args.orders) for seed in range(args.seeds)]
-    for order, seed in tqdm(units, desc="class orders and seeds"):
+    for order, seed in tqdm(units(args), desc="class orders and seeds"):
         for head, accuracy in accuracies(features, args, order, seed).items():
-            scores.setdefault(head, {})[f"order {order}, seed {seed}"] = accuracy
-    print(table(scores))
+            scores.setdefault(head, {})[unit_name(order, seed)] = accuracy
+    print(table(scores, reference))
     if args.output is not None:
         values = {name: value for name, value in to_dict((dataset_args, args)).items() if name != "output"}
         content = {"args": values, "versions": made_with, "accuracy": scores}
         write_text(Path(args.output), json.dumps(content, indent=1) + "\n")
+
+
+def units(args: ClosedFormArguments) -> list[tuple[int, int]]:
+    """Class orders and seeds of the projections."""
+    return [(order, seed) for order in range(args.orders) for seed in range(args.seeds)]
+
+
+def unit_name(order: int, seed: int) -> str:
+    return f"order {order}, seed {seed}"
+
+
+def read_reference(args: ClosedFormArguments) -> dict[str, dict[str, float]]:
+    """Accuracy of each head of the reference by class order and seed.
+
+    Raises:
+        ValueError: The file cannot be read, or has other class orders or seeds.
+    """
+    try:
+        scores = json.loads(Path(args.reference or "").read_text())["accuracy"]
+        found = {unit for head in scores for unit in scores[head]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"reference: {args.reference} is no file of --output ({error})") from error
+    wanted = {unit_name(*unit) for unit in units(args)}
+    if found != wanted:
+        raise ValueError(
+            f"reference: {args.reference} has {len(found)} class orders and seeds, this run {len(wanted)}: give the "
+            "same --orders and --seeds"
+        )
+    return scores
 
 
 @dataclass
@@ -225,8 +257,12 @@ def task_accuracy(scores: torch.Tensor, labels: torch.Tensor, sizes: list[int]) 
     return 100 * sum(shares) / len(shares)
 
 
-def table(scores: dict[str, dict[str, float]]) -> str:
-    """A Markdown table: mean and deviation of each head, and its difference to the best head of the student's own."""
+def table(scores: dict[str, dict[str, float]], reference: dict[str, dict[str, float]] | None = None) -> str:
+    """A Markdown table: mean and deviation of each head, and its difference to the best head of the student's own.
+
+    Args:
+        reference: Scores of another student, whose best own head takes that place.
+    """
     from cdl_hf.comparison.experiments import Unit
     from cdl_hf.comparison.statistics import MeanStd, paired_difference
 
@@ -234,13 +270,19 @@ def table(scores: dict[str, dict[str, float]]) -> str:
         order, seed = (int(part.split()[1]) for part in run.split(", "))
         return Unit(order, seed)
 
-    scores = {head: {unit(run): score for run, score in of_head.items()} for head, of_head in scores.items()}
-    means = {head: MeanStd.of(of_head) for head, of_head in scores.items()}
-    best = max((head for head in scores if head.startswith(OWN)), key=lambda head: means[head].mean)
-    lines = [f"| head | final accuracy A_N (%) | difference to {best} |", "|---|---:|---:|"]
-    for head, of_head in scores.items():
-        difference = "" if head == best else str(paired_difference(of_head, scores[best]))
-        lines.append(f"| {head} | {means[head]} | {difference} |")
+    def by_unit(scores: dict[str, dict[str, float]]) -> dict[str, dict[Unit, float]]:
+        return {head: {unit(run): score for run, score in of_head.items()} for head, of_head in scores.items()}
+
+    heads = by_unit(scores)
+    compared = heads if reference is None else by_unit(reference)
+    own = [head for head in compared if head.startswith(OWN)]
+    best = max(own, key=lambda head: MeanStd.of(compared[head]).mean)
+    of_whom = "" if reference is None else " of the reference"
+    lines = [f"| head | final accuracy A_N (%) | difference to {best}{of_whom} |", "|---|---:|---:|"]
+    for head, of_head in heads.items():
+        is_compared = reference is None and head == best
+        difference = "" if is_compared else str(paired_difference(of_head, compared[best]))
+        lines.append(f"| {head} | {MeanStd.of(of_head)} | {difference} |")
     return "\n".join(lines)
 
 

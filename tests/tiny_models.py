@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdl_hf.distillation import METHODS, TrainingObjective
 from cdl_hf.models import PretrainedBackbone, PromptViTForImageClassification, load_backbone
@@ -100,3 +100,14 @@ def train(method: TrainingObjective, pixel_values: Tensor, steps: int = 8, lr: f
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def lora_after_two_tasks():
+    """LoRA on two linear layers of the last block, with merged updates of two of three tasks."""
+    model = tiny_model("lora", tasks=0, lora_targets=["qkv", "fc2"], prompt_blocks=[1], lora_alpha=3)
+    for _ in range(2):
+        start_task(model)
+        for update in model.prompt_pool.updates_of(1).values():
+            nn.init.normal_(update.up, std=0.3)
+        model.end_task()
+    return model.eval()

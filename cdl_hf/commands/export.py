@@ -3,9 +3,10 @@
     cdl-hf export runs/my_run/student --output_dir exported
     cdl-hf export runs/my_run/student --output_dir exported --int8 --dataset quickdraw100
 
-Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx for any batch size, and for LoRA the folder adapter in
-PEFT's format. Compares the logits of the files with the model's on batches of several sizes, and prints their size and
-speed on the CPU. Needs the extra [export].
+Writes model.onnx, model.pt2 and, with --int8, model_int8.onnx for any batch size, and for LoRA the folders adapter, in
+PEFT's format, and backbone, the merged weights in timm's format, which --student of cdl-hf train takes. Compares the
+logits of the files with the model's on batches of several sizes, and prints their size and speed on the CPU. Needs the
+extra [export].
 """
 
 import logging
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     from ..evaluation.speed import latency
     from ..hub.export import OnnxModel, export_program, save_int8, save_onnx, save_program
     from ..hub.peft_adapter import save_adapter
+    from ..hub.saved_backbones import save_merged_backbone
     from ..hub.saved_models import load_saved_model
     from ..training.run_images import run_of, unseen_images
 
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if saved.model.config.prompt_method == "lora":
         save_adapter(saved.model, folder / "adapter")
+        save_merged_backbone(saved, folder / "backbone")
     program = export_program(saved)  # moves the model to the CPU, for the comparison
     save_program(program, saved, folder / "model.pt2")
     save_onnx(program, saved, folder / "model.onnx")

@@ -37,7 +37,7 @@ from accelerate import Accelerator
 from timm.data import Mixup
 from timm.layers import DropPath
 from timm.loss import SoftTargetCrossEntropy
-from timm.models import get_model_input_config, save_for_hf
+from timm.models import get_model_input_config
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
@@ -48,6 +48,7 @@ from ..data.labels import complete_labels, read_labels
 from ..data.loading import load_image_dataset
 from ..data.splits import Splits
 from ..data.views import image_digests, ordered_digest
+from ..hub.saved_backbones import save_backbone
 from ..models.architecture_args import check_architecture
 from ..models.backbones import backbone_digest
 from ..models.network_checks import check_images
@@ -59,7 +60,7 @@ from ..pretraining.probe import probe
 from ..pretraining.progress import Progress
 from ..runs.interruptions import interruptible
 from ..training.build import source_options
-from ..utils import DamagedFile, atomic_write, seal_file, verify, write_json, write_text
+from ..utils import DamagedFile, atomic_write, verify, write_json, write_text
 
 Network = Any  # a timm model of any architecture; timm declares no class with what they have in common
 
@@ -106,21 +107,9 @@ def create_network(args: ModelArguments, names: list[str]) -> tuple[Network, dic
 
 def save_network(network: Network, folder: Path, pipeline: dict, names: list[str]) -> None:
     """Writes `folder`/network and, without classifier and in half precision, `folder`/backbone."""
-    label_names = {"label_names": names}
-    network.to(memory_format=torch.contiguous_format)
-    for name in ("network", "backbone"):
-        if name == "backbone":
-            network.reset_classifier(0)
-            network, label_names = network.half(), {}
-        save_for_hf(
-            network, str(folder / name), model_config=label_names, data_config=pipeline, safe_serialization=True
-        )
-        config = json.loads((folder / name / "config.json").read_text())
-        config["model_args"].pop("num_classes")  # is in the file already; some readers fail if it is there twice
-        for key in ("tag", "license", "origin_url", "test_crop_pct"):  # of weights that are not these
-            config["pretrained_cfg"].pop(key, None)
-        write_json(folder / name / "config.json", config)
-        seal_file(folder / name / "model.safetensors")
+    save_backbone(network, folder / "network", pipeline, names)
+    network.reset_classifier(0)
+    save_backbone(network.half(), folder / "backbone", pipeline)
 
 
 def made_of(

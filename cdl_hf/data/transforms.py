@@ -67,6 +67,33 @@ def image_processor_for(pretrained_cfg: dict, normalization: str = "backbone") -
     )
 
 
+def evaluation_of(processor: CLIPImageProcessor) -> dict:
+    """What [`image_processor_for`] makes the processor from, in the words of timm's `pretrained_cfg`.
+
+    Raises:
+        ValueError: timm has no word for its interpolation.
+    """
+    crop, size = processor.crop_size, processor.size
+    names = {resampling: name for name, resampling in INTERPOLATIONS.items() if name != "random"}
+    if processor.resample not in names:
+        raise ValueError(f"resample is {processor.resample}, but backbones have one of {', '.join(names.values())}")
+    if size.get("shortest_edge"):
+        mode, side, resized = "center", max(crop["height"], crop["width"]), size["shortest_edge"]
+    else:
+        mode, side, resized = "squash", crop["height"], size["height"]
+    share = side / resized
+    if math.floor(side / share) != resized:  # by rounding
+        share = math.nextafter(share, 0)
+    return {
+        "input_size": (3, crop["height"], crop["width"]),
+        "interpolation": names[processor.resample],
+        "crop_pct": share,
+        "crop_mode": mode,
+        "mean": tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
+        "std": tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
+    }
+
+
 def eval_transform(processor: CLIPImageProcessor) -> "EvalTransform":
     """PIL image -> float tensor (3, H, W): equal to the processor's `pixel_values`, but several times faster.
 

@@ -9,6 +9,7 @@ from tiny_data import noise
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from cdl_hf.data import eval_transform, image_processor_for, train_transform
+from cdl_hf.data.transforms import evaluation_of
 
 BACKBONE = {
     "input_size": (3, 32, 32),
@@ -31,6 +32,25 @@ SIZES = [(28, 28), (32, 32), (35, 35), (71, 50), (33, 120), (5, 7), (1, 9), (64,
 
 def official(processor, image):
     return processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "normalization"), [*CASES, ({"input_size": (3, 13, 13), "crop_pct": 13 / 99}, "none")]
+)
+def test_a_processor_tells_what_it_is_made_from(cfg, normalization):
+    processor = image_processor_for(cfg, normalization)
+    again = image_processor_for(evaluation_of(processor))
+    assert {**again.to_dict(), "do_normalize": None} == {
+        **processor.to_dict(),
+        "do_normalize": None,
+        "image_mean": again.image_mean,
+        "image_std": again.image_std,
+    }
+    pixels = torch.rand(3, 4, 4)
+    assert torch.equal(eval_transform(again).normalize(pixels), eval_transform(processor).normalize(pixels))
+    processor.resample = PIL.Image.Resampling.LANCZOS
+    with pytest.raises(ValueError, match="backbones have one of nearest, bilinear, bicubic"):
+        evaluation_of(processor)
 
 
 @pytest.mark.parametrize(("cfg", "normalization"), CASES)

@@ -4,22 +4,14 @@ import json
 
 import pytest
 import torch
-from tiny_models import images, start_task, tiny_backbone, tiny_model
-from torch import nn
+from tiny_models import images, lora_after_two_tasks, tiny_backbone, tiny_model
 
 from cdl_hf.hub.peft_adapter import CONFIG, adapter_fields, load_adapter, save_adapter
 
 
 @pytest.fixture
 def model():
-    """LoRA after two of three tasks."""
-    model = tiny_model("lora", tasks=0, lora_targets=["qkv", "fc2"], prompt_blocks=[1], lora_alpha=3)
-    for _ in range(2):
-        start_task(model)
-        for update in model.prompt_pool.updates_of(1).values():
-            nn.init.normal_(update.up, std=0.3)
-        model.end_task()
-    return model.eval()
+    return lora_after_two_tasks()
 
 
 @torch.no_grad()

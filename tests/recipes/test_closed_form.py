@@ -41,8 +41,35 @@ def test_heads_and_controls_of_a_tiny_pair(pair, drawings, tmp_path, capsys):
     assert all(f"| {head} |" in shown for head in content["accuracy"]) and content["versions"]["torch"]
 
 
+def test_differences_to_another_student(pair, drawings, tmp_path, capsys):
+    sizes = ["--num_tasks", "4", "--orders", "1", "--seeds", "1", "--ranpac_width", "16", "--analytic_width", "12"]
+    given = ["--dataset", drawings, "--teacher", pair[0], *sizes]
+    run_recipe("closed_form", *given, "--student", pair[1], "--output", tmp_path / "small.json")
+    own = json.loads((tmp_path / "small.json").read_text())["accuracy"]
+    best = max((head for head in own if head.startswith("own")), key=lambda head: sum(own[head].values()))
+    capsys.readouterr()
+    given += ["--student", pair[0], "--reference", tmp_path / "small.json", "--output", tmp_path / "large.json"]
+    run_recipe("closed_form", *given)
+    shown = capsys.readouterr().out
+    assert f"difference to {best} of the reference" in shown
+    (one,) = json.loads((tmp_path / "large.json").read_text())["accuracy"]["teacher"].values()
+    (row,) = [line for line in shown.splitlines() if line.startswith("| teacher |")]
+    assert f"{one - sum(own[best].values()):+.2f}" in row
+    for more, told in (
+        (["--orders", "2"], "has 1 class orders and seeds, this run 2"),
+        ([], "is no file of --output"),
+    ):
+        if not more:
+            (tmp_path / "small.json").write_text("{}")
+        with pytest.raises(SystemExit):
+            run_recipe("closed_form", *given, *more)
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/*/closed_form*.json")), ids=lambda file: file.parent.name)
 def test_the_page_shows_the_stored_figures(file):
     stored = json.loads(file.read_text())
     page = (file.parent / "README.md").read_text(encoding="utf-8")
-    assert load_recipe("closed_form").table(stored["accuracy"]) in page
+    reference = stored["args"].get("reference")
+    others = None if reference is None else json.loads((ROOT / reference).read_text())["accuracy"]
+    assert load_recipe("closed_form").table(stored["accuracy"], others) in page
