@@ -55,14 +55,15 @@ def main() -> None:
 
     made_with = versions()
     try:
-        reference = None if args.reference is None else read_reference(args)
+        reference = None if args.reference is None else read_reference(dataset_args, args)
         features = read_features(dataset_args, args)
     except ValueError as error:
         cli_error(str(error))
     scores: dict[str, dict[str, float]] = {}
-    for order, seed in tqdm(units(args), desc="class orders and seeds"):
+    units = [(order, seed) for order in range(args.orders) for seed in range(args.seeds)]
+    for order, seed in tqdm(units, desc="class orders and seeds"):
         for head, accuracy in accuracies(features, args, order, seed).items():
-            scores.setdefault(head, {})[unit_name(order, seed)] = accuracy
+            scores.setdefault(head, {})[f"order {order}, seed {seed}"] = accuracy
     print(table(scores, reference))
     if args.output is not None:
         values = {name: value for name, value in to_dict((dataset_args, args)).items() if name != "output"}
@@ -70,32 +71,23 @@ def main() -> None:
         write_text(Path(args.output), json.dumps(content, indent=1) + "\n")
 
 
-def units(args: ClosedFormArguments) -> list[tuple[int, int]]:
-    """Class orders and seeds of the projections."""
-    return [(order, seed) for order in range(args.orders) for seed in range(args.seeds)]
-
-
-def unit_name(order: int, seed: int) -> str:
-    return f"order {order}, seed {seed}"
-
-
-def read_reference(args: ClosedFormArguments) -> dict[str, dict[str, float]]:
+def read_reference(dataset_args: DatasetArguments, args: ClosedFormArguments) -> dict[str, dict[str, float]]:
     """Accuracy of each head of the reference by class order and seed.
 
     Raises:
-        ValueError: The file cannot be read, or has other class orders or seeds.
+        ValueError: The file cannot be read, or is of another stream, other seeds, or heads of another width.
     """
     try:
-        scores = json.loads(Path(args.reference or "").read_text())["accuracy"]
-        found = {unit for head in scores for unit in scores[head]}
+        content = json.loads(Path(args.reference or "").read_text())
+        scores, theirs = content["accuracy"], content["args"]
+        theirs["dataset"] = Path(theirs["dataset"]).name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"reference: {args.reference} is no file of --output ({error})") from error
-    wanted = {unit_name(*unit) for unit in units(args)}
-    if found != wanted:
-        raise ValueError(
-            f"reference: {args.reference} has {len(found)} class orders and seeds, this run {len(wanted)}: give the "
-            "same --orders and --seeds"
-        )
+    ours = {**vars(dataset_args), **vars(args), "dataset": Path(dataset_args.dataset).name}
+    names = ("dataset", "test_split", "num_tasks", "max_samples_per_class", "orders", "seeds", "ranpac_width")
+    other = [f"{name} {theirs.get(name)}, not {ours[name]}" for name in names if theirs.get(name) != ours[name]]
+    if other:
+        raise ValueError(f"reference: {args.reference} cannot be compared: it has {'; '.join(other)}")
     return scores
 
 

@@ -84,13 +84,14 @@ def evaluation_of(processor: CLIPImageProcessor) -> dict:
     share = side / resized
     if math.floor(side / share) != resized:  # by rounding
         share = math.nextafter(share, 0)
+    scale = 255 * processor.rescale_factor  # timm's pixels are from 0 to 1
     return {
         "input_size": (3, crop["height"], crop["width"]),
         "interpolation": names[processor.resample],
         "crop_pct": share,
         "crop_mode": mode,
-        "mean": tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
-        "std": tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
+        "mean": tuple(value / scale for value in (processor.image_mean if processor.do_normalize else [0.0] * 3)),
+        "std": tuple(value / scale for value in (processor.image_std if processor.do_normalize else [1.0] * 3)),
     }
 
 

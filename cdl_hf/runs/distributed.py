@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 # All blocks share their code. It is compiled for each model, with and without gradients, prefix, suffix, rows and
 # inference mode; beyond torch's limit of 8, further ones would run uncompiled.
 COMPILED_VARIANTS = 64
+
+
+def _has_chosen_threads(environment: Mapping[str, str]) -> bool:
+    """Whether the user has set the number of threads: launchers set it to 1 themselves, for any number of cores."""
+    is_launched = not environment.keys().isdisjoint(("LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"))
+    return "OMP_NUM_THREADS" in environment and not is_launched
 
 
 def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
@@ -89,7 +95,7 @@ def build_accelerator(args: CDLConfig, folder: Path) -> Accelerator:
             f"batch_size ({args.batch_size}) must be a multiple of {shares}: of the {accelerator.num_processes} "
             f"processes times gradient_accumulation_steps ({args.gradient_accumulation_steps})"
         )
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" and not _has_chosen_threads(os.environ):
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, num_cores() // local_processes))
     if accelerator.device.type == "cuda":

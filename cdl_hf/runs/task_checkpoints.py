@@ -174,6 +174,7 @@ class TaskCheckpointReplay:
 
     Attributes:
         is_joint: Whether they are of joint training: the model is the same in every task and knows all classes.
+        head_epochs: Epochs that trained its heads, in that run or in one that it has replayed itself.
         lost_heads: Whether its heads are not there as they were trained in each task: they were aligned afterwards.
         reuses_predictions: Whether the classifier is loaded too, so that its predictions are those of the earlier run;
             otherwise this run computes another one.
@@ -203,11 +204,13 @@ class TaskCheckpointReplay:
                 f"{theirs.get('train_tasks') or 'which is unset'}"
             )
         self.lost_heads = not self.is_joint and theirs["head"]["aligned"]
-        self.has_untrained_heads = theirs["images"][1] == 0
-        if self.has_untrained_heads and metadata["head"]["head"] == "linear":
+        self.head_epochs = theirs.get("head_epochs", theirs["images"][1])
+        self.has_untrained_heads = self.head_epochs == 0 and not theirs["head"]["aligned"]
+        predicts_with_heads = metadata["head"]["head"] == "linear" and not metadata["head"]["aligned"]
+        if self.has_untrained_heads and predicts_with_heads:
             raise ValueError(
                 f"the heads of the {role} of {run} were not trained (num_train_epochs=0), and classifier=linear would "
-                f"predict with them: pass --classifier {theirs['head']['head']}"
+                "predict with them: take classifier=ncm or ranpac, which are computed"
             )
         # What an analytic student predicts with depends on its teacher: it is always computed again.
         is_analytic = role == "student" and metadata["head"]["is_analytic"]
@@ -338,6 +341,7 @@ def describe(
         "train_tasks": model.config.train_tasks,
         "networks": [[backbone_digest(network), side, side] for network, side in networks],
         "query_block": model.config.query_block,
+        "head_epochs": args.num_train_epochs,
         "settings": _settings(model.config),
         "head": {
             "head": model.config.head,

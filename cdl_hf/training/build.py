@@ -137,11 +137,6 @@ def build_models(
         raise ValueError(
             f"distillation={distillation} needs a teacher: train both stages, or name a run with teacher_run"
         )
-    trains_student = stages != "teacher" and distillation != "none" and method_class.trains and not is_given
-    if training_args.num_train_epochs == 0 and trains_student:
-        raise ValueError(
-            f"num_train_epochs=0 trains nothing, so that {distillation} cannot distil: take distillation=none"
-        )
     if not method_class.trains and training_args.cache_teacher_outputs:
         raise ValueError(
             f"{distillation} reads the teacher's features and not its cached outputs: leave out cache_teacher_outputs"
@@ -305,16 +300,22 @@ def check_heads(model: PromptViTForImageClassification, args: CDLConfig) -> None
         raise ValueError(
             "drift_compensation is of no use: after the first task nothing is trained here that changes the features"
         )
-    is_trained = args.num_train_epochs > 0 or args.student_run is not None
-    if not is_trained and model.classifier is None:
-        raise ValueError(
-            "num_train_epochs=0 trains no head, and classifier=linear predicts with it: take classifier=ncm or "
-            "ranpac, which are computed"
-        )
     if config.num_trained_tasks < config.num_tasks and model.classifier is None and not args.classifier_alignment:
         raise ValueError(
             f"train_tasks={config.train_tasks} leaves the heads' rows of later classes untrained: take "
             "classifier=ncm or ranpac, which are computed, or classifier_alignment"
+        )
+
+
+def _check_trained(model: PromptViTForImageClassification, args: CDLConfig) -> None:
+    """
+    Raises:
+        ValueError: The model predicts with heads that nothing trains.
+    """
+    if args.num_train_epochs == 0 and model.classifier is None and not args.classifier_alignment:
+        raise ValueError(
+            "num_train_epochs=0 trains no head, and classifier=linear predicts with it: take classifier=ncm or "
+            "ranpac, which are computed, or classifier_alignment"
         )
 
 
@@ -350,6 +351,11 @@ def check_fit(
         raise ValueError(
             "unlabeled_dataset is of use to distillation=analytic alone, and this run has another: leave it out"
         )
+    if args.num_train_epochs == 0 and args.student_run is None and _learns_from(teacher, objective):
+        raise ValueError(
+            f"num_train_epochs=0 trains nothing, so that {type(objective).__name__} cannot distil: take "
+            "distillation=none"
+        )
     if args.schedule == "same_step" and teacher is None:
         raise ValueError("schedule='same_step' trains teacher and student together, and this objective has no teacher")
     side = image_processor.crop_size["height"]
@@ -358,6 +364,8 @@ def check_fit(
         models["teacher"] = teacher
     check_heads(objective.model, args)
     for role, model in models.items():
+        if (args.teacher_run if role == "teacher" else args.student_run) is None:
+            _check_trained(model, args)
         if role == "student" or args.teacher_run is None:
             check_online(stream, model, args)
             _check_carried(model, args)
@@ -381,6 +389,11 @@ def check_fit(
             raise ValueError(
                 f"the image processor makes images of {side} pixels, but the {role} takes {model.network.image_size}"
             )
+
+
+def _learns_from(teacher: PromptViTForImageClassification | None, objective: TrainingObjective) -> bool:
+    """Whether an objective trains its model by its teacher."""
+    return teacher is not None and type(objective) is not TrainingObjective and objective.trains
 
 
 def backbone_source(model: PromptViTForImageClassification) -> str:

@@ -95,6 +95,12 @@ class FurtherLearning:
                 "classes that are not kept: choose a computed classifier (ncm or ranpac)"
             )
 
+        if not args.num_train_epochs and any(model.classifier is None for model in models.values()):
+            raise ValueError(
+                "the run trained no heads (num_train_epochs=0), so there are none to train further: take a run with "
+                "a computed classifier (ncm or ranpac)"
+            )
+
     def learn(self, train: Dataset, test: Dataset) -> Learned:
         """Learns from images, and tests the models on others of the same classes.
 

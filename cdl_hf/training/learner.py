@@ -65,6 +65,7 @@ class Learner:
         self.replay: TaskCheckpointReplay | None = None
         if run is not None:
             self.replay = TaskCheckpointReplay(TaskCheckpoints(Path(run), role), self.model, self.metadata)
+            self.metadata["head_epochs"] = self.replay.head_epochs
         self.online = OnlineAccuracy() if args.eval_steps is not None and self.replay is None else None
         self.alignment = ClassifierAlignment() if args.classifier_alignment and self.fits_classifier else None
         self.is_compensated = args.drift_compensation and drifts(self.model.config) and self.has_classifier_to_fit

@@ -48,6 +48,9 @@ def test_a_processor_tells_what_it_is_made_from(cfg, normalization):
     }
     pixels = torch.rand(3, 4, 4)
     assert torch.equal(eval_transform(again).normalize(pixels), eval_transform(processor).normalize(pixels))
+    processor.rescale_factor = 1 / 127.5
+    twice = eval_transform(image_processor_for(evaluation_of(processor))).normalize(pixels)
+    assert torch.allclose(twice, eval_transform(processor).normalize(pixels), atol=1e-6)
     processor.resample = PIL.Image.Resampling.LANCZOS
     with pytest.raises(ValueError, match="backbones have one of nearest, bilinear, bicubic"):
         evaluation_of(processor)

@@ -1,8 +1,10 @@
 """Merged weight updates as a backbone of timm: timm itself is the reference."""
 
+import json
+
 import timm
 import torch
-from tiny_models import images, lora_after_two_tasks
+from tiny_models import images, lora_after_two_tasks, tiny_model
 
 from cdl_hf.data import image_processor_for
 from cdl_hf.hub.saved_backbones import save_merged_backbone
@@ -26,3 +28,13 @@ def test_timm_computes_the_features_of_the_updated_model(tmp_path):
     ours, theirs = image_processor_for(backbone.pretrained_cfg), image_processor_for(cfg)
     assert ours.to_dict() == theirs.to_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_license_of_tagged_weights_stays(tmp_path):
+    model = tiny_model("lora", backbone=load_backbone("test_vit.r160_in1k", pretrained=False))
+    license = model.backbone.pretrained_cfg["license"]
+    for name, expected in (("test_vit.r160_in1k", license), ("test_vit", None)):
+        model.config.backbone = name
+        save_merged_backbone(SavedModel(model, image_processor_for({"input_size": (3, 160, 160)})), tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["pretrained_cfg"].get("license") == expected

@@ -151,7 +151,7 @@ CASES: list[tuple[str, list | Callable[[Workshop], list], tuple[str, ...]]] = [
     ("methods that do not fit", ["--prompt_method", "apt", "--distillation", "cdl_prompt"], ("cdl_prompt", "APT")),
     ("queries that do not fit", ["--distillation", "cdl_prompt", "--query", "own"], ("CDL-Prompt", "query")),
     ("student without its teacher", ["--stages", "student"], ("kdp needs a teacher", "teacher_run")),
-    ("distillation without training", ["--num_train_epochs", "0"], ("num_train_epochs=0", "kdp cannot distil")),
+    ("distillation without training", ["--num_train_epochs", "0"], ("num_train_epochs=0", "KDP cannot distil")),
     (
         "heads without training",
         ["--num_train_epochs", "0", "--distillation", "none"],

@@ -56,7 +56,7 @@ def test_differences_to_another_student(pair, drawings, tmp_path, capsys):
     (row,) = [line for line in shown.splitlines() if line.startswith("| teacher |")]
     assert f"{one - sum(own[best].values()):+.2f}" in row
     for more, told in (
-        (["--orders", "2"], "has 1 class orders and seeds, this run 2"),
+        (["--orders", "2"], "cannot be compared: it has orders 1, not 2"),
         ([], "is no file of --output"),
     ):
         if not more:

@@ -301,3 +301,18 @@ def test_blocks_are_whole_one_at_a_time(two_processes):
     assert whole[4:] == [[1], [0]]
     note()
     assert whole[-1] == [] and model.prompt_pool.prompts.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [({}, 4), ({"OMP_NUM_THREADS": "1"}, 1), ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 2)],
+    ids=["unset", "set by the user", "set by a launcher"],
+)
+def test_the_threads_of_the_user_are_kept(monkeypatch, tmp_path, given, threads):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "num_cores", lambda: 4)
+    distributed.build_accelerator(CDLConfig(), tmp_path)
+    assert torch.get_num_threads() == threads  # conftest.py has set one, and sets it again

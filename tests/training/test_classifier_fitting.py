@@ -98,6 +98,7 @@ def test_a_kept_teacher_is_neither_fitted_nor_evaluated_again(train, command, tm
     assert all(torch.equal(*tensors) for tensors in zip(*(t.values() for t in teachers), strict=True))
 
 
+RANPAC = ("--classifier", "ranpac", "--ranpac_width", "24")
 ANALYTIC = ["--prompt_method", "none", "--classifier", "ranpac", "--ranpac_width", "24", "--num_train_epochs", "0"]
 ANALYTIC += ["--distillation", "analytic", "--analytic_width", "16", "--horizontal_flip", "0.5"]
 
@@ -250,7 +251,7 @@ def test_heads_that_were_not_trained_neither_predict_nor_teach(train, command, t
     train(*frozen, 0, "--classifier", "ncm", "--stages", "teacher", "--output_dir", tmp_path / "untrained")
     student = [*frozen, 1, "--stages", "student", "--teacher_run", tmp_path / "untrained"]
     cases = {
-        ("--distillation", "kd"): "classifier=linear would predict with them: pass --classifier ncm",
+        ("--distillation", "kd"): "classifier=linear would predict with them: take classifier=ncm or ranpac",
         ("--distillation", "kd", "--classifier", "ncm"): "KD learns from their logits: take a run with trained heads",
     }
     for more, told in cases.items():
@@ -261,3 +262,27 @@ def test_heads_that_were_not_trained_neither_predict_nor_teach(train, command, t
     train(*student, *features, "--classifier", "ncm", "--output_dir", tmp_path / "student")
     known = [results_of(tmp_path / name, "teacher")["average_accuracy"] for name in ("untrained", "student")]
     assert known[0] == known[1]
+    # the same heads, saved again by a run that computes another classifier for them
+    train(*student, *features, *RANPAC, "--output_dir", tmp_path / "again")
+    again = [*frozen, 1, "--stages", "student", "--teacher_run", tmp_path / "again"]
+    with pytest.raises(SystemExit):
+        train(*again, "--distillation", "kd", *RANPAC, "--output_dir", tmp_path / "taught")
+    assert "KD learns from their logits" in capsys.readouterr().err
+
+
+def test_heads_that_a_run_without_epochs_has_taken_over_were_trained(train, command, tmp_path):
+    frozen = [*command, "--prompt_method", "none"]
+    train(*frozen, "--distillation", "none", "--stages", "teacher", "--output_dir", tmp_path / "trained")
+    untrained = ["--distillation", "none", "--num_train_epochs", 0, "--classifier", "ncm", "--stages", "student"]
+    train(*frozen, *untrained, "--teacher_run", tmp_path / "trained", "--output_dir", tmp_path / "computed")
+    student = [*frozen, "--distillation", "kd", "--stages", "student", "--teacher_run"]
+    for run in ("trained", "computed"):
+        train(*student, tmp_path / run, "--output_dir", tmp_path / f"{run}-student")
+    ours, theirs = (weights_of(tmp_path / f"{run}-student") for run in ("trained", "computed"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_alignment_trains_heads_without_epochs(train, command, tmp_path):
+    aligned = ["--prompt_method", "none", "--distillation", "none", "--classifier_alignment", "--num_train_epochs", 0]
+    train(*command, *aligned, "--output_dir", tmp_path / "run")
+    assert results_of(tmp_path / "run")["average_accuracy"] > 100 / 6
