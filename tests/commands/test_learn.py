@@ -7,15 +7,18 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from tiny_models import tiny_model
 from tiny_runs import arguments, run_recipe
 from transformers import pipeline
 
+from cdl_hf.arguments.config import CDLConfig, DistillationArguments
 from cdl_hf.data import eval_transform
 from cdl_hf.demo.run_facts import read_facts
 from cdl_hf.demo.run_models import RunModels
 from cdl_hf.demo.space import write_space
 from cdl_hf.hub.saved_models import load_saved_model
 from cdl_hf.models import PromptViTForImageClassification
+from cdl_hf.training.further_learning import FurtherLearning
 
 COMPUTED = ("--prompt_method", "none", "--distillation", "none", "--num_train_epochs", "0")
 
@@ -165,3 +168,11 @@ def test_what_cannot_learn_is_refused(begin, analytic_run, finished_run, parts, 
     shutil.copytree(analytic_run, run)
     (run / "student" / "statistics.safetensors").unlink()
     assert "has no statistics.safetensors, which FeaturePredictor and RanPAC needs" in refused(run)
+
+
+def test_a_stage_without_epochs_is_refused():
+    """A run of an earlier version may record that it trained its linear heads in none."""
+    with pytest.raises(ValueError, match="trained no heads"):
+        FurtherLearning(
+            {"student": tiny_model("none")}, None, DistillationArguments("none"), CDLConfig(num_train_epochs=0), None
+        )
